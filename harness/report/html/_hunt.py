@@ -3,14 +3,14 @@
 from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
-from harness.report.html._page import Bullets, Facts, Grid, Head, Lane, Section, Sheet, State, as_html, counted, origin
+from harness.report.html import _page as page
 from harness.report.html._words import WORDS
 
 SCOPES = WORDS["scopes"]  # which laws are tried
-CAUGHT = State("caught", "C", "caught by a law of its own family")
-ELSEWHERE = State("elsewhere", "e", "caught by a law of another family")
-HELD = State("held", "·", "the law was tried and holds")
-NOT_TRIED = State("final", "", "not tried")
+CAUGHT = page.State("caught", "C", "caught by a law of its own family")
+ELSEWHERE = page.State("elsewhere", "e", "caught by a law of another family")
+HELD = page.State("held", "·", "the law was tried and holds")
+NOT_TRIED = page.State("final", "", "not tried")
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
 
 
@@ -22,28 +22,22 @@ def hunt_page(hunt: Hunt) -> bytes:
         "The tests miss something: a planted bug was not caught, or a law broke on the correct decoder."
         if bad else "Every planted bug was caught by a law of its family, and no law broke on the correct decoder."
     )  # fmt: skip
-    return as_html(Head("planted bugs", word, tone, text), _sections(hunt))
+    sections = page.sections_of(
+        "hunt", {"legend": LEGEND}, result=[_facts(hunt)], left=_left(hunt), matrix=_matrix(hunt), bugs=[_bugs(hunt)],
+        laws=[_laws(hunt)],
+    )  # fmt: skip
+    scope = (
+        f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
+        f"not need float64; asked: {SCOPES[hunt.scope]}."
+    )
+    return page.as_html(page.Head("planted bugs", word, tone, text), [*sections, page.origin(scope)])
 
 
-def _sections(hunt: Hunt) -> list[Section]:
-    return [
-        Section("result", "Result", "The right decoder with one thing changed at a time: do the laws see it?",
-                [_facts(hunt)]),
-        Section("left", "What went wrong", "", _left(hunt)),
-        Section("matrix", "Which law catches which bug", f"A row a bug, a column a law. {LEGEND}; empty = not tried.",
-                _matrix(hunt)),
-        Section("bugs", "Every bug", "", [_bugs(hunt)]),
-        Section("laws", "Every law", "", [_laws(hunt)]),
-        origin(f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a "
-                 f"law does not need float64; asked: {SCOPES[hunt.scope]}."),
-    ]  # fmt: skip
-
-
-def _facts(hunt: Hunt) -> Facts:
-    families = counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
+def _facts(hunt: Hunt) -> page.Facts:
+    families = page.counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
     caught = len(hunt.found) - len(hunt.survived)
     broken = {violation.law.id for each in hunt.found for violation in each.violations}
-    return Facts([
+    return page.Facts([
         ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
         ("caught", f"{caught:,}", "each by its own family"),
         ("survived", f"{len(hunt.survived):,}", "none may"),
@@ -55,7 +49,7 @@ def _facts(hunt: Hunt) -> Facts:
 def _left(hunt: Hunt) -> list[object]:
     items = [(f"survived: {caught.mutant.id}", why_survived(caught)) for caught in hunt.survived]
     items += [(f"false alarm: {law.id}", "the correct decoder breaks it") for law in hunt.false_alarms]
-    return [Bullets(items)] if items else []
+    return [page.Bullets(items)] if items else []
 
 
 def _matrix(hunt: Hunt) -> list[object]:
@@ -65,12 +59,12 @@ def _matrix(hunt: Hunt) -> list[object]:
         bugs = [caught for caught in hunt.found if caught.mutant.family == family]
         laws = laws_for(bugs[0].mutant, hunt.scope)[: max(caught.tried for caught in bugs)]
         heads = [law.id.removeprefix(f"{family}.") for law in laws]
-        rows = [Lane(_name(each), [_state(each, k, law.id) for k, law in enumerate(laws)]) for each in bugs]
-        grids.append(Grid(f"Family {family}", "planted bug", heads, rows, upright=True))
+        rows = [page.Lane(_name(each), [_state(each, k, law.id) for k, law in enumerate(laws)]) for each in bugs]
+        grids.append(page.Grid(f"Family {family}", "planted bug", heads, rows, upright=True))
     return grids
 
 
-def _state(caught: Caught, number: int, law: str) -> State:
+def _state(caught: Caught, number: int, law: str) -> page.State:
     if number >= caught.tried:
         return NOT_TRIED
     if any(violation.law.id == law for violation in caught.own):
@@ -82,21 +76,18 @@ def _name(caught: Caught) -> str:
     return f"{caught.mutant.id}{' (survived)' if caught.survived else ''}"
 
 
-def _bugs(hunt: Hunt) -> Sheet:
+def _bugs(hunt: Hunt) -> page.Sheet:
     rows = [
         (_name(caught), caught.mutant.change, caught.mutant.origin, first_catch(caught),
          caught.smallest.found if caught.smallest else "–", smallest_case(caught) or "–",
          f"{caught.seconds:.1f} s" if caught.violations else "–")
         for caught in hunt.found
     ]  # fmt: skip
-    head = ("bug", "what it changes", "where such a bug comes from", "first caught by", "what a law saw",
-            "smallest failing example", "to the first violation")  # fmt: skip
-    bad = frozenset(k for k, caught in enumerate(hunt.found) if caught.survived)
-    sheet = Sheet("Planted bugs, with the smallest example that their own family found", head, rows, len(head) - 1, bad)
+    sheet = page.sheet_of("bugs", rows, {k for k, caught in enumerate(hunt.found) if caught.survived})
     return sheet if any(caught.verified for caught in hunt.found) else sheet.without(["first caught by"])
 
 
-def _laws(hunt: Hunt) -> Sheet:
+def _laws(hunt: Hunt) -> page.Sheet:
     tried = {law.id: law for caught in hunt.found for law in laws_for(caught.mutant, hunt.scope)[: caught.tried]}
     tried |= {law.id: law for law in hunt.false_alarms}
     alarms = {law.id for law in hunt.false_alarms}
@@ -104,6 +95,4 @@ def _laws(hunt: Hunt) -> Sheet:
     for name, law in tried.items():
         count = sum(any(v.law.id == name for v in caught.violations) for caught in hunt.found)
         rows.append((f"{name}{' (false alarm)' if name in alarms else ''}", law.statement, f"{count:,}"))
-    bad = frozenset(k for k, name in enumerate(tried) if name in alarms)
-    return Sheet("Laws that were tried, and how many of these bugs each catches", ("law", "what holds", "bugs"), rows,
-                 2, bad)  # fmt: skip
+    return page.sheet_of("laws of a hunt", rows, {k for k, name in enumerate(tried) if name in alarms})

@@ -16,18 +16,13 @@ STATES = {
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:
     """Return the page of a run of laws as one HTML file; `name` is the decoder's."""
     word, tone, text = _headline(rows)
-    broken = [row for row in rows if row.finding]
-    sections = [
-        page.Section("result", "Result", f"The decoder {name}, put to what must hold of every right one.",
-                     [_facts(rows)]),
-        page.Section("left", "What went wrong", "", _left(rows)),
-        page.Section("story", "Every broken law", "The simplest case that was found, and the line that shows it again.",
-                     [_story(row) for row in broken]),
-        page.Section("laws", "Every law", "", _sheets(rows)),
-        page.origin(f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
-                    f"{scope.dtype or 'float64 wherever rounding could decide'}."),
-    ]  # fmt: skip
-    return page.as_html(page.Head(f"laws of {name}", word, tone, text), sections)
+    story = [_story(row) for row in rows if row.finding]
+    sections = page.sections_of(
+        "laws", {"name": name}, result=[_facts(rows)], left=_left(rows), story=story, laws=_sheets(rows)
+    )
+    made = f"Up to {scope.examples:,} cases a law, seed {scope.seed}, on {scope.device}; networks in "
+    made += f"{scope.dtype or 'float64 wherever rounding could decide'}."
+    return page.as_html(page.Head(f"laws of {name}", word, tone, text), [*sections, page.origin(made)])
 
 
 def _headline(rows: Sequence[CheckRow]) -> tuple[str, str, str]:
@@ -83,6 +78,5 @@ def _sheets(rows: Sequence[CheckRow]) -> list[object]:
          f"{row.examples:,}", page.share(row.exercised, row.examples), f"{row.refused:,}", f"{row.seconds:.1f} s")
         for row in rows
     ]  # fmt: skip
-    head = ("law or case", "what holds", "watches", "result", "tried", "not trivial", "refused", "time")
-    bad = frozenset(k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more)
-    return [page.Sheet("Laws, and cases on digits", head, cells, 4, bad)] if rows else []
+    bad = {k for k, row in enumerate(rows) if row.state == "broken" or row.fails_no_more}
+    return [page.sheet_of("laws", cells, bad)] if rows else []

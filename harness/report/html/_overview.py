@@ -8,10 +8,10 @@ from harness.judge import Divergence, margin_bound
 from harness.protocol import Guidance, growth, guidance_text
 from harness.provenance import versions
 from harness.report import laws_line, rounds_of, setting_name
-from harness.report.html._page import Bullets, Drawing, Facts, Line, Sheet, counted, flat_rows, share, size
+from harness.report.html._page import Bullets, Drawing, Facts, Line, counted, flat_rows, share, sheet_of, size
 from harness.report.html._plots import Axis, Series, plot
 from harness.report.html._scales import layout_of, scales_of
-from harness.report.html._words import COMPARED, contracts
+from harness.report.html._words import COMPARED, MEANS
 from harness.rounding import precision
 from harness.runs import COUNTS, Verification
 
@@ -22,30 +22,20 @@ OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left 
 
 def key_facts(result: Verification) -> Facts:
     """Return the numbers that matter most."""
-    draws, identical, ties, wrong, unclaimed = (
-        sum(setting.total(name) for setting in result.settings)
-        for name in ("draws", "identical", "ties", "wrong_tokens", "unclaimed")
-    )
+    names = ("draws", "identical", "ties", "wrong_tokens", "unclaimed")
+    draws, identical, ties, wrong, unclaimed = (result.totals[name] for name in names)
     calls = [count for setting in result.settings for count in setting.target_calls]
     wrongs = [each for _, each in _defects(result)]
-    items = [("images decoded", f"{result.images:,}", f"under {counted(len(result.settings), 'setting')}")]
-    if draws:
-        items.append(("tokens compared", f"{draws:,}", f"{identical:,} identical"))
-    if wrongs:
-        places = len({place_of_first(each) for each in wrongs})
-        items.append(
-            (
-                "defects by first place",
-                f"{places:,}",
-                f"in {counted(len(wrongs), 'image or batch', 'images or batches')}",
-            )
-        )
-    if wrong:
-        items.append(("wrong tokens", f"{wrong:,}", f"{share(wrong, draws)} of those compared"))
-    if ties:
-        items.append(("certified ties", f"{ties:,}", "rounding alone decides there"))
-    if unclaimed:
-        items.append(("other tokens", f"{unclaimed:,}", f"{share(unclaimed, draws)}; none is claimed"))
+    places = len({place_of_first(each) for each in wrongs})
+    counts = [
+        ("images decoded", result.images, f"under {counted(len(result.settings), 'setting')}"),
+        ("tokens compared", draws, f"{identical:,} identical"),
+        ("defects by first place", places, f"in {counted(len(wrongs), 'image or batch', 'images or batches')}"),
+        ("wrong tokens", wrong, f"{share(wrong, draws)} of those compared"),
+        ("certified ties", ties, "rounding alone decides there"),
+        ("other tokens", unclaimed, f"{share(unclaimed, draws)}; none is claimed"),
+    ]
+    items = [(what, f"{count:,}", text) for what, count, text in counts if count or what == "images decoded"]
     if calls:
         alone = f"; decoding alone takes {scales}" if (scales := scales_of(result)) else ""
         word = "target calls, as the decoder says" if result.is_its_word else "target calls"
@@ -55,10 +45,9 @@ def key_facts(result: Verification) -> Facts:
 
 def compared_parts(result: Verification) -> list[object]:
     """Return what was claimed, what was compared, and what was not."""
-    parts: list[object] = [*contracts(result.contract)]
+    parts: list[object] = [text for name, text in MEANS.items() if name in result.contract]
     if result.against:
-        text = f"In the reference's place stands another decoder, {result.against}: neither is called right."
-        parts.append(text)
+        parts.append(f"In the reference's place stands another decoder, {result.against}: neither is called right.")
     exercised = result.exercised
     lists: dict[str, list[tuple[str, str]]] = {
         f"Compared with {result.against or 'the reference'}, for every decode:":
@@ -95,12 +84,10 @@ def settings_parts(result: Verification) -> list[object]:
          f"{setting.refused:,}", *rounds_of([setting], "–")]
         for setting in shown
     ]  # fmt: skip
-    head = ("setting", "verdict", "images", "tokens", "identical", "ties", "wrong", "not claimed", "wrong tensors",
-            "refused", "target calls, mean (range)", "accepted scales a round")  # fmt: skip
-    optional = OPTIONAL if result.totals["draws"] else head[3:]
-    empty = {name for k, name in enumerate(head) if name in optional and all(row[k] == "0" for row in rows)}
-    bad = frozenset(k for k, setting in enumerate(shown) if setting.total("defects"))
-    parts: list[object] = [Sheet("Results by setting", head, rows, 2, bad).without(empty).filled()] if rows else []
+    sheet = sheet_of("settings", rows, {k for k, setting in enumerate(shown) if setting.total("defects")})
+    optional = OPTIONAL if result.totals["draws"] else sheet.head[3:]
+    empty = {name for k, name in enumerate(sheet.head) if name in optional and all(row[k] == "0" for row in rows)}
+    parts: list[object] = [sheet.without(empty).filled()] if rows else []
     if len(result.settings) > MOST_ROWS:
         parts.append(f"{len(result.settings) - MOST_ROWS:,} more settings are not listed.")
     return parts
@@ -110,8 +97,7 @@ def worst_parts(result: Verification) -> list[object]:
     """Return what is wrong: laws that are broken, the worst images, which labels and components they are of."""
     broken = result.laws.broken if result.laws else ()
     laws = [(law.clause, law.component) for law in broken]
-    head: tuple[str, ...] = ("what was seen", "components that it watches")
-    parts: list[object] = [Sheet("Laws that are broken", head, laws, 2)] if laws else []
+    parts: list[object] = [sheet_of("broken laws", laws)] if laws else []
     defects = _defects(result)
     counts = Counter(place_of_first(listed) for _, listed in defects)
     examples = {place_of_first(listed): (setting, listed[0]) for setting, listed in reversed(defects)}
@@ -120,9 +106,7 @@ def worst_parts(result: Verification) -> list[object]:
          _or_dash(first.label), f"{count:,}", share(count, len(defects)))
         for place, count in counts.most_common(MOST_ROWS) for setting, first in [examples[place]]
     ]  # fmt: skip
-    head = ("component", "scale", "position", "first in", "under", "label", "images or batches", "share")
-    caption = "Where images first go wrong, a row a place; what follows from it is not counted"
-    return [*parts, *([Sheet(caption, head, rows, 6).filled()] if rows else [])]
+    return [*parts, *([sheet_of("places", rows).filled()] if rows else [])]
 
 
 def place_of_first(listed: Sequence[Divergence]) -> tuple[str, str, str]:
@@ -164,14 +148,11 @@ def cost_parts(result: Verification) -> list[object]:
              f"{1000 * theirs / images:.1f} ms", f"{theirs / ours:.2f}" if ours and theirs else "–",
              *map(size, (max(caches, default=0), *peaks)))
         )  # fmt: skip
-    other = result.against or "reference"
-    head = ("setting", "decoder", other, "decoder, an image", f"{other}, an image", "times as fast", "its caches",
-            "its peak", "judge's process", "GPU")  # fmt: skip
     lead = (
         f"Decodes took {result.decode_seconds:.1f} s in all, summed over workers. Judging runs beside them, and other "
         "work may have slowed them down: sdvar-harness bench measures speed."
     )
-    return [lead, *([Sheet("Time and memory by setting", head, rows)] if rows else [])]
+    return [lead, *([sheet_of("cost", rows, other=result.against or "reference")] if rows else [])]
 
 
 def distance_parts(result: Verification) -> list[object]:
@@ -190,9 +171,7 @@ def distance_parts(result: Verification) -> list[object]:
             series.append(Series(name, [sum(calls) / len(calls)], [mean], line=False))
     if not rows:
         return []
-    statistics = [f"{name}, {s}" for name in ("tokens", "Δf_hat", "Δpixel") for s in ("mean", "median", "worst")]
-    head = ("setting", "target calls", *statistics)
-    sheet = Sheet("Distance from sequential decoding of the same seed", head, rows)
+    sheet = sheet_of("distance", rows)
     if not series:
         return [sheet]
     caption = "What the loss buys: target calls (fewer is faster) against mean pixel distance (less is closer)."
@@ -214,9 +193,7 @@ def budget_parts(result: Verification) -> list[object]:
     for si in layout:
         at = budget.guided(widest, layout.ramp(si), si)
         rows.append((f"{si}", *(f"{v:.3g}" for v in (at.logits, at.logits_rms, at.f_hat, margin_bound(at.logits)))))
-    head = ("scale", "guided score, any", "guided score, rms", "f_hat", "largest margin of a tie")
-    caption = f"What rounding may move, at the largest guidance of the run, {guidance_text(widest)}"
-    return [source, Sheet(caption, head, rows)]
+    return [source, sheet_of("budget", rows, guidance=guidance_text(widest))]
 
 
 def provenance_parts(result: Verification, file: str) -> list[object]:
@@ -225,5 +202,5 @@ def provenance_parts(result: Verification, file: str) -> list[object]:
     identity, words = (record.identity, record.command) if record else (None, ())
     rows = [("networks", result.models), ("device", str(result.device)), ("run file", file or "not kept")]
     rows += flat_rows(identity.as_dict() if identity else {"versions": versions(), "precision": precision()})
-    sheet = Sheet("What the run was of", ("what", "value"), rows, 2)
+    sheet = sheet_of("run", rows)
     return [sheet, Line(shlex.join(["sdvar-harness", *map(str, words)]), "The command:")] if words else [sheet]

@@ -7,8 +7,6 @@ Promise: the file needs nothing else, no script and no network; whatever text co
 there, never markup; no information is in colour alone.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 import time
@@ -16,11 +14,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from harness import wording
 from harness.decoders import OWN_DECODER
 from harness.errors import check_installed, shortened
 from harness.provenance import versions
+from harness.report.html._words import PAGES
 from harness.rounding import precision
 from harness.runs import code_of
 
@@ -38,12 +38,8 @@ class Line:
     label: str
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(Line):
     """Lines as a program printed them, with what they are."""
-
-    text: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -68,20 +64,20 @@ class Sheet:
     head: Sequence[str]  # of the columns
     rows: Sequence[Sequence[str]]  # as many cells as columns
     texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
-    bad: frozenset[int] = frozenset()  # indices of rows that tell of something wrong; their first cell must say so, too
+    bad: Collection[int] = ()  # indices of rows that tell of something wrong; their first cell must say so, too
 
     @property
     def is_wide(self) -> bool:
         """Whether a phone has no room for its columns, and shows a card a row."""
         return len(self.head) > 4 or self.texts > 2
 
-    def without(self, heads: Collection[str]) -> Sheet:
+    def without(self, heads: Collection[str]) -> Self:
         """Return the table without columns of numbers, or of words but the first, that have these heads."""
         kept = [k for k, head in enumerate(self.head) if head not in heads]
         rows = [[row[k] for k in kept] for row in self.rows]
         return replace(self, head=[self.head[k] for k in kept], rows=rows, texts=sum(k < self.texts for k in kept))
 
-    def filled(self) -> Sheet:
+    def filled(self) -> Self:
         """Return the table without columns that hold nothing but dashes."""
         return self.without([head for k, head in enumerate(self.head) if all(row[k] == "–" for row in self.rows)])
 
@@ -144,6 +140,21 @@ class Section:
     parts: Sequence[object]
 
 
+def sections_of(page: str, words: Mapping[str, object], /, **parts: Sequence[object]) -> list[Section]:
+    """Return the sections of a page of pages.toml, with their parts by id; `words` fill its braces."""
+    return [
+        Section(name, title.format(**words), lead.format(**words), parts[name])
+        for name, (title, lead) in PAGES["sections"][page].items()
+    ]
+
+
+def sheet_of(table: str, rows: Sequence[Sequence[str]], bad: Collection[int] = (), /, **words: object) -> Sheet:
+    """Return a table of pages.toml with its rows, those wrong at `bad`; `words` fill its braces."""
+    known = PAGES["sheets"][table]
+    head = [text.format(**words) for text in known["head"]]
+    return Sheet(known["caption"].format(**words), head, rows, known.get("texts", 1), bad)
+
+
 def check_page(path: Path | None, name: str = "html") -> None:
     """Refuse a page where nothing makes one. Raises `InputError`."""
     for library in ("Jinja2", "matplotlib"):
@@ -160,7 +171,7 @@ class Made:
     code: str  # its name and commit
 
     @classmethod
-    def here(cls) -> Made:
+    def here(cls) -> Self:
         """Return what describes the work of this process."""
         program = "sdvar-harness" if Path(sys.argv[0]).stem in ("__main__", "sdvar-harness") else Path(sys.argv[0]).name
         return cls(date_of(time.time()), shlex.join([program, *sys.argv[1:]]), code_of(OWN_DECODER).title)
@@ -228,8 +239,7 @@ def size(count: int) -> str:
 def origin(text: str) -> Section:
     """Return the last section of a page of what was done just now: a paragraph, versions and precision."""
     rows = flat_rows({"versions": versions(), "precision": precision()})
-    sheet = Sheet("What this was made with", ("what", "value"), rows, 2)
-    return Section("provenance", "Provenance", "", [text, sheet])
+    return Section("provenance", "Provenance", "", [text, sheet_of("made", rows)])
 
 
 def flat_rows(values: Mapping[str, object], before: str = "") -> list[tuple[str, str]]:

@@ -18,8 +18,8 @@ from harness.golden import (
     recorded_networks,
 )
 from harness.judge import Verdict, worst_verdict
+from harness.report.html import _page as page
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
-from harness.report.html._page import Bullets, Facts, Fold, Head, Section, Sheet, as_html, counted, number, origin
 from harness.report.html._words import COMPONENTS, TONE, WORDS
 
 SIDES = "recording", "code of today"
@@ -35,17 +35,13 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
     pairs, count = _pairs_that_differ(results, recorded)
     files = [(result.path, f"DEFECT: {line}") for result in results for line in result.defects]
     files += [(result.path, f"UNVERIFIED: {result.unverified}") for result in results if result.unverified]
-    sections = [
-        Section("result", "Result", "", [_result_facts(results)]),
-        Section("wrong", "What does not hold", "The first defects of every case, in causal order.", _wrong(results)),
-        Section("files", "What was not compared", "", [Bullets(files)] if files else []),
-        Section("images", "Images of the cases that do not hold",
-                "As recorded, as this code makes it, and the difference. A frame marks the first token that differs.",
-                gallery_parts(pairs, count, "the files hold") if pairs else []),
-        Section("cases", "Every case", "Differences are the largest of a case, on the recorded prefix.",
-                _cases(results)),
-    ]  # fmt: skip
-    return _page(verdict.value, TONE[verdict], HEADLINES.get(verdict, HEADLINES["holds"]), sections, device)
+    sections = page.sections_of(
+        "recordings", {}, result=[_result_facts(results)], wrong=_wrong(results),
+        files=[page.Bullets(files)] if files else [],
+        images=gallery_parts(pairs, count, "the files hold") if pairs else [], cases=_cases(results),
+    )  # fmt: skip
+    head = page.Head("goldens", verdict.value, TONE[verdict], HEADLINES.get(verdict, HEADLINES["holds"]))
+    return page.as_html(head, [*sections, page.origin(f"On {device}.")])
 
 
 def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
@@ -57,26 +53,18 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
         if count else "Everything that is recorded holds against this code, rounding apart: nothing would be written."
     )  # fmt: skip
     pairs = [pair for file in files for pair in _pairs_that_change(file)]
-    sections = [
-        Section("result", "Result", "", [_change_facts(files)]),
-        Section("changes", "What would change", "A change is what no longer holds; rounding is none.",
-                _change_sheets(files)),
-        Section("images", "Images before and after",
-                "As recorded, as this code makes it, and the difference. A frame marks the first token that changes.",
-                gallery_parts(pairs, len(pairs), "the files hold") if pairs else []),
-    ]  # fmt: skip
-    return _page(word, tone, headline, sections, device)
+    images = gallery_parts(pairs, len(pairs), "the files hold") if pairs else []
+    sections = page.sections_of(
+        "regeneration", {}, result=[_change_facts(files)], changes=_change_sheets(files), images=images
+    )
+    return page.as_html(page.Head("goldens", word, tone, headline), [*sections, page.origin(f"On {device}.")])
 
 
-def _page(word: str, tone: str, headline: str, sections: Sequence[Section], device: str) -> bytes:
-    return as_html(Head("goldens", word, tone, headline), [*sections, origin(f"On {device}.")])
-
-
-def _result_facts(results: Sequence[FileResult]) -> Facts:
+def _result_facts(results: Sequence[FileResult]) -> page.Facts:
     cases = [case for result in results for case in result.cases]
     bad = sum(case.verdict is Verdict.DEFECT for case in cases)
-    return Facts([
-        ("cases", f"{len(cases):,}", f"in {counted(len(results), 'file')}"),
+    return page.Facts([
+        ("cases", f"{len(cases):,}", f"in {page.counted(len(results), 'file')}"),
         ("cases with a defect", f"{bad:,}", "none may"),
         ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
         ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
@@ -88,26 +76,25 @@ def _wrong(results: Sequence[FileResult]) -> list[object]:
     for path, case in ((result.path, case) for result in results for case in result.cases if case.defects):
         items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
         if len(case.defects) > SHOWN:
-            items.append(("and", counted(len(case.defects) - SHOWN, "defect more", "defects more")))
-        parts += [f"Case {case.id} of {path}:", Bullets(items)]
+            items.append(("and", page.counted(len(case.defects) - SHOWN, "defect more", "defects more")))
+        parts += [f"Case {case.id} of {path}:", page.Bullets(items)]
     return parts
 
 
 def _cases(results: Sequence[FileResult]) -> list[object]:
     """Return a table a file: open where something in it is wrong, folded where all of it holds."""
-    head = ("case", "verdict", "draws", "identical", "ties", "not judged", "defects", "Δlogits", "Δf_hat", "Δpixel")
     parts: list[object] = []
     for result in results:
         rows = [
             [case.id, case.verdict.value, f"{case.draws:,}", f"{case.identical:,}", f"{len(case.ties):,}",
              f"{case.not_judged:,}", f"{len(case.defects):,}",
-             *map(number, (case.delta_logits, case.delta_f_hat, case.delta_image))]
+             *map(page.number, (case.delta_logits, case.delta_f_hat, case.delta_image))]
             for case in sorted(result.cases, key=lambda case: not case.defects)
         ]  # fmt: skip
-        bad = frozenset(k for k, row in enumerate(rows) if row[1] == Verdict.DEFECT.value)
-        sheet = Sheet(result.path, head, rows, 2, bad)
+        bad = {k for k, row in enumerate(rows) if row[1] == Verdict.DEFECT.value}
+        sheet = page.sheet_of("cases", rows, bad, file=result.path)
         if rows:
-            parts.append(sheet if bad else Fold(f"{result.path}: {counted(len(rows), 'case')}", [sheet]))
+            parts.append(sheet if bad else page.Fold(f"{result.path}: {page.counted(len(rows), 'case')}", [sheet]))
     return parts
 
 
@@ -130,26 +117,25 @@ def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -
     return pairs, count
 
 
-def _change_facts(files: Sequence[Regeneration]) -> Facts:
+def _change_facts(files: Sequence[Regeneration]) -> page.Facts:
     changes = [change for file in files for change in file.changes]
-    return Facts([
-        ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {counted(len(files), 'file')}"),
+    return page.Facts([
+        ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {page.counted(len(files), 'file')}"),
         ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
         ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
     ])  # fmt: skip
 
 
 def _change_sheets(files: Sequence[Regeneration]) -> list[object]:
-    head = ("case", "change", "which means", "first scale", "tokens", "largest Δf_hat", "largest Δpixel")
     sheets: list[object] = []
     for file in files:
         rows = [
             (change.id, change.what, CHANGES.get(change.what, ""), str(change.first_scale) if change.tokens else "–",
-             f"{change.tokens:,}", number(change.f_hat), number(change.image))
+             f"{change.tokens:,}", page.number(change.f_hat), page.number(change.image))
             for change in file.changes
         ]  # fmt: skip
         if rows:
-            sheets.append(Sheet(file.path.name, head, rows, 3))
+            sheets.append(page.sheet_of("changes", rows, file=file.path.name))
     return sheets
 
 

@@ -13,7 +13,7 @@ from harness.report import setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
-from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of
+from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of, sections_of
 from harness.report.html._story import first_parts, story_parts, story_title
 from harness.report.html._words import TONE, VERDICTS
 from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
@@ -81,33 +81,22 @@ def _headline(result: Verification) -> str:
 
 def _sections(result: Verification, seen: Seen) -> list[Section]:
     other, compared = result.against or "reference", bool(result.totals["draws"])
-    return [
-        Section("images", "Images",
-                f"The {other}'s image, the decoder's, and their difference: that of the first defect, then the worst. "
-                "After the first token that differs the images of one seed differ for good.",
-                _images(result, seen, other)),
-        Section("story", story_title(result), "Tokens and scores of that place, and how to see it again.",
-                story_parts(result, seen.exhibit, seen.file, seen.case)),
-        Section("result", "Result", "", [overview.key_facts(result), *overview.settings_parts(result)]),
-        Section("worst", "What is wrong", "", overview.worst_parts(result)),
-        Section("tokens", "Token maps",
-                "Every token of the decoder beside what the reference draws on the same tokens before it, so that one "
-                "mistake is not counted again in all that follows it.", _maps(result, seen)),
-        Section("compared", "What was compared, and what was not",
-                "The decoder under test and a plain sequential sampler met the same random numbers.",
-                overview.compared_parts(result)),
-        Section("distance", "Distance and what it buys", "Measured, never judged.", overview.distance_parts(result)),
-        Section("scales", "Scale by scale", "", scales.scale_parts(result) if compared else []),
-        Section("rounds", "Rounds",
-                "A round: the small model drafts some scales, the large one checks them in one pass, and at least one "
-                f"scale is final. {scales.ROUND_LEGEND}.", _rounds(result, seen)),
-        Section("cost", "Time and memory", "", overview.cost_parts(result)),
-        Section("budget", "How much rounding may move",
-                "Two right decoders differ by rounding. These limits were measured on the reference before the decoder "
-                "was built, so that a bug cannot excuse itself.", overview.budget_parts(result) if compared else []),
-        Section("provenance", "Provenance", "All that is needed to repeat the run.",
-                overview.provenance_parts(result, seen.file)),
-    ]  # fmt: skip
+    return sections_of(
+        "run",
+        {"other": other, "story": story_title(result), "legend": scales.ROUND_LEGEND},
+        images=_images(result, seen, other),
+        story=story_parts(result, seen.exhibit, seen.file, seen.case),
+        result=[overview.key_facts(result), *overview.settings_parts(result)],
+        worst=overview.worst_parts(result),
+        tokens=_maps(result, seen),
+        compared=overview.compared_parts(result),
+        distance=overview.distance_parts(result),
+        scales=scales.scale_parts(result) if compared else [],
+        rounds=_rounds(result, seen),
+        cost=overview.cost_parts(result),
+        budget=overview.budget_parts(result) if compared else [],
+        provenance=overview.provenance_parts(result, seen.file),
+    )
 
 
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:

@@ -8,7 +8,7 @@ from harness.judge import Divergence
 from harness.protocol import Round
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import setting_name
-from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share
+from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share, sheet_of
 from harness.report.html._plots import Axis, Series, plot
 from harness.runs import SettingResult, Verification
 
@@ -66,10 +66,7 @@ def _counts(result: Verification, layout: ScalePyramid) -> Sheet:
          share(accepted[si], drafted[si]), f"{corrected[si]:,}", f"{bonus[si]:,}")
         for si, (h, w) in enumerate(layout.sides)
     ]  # fmt: skip
-    head = ("scale", "tokens", "compared", "identical", "ties", word, "drafted", "accepted", "partly accepted", "bonus")
-    caption = "Tokens compared, and what became of drafted scales; all settings and images together"
-    bad = frozenset(si for si, count in enumerate(wrong) if count and word == "wrong")
-    return Sheet(caption, head, rows, 1, bad)
+    return sheet_of("scales", rows, {si for si, count in enumerate(wrong) if count and word == "wrong"}, word=word)
 
 
 def _acceptance(result: Verification, scales: int) -> Drawing:
@@ -111,7 +108,7 @@ def _margins(result: Verification, scales: int) -> list[object]:
         differ = any(setting.total("unclaimed") or setting.total("wrong_tokens") for setting in result.settings)
         return [] if differ else ["Every compared token is identical, so there is no margin to show."]
     caption = "By how much a differing token loses, as a multiple of what rounding explains: above 1 it is no tie."
-    sheet = Sheet("Margin / bound", ("scale", "tokens", "median", "largest"), rows)
+    sheet = sheet_of("margins", rows)
     if not series:
         return [sheet]
     axes = Axis("scale", ticks=range(scales)), Axis("margin / bound", log=True)

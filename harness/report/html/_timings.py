@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from harness.bench import Speed, SpeedRow
 from harness.report import sequential_rows, speculative_rows
-from harness.report.html._page import Drawing, Facts, Head, Section, Sheet, as_html, counted, number, origin
+from harness.report.html._page import Drawing, Facts, Head, as_html, counted, number, origin, sections_of, sheet_of
 from harness.report.html._plots import Axis, Series, plot
 
 
@@ -16,15 +16,14 @@ def timings_page(run: Speed, device: str) -> bytes:
     text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."
     if not gains:
         text = f"No setting is faster than sequential decoding; the best is {best.speed_up:.2f} times as fast."
-    sections = [
-        Section("result", "Result", "Times were measured, never judged: whether tokens are right is what verify tells.",
-                [_facts(run, best)]),
-        Section("speed", "Speed-up against acceptance",
-                "Sequential over speculative time, by the share of judged scales that were accepted.", [_plot(run)]),
-        Section("speculative", "Speculative decoding", "", [_speculative(run.rows)]),
-        Section("sequential", "Sequential decoding", "", [_sequential(run.rows)]),
-        origin(f"{run.models} on {device}, {run.title}. {run.machine}."),
-    ]  # fmt: skip
+    tables = {"speculative": _speculative(run.rows), "sequential": sequential_rows(run.rows)}
+    # a page's dash in place of a terminal's
+    sheets = {
+        name: [sheet_of(name, [["–" if cell == "-" else cell for cell in row] for row in rows])]
+        for name, rows in tables.items()
+    }
+    sections = sections_of("timings", {}, result=[_facts(run, best)], speed=[_plot(run)], **sheets)
+    sections.append(origin(f"{run.models} on {device}, {run.title}. {run.machine}."))
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
     return as_html(Head(f"{run.models} on {device}", word, tone, text), sections)
 
@@ -56,22 +55,9 @@ def _plot(run: Speed) -> Drawing:
     return Drawing("Line plot", plot(series, x, y, (1.0, "sequential"), "speed"), caption)
 
 
-def _speculative(rows: Sequence[SpeedRow]) -> Sheet:
-    cells = [
+def _speculative(rows: Sequence[SpeedRow]) -> list[list[str]]:
+    """Return the terminal's rows with the share of accepted scales."""
+    return [
         [*cells[:3], number(row.kept, ".0%"), *cells[3:]]
         for row, cells in zip(rows, speculative_rows(rows), strict=True)
     ]
-    head = ("policy", "images", "draft_len", "scales accepted", "ms a batch", "draft passes, ms", "target passes, ms",
-            "floor, ms", "target calls", "speed-up", "the passes allow", "share of it", "extra memory")  # fmt: skip
-    caption = "Milliseconds a batch; a dash where images diverge, or where nothing is known"
-    return Sheet(caption, head, _dashed(cells))
-
-
-def _sequential(rows: Sequence[SpeedRow]) -> Sheet:
-    head = ("images", "plain reference", "target", "its passes", "their floor", "draft", "its passes", "memory")
-    return Sheet("Milliseconds a batch", head, _dashed(sequential_rows(rows)))
-
-
-def _dashed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return a page's dash in place of a terminal's."""
-    return [["–" if cell == "-" else cell for cell in row] for row in rows]

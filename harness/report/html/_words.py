@@ -1,11 +1,18 @@
-"""What verdicts, contracts, tensors and components mean, for somebody who meets them for the first time."""
+"""What verdicts, contracts, tensors and components mean to a newcomer, and what sections and tables are called."""
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from harness.judge import Verdict
 
-WORDS: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+WORDS: dict[str, dict[str, str]] = _read("words.toml")
+PAGES = _read("pages.toml")
 MEANS, VERDICTS, COMPARED, COMPONENTS = (WORDS[name] for name in ("contracts", "verdicts", "compared", "components"))
 TONE = dict.fromkeys(Verdict, "good") | {Verdict.DEFECT: "bad", Verdict.INCONCLUSIVE: "open"}
 MARKS = {  # letter of a mark -> class, what it means, what so many of them are
@@ -14,8 +21,3 @@ MARKS = {  # letter of a mark -> class, what it means, what so many of them are
     "x": ("wrong", "wrong", "wrong"),
     ".": ("unclaimed", "another one than the reference's, which is not claimed", "others"),
 }
-
-
-def contracts(claimed: str) -> list[str]:
-    """Return what the claimed contracts mean; `claimed` as in `Verification.contract`."""
-    return [text for name, text in MEANS.items() if name in claimed]
