@@ -5,12 +5,11 @@ whose tokens differ, or to where one of them ended. Numbers of two right decoder
 draws. What a tensor that differs was made of is said of the side whose tensor is not the reference's either.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,10 +33,10 @@ class Rivals:
     evidence: Evidence
     names: tuple[str, str]  # of the decoders, each with its commit where it has one
 
-    def swapped(self) -> Rivals:
+    def swapped(self) -> Self:
         """Return them the other way round."""
         evidence = replace(self.evidence, actual=self.evidence.expected, expected=self.evidence.actual)
-        return Rivals(evidence, (self.names[1], self.names[0]))
+        return replace(self, evidence=evidence, names=(self.names[1], self.names[0]))
 
     @cached_property
     def along(self) -> Evidence:

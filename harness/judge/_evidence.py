@@ -1,8 +1,7 @@
 """What a judgement is made from: one decode beside the reference's, and how far rounding may set them apart."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ class Evidence:
         moved = (made.f_hat_SBCPP - self.exact.f_hat_SBCPP).abs().amax()
         return error + SMOOTH_ROUNDING * float(moved)
 
-    def along(self) -> Evidence:
+    def along(self) -> Self:
         """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.
 
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.

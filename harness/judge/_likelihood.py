@@ -23,12 +23,11 @@ how many images find such a decoder.
 Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ class TokensSeen:
     before_L: Tensor | None = None  # tokens of the image before the first one, if any
 
     @classmethod
-    def of(cls, evidence: Evidence) -> TokensSeen:
+    def of(cls, evidence: Evidence) -> Self:
         """Take them from a judgement's evidence; `evidence.expected` is along the decoder's own tokens."""
         models, request, tokens_BL = evidence.models, evidence.request, evidence.actual.tokens_BL
         shown, labels_B = evidence.expected.intermediates, evidence.numbers.labels(models.target.config.classes)
@@ -82,7 +81,7 @@ class TokensSeen:
     @classmethod
     def along(
         cls, models: ModelPair, budget: Budget, request: Request, tokens_BL: Tensor, before_L: Tensor | None = None
-    ) -> TokensSeen:
+    ) -> Self:
         """Ask both networks along the tokens of a request with labels; `before_L` is the image before the first one."""
         labels_B = torch.tensor(request.labels, device=models.device)
         rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
@@ -193,7 +192,7 @@ class _Law:
     distance: float  # how far rounding may move the logarithm of a probability
 
     @classmethod
-    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> _Law:
+    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> Self:
         """Return the law of scale `si`."""
         request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
         wide = torch.promote_types(seen.rows_RLV.dtype, torch.float32)  # what a bet rounds is not in the budget

@@ -12,11 +12,10 @@ ALARM (Markov). Nothing is pooled before it is weighed: every scale has an e-val
 Source: Vovk and Wang, "E-values: calibration, combination and applications", Annals of Statistics 49 (2021).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ class Tail:
     power: float
 
     @classmethod
-    def of(cls, allowance: Allowance) -> Tail:
+    def of(cls, allowance: Allowance) -> Self:
         """Return the law that a scale's allowance speaks of."""
         ratio = allowance.logits / allowance.logits_rms
         power = math.log(-2 * math.log(BEYOND / 2)) / math.log(ratio) if ratio > 1 else 2.0

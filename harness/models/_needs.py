@@ -3,10 +3,8 @@
 Promise: protocols alone; nothing here computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -78,7 +76,7 @@ class Codec(Protocol):
     def check_for(self, pyramid: ScalePyramid) -> None:
         """Refuse scales that it does not fit. Raises `InputError`."""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Codec:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """Return a copy with the weights on `device` in `dtype`."""
 
     def decode(self, f_hat_BCPP: Tensor) -> Tensor:

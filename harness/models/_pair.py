@@ -3,13 +3,11 @@
 Promise: the three fit together, or one error says in which size they do not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -100,7 +98,7 @@ class ModelPair:
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype = torch.float32, draft_dtype: torch.dtype | None = None
-    ) -> ModelPair:
+    ) -> Self:
         """Return a copy on `device`, the transformers in `dtype`, the quantiser in float32 at least (spec §3)."""
         latent = torch.promote_types(dtype, torch.float32)
         return replace(
@@ -110,7 +108,7 @@ class ModelPair:
             vae=self.vae.to(device, latent),
         )
 
-    def in_mode(self, device: torch.device | str, mode: str, draft_mode: str = "") -> ModelPair:
+    def in_mode(self, device: torch.device | str, mode: str, draft_mode: str = "") -> Self:
         """Return a copy on `device` in a mode of `MODES`, the draft in another one where that is named.
 
         The quantiser's products are computed as the target's; weights keep float32 at least, and pixels are made so.
@@ -128,11 +126,11 @@ class ModelPair:
         draft, target = replace(draft, autocast=draft_autocast), replace(target, autocast=autocast)
         return replace(pair, draft=draft, target=target, vae=replace(vae, autocast=autocast))
 
-    def wide(self) -> ModelPair:
+    def wide(self) -> Self:
         """Return the pair in float64, where it is: the same numbers, as good as exact."""
         return self.to(self.device, torch.float64)
 
-    def compiled(self, on: bool = True) -> ModelPair:
+    def compiled(self, on: bool = True) -> Self:
         """Return the pair with its transformers' blocks compiled, or not. Raises `InputError` without a compiler."""
         if on:
             check_compiler()
@@ -142,7 +140,7 @@ class ModelPair:
         )
         return replace(self, draft=draft, target=target)
 
-    def first_scales(self, count: int) -> ModelPair:
+    def first_scales(self, count: int) -> Self:
         """Return the pair on its first 1..S scales, as if made for them. Raises `InputError` where it cannot be cut."""
         if self.vqvae.config.phi_layout == "per-scale":
             raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")

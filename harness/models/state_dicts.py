@@ -5,13 +5,11 @@ is asked, by name. What fits, the family says. Memory: each tensor is converted 
 so that loading takes twice the file's size at most.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +47,7 @@ class Candidate:
     wrappers: tuple[str, ...]  # that were taken out of names
     beside: int  # other tensors of the same mapping
 
-    def same(self, other: Candidate) -> bool:
+    def same(self, other: Self) -> bool:
         """Tell whether another one holds the same numbers."""
         mine, theirs = self.tensors, other.tensors
         return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)

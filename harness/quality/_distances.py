@@ -10,15 +10,13 @@ Source: Fréchet distance, Heusel et al. 2017, with labels as in DeVries et al. 
 quadratic statistics is biased upwards); share, Wilson 1927.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from statistics import NormalDist, fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -122,20 +120,20 @@ class Moments:
     products_DD: Tensor
 
     @classmethod
-    def of(cls, features_ND: Tensor) -> Moments:
+    def of(cls, features_ND: Tensor) -> Self:
         """Return those of features."""
         x_ND = features_ND.double()
         return cls(len(x_ND), x_ND.sum(0), x_ND.T @ x_ND)
 
     @classmethod
-    def of_law(cls, mean_D: Tensor, covariance_DD: Tensor) -> Moments:
+    def of_law(cls, mean_D: Tensor, covariance_DD: Tensor) -> Self:
         """Return those of a set of which mean and covariance are known."""
         mean_D = mean_D.double()
         return cls(LAW_N, LAW_N * mean_D, (LAW_N - 1) * covariance_DD.double() + LAW_N * mean_D.outer(mean_D))
 
-    def without(self, other: Moments) -> Moments:
+    def without(self, other: Self) -> Self:
         """Return those of the images that are not in `other`."""
-        return Moments(self.n - other.n, self.sum_D - other.sum_D, self.products_DD - other.products_DD)
+        return type(self)(self.n - other.n, self.sum_D - other.sum_D, self.products_DD - other.products_DD)
 
 
 class _AsTheyAre(torch.nn.Module):
@@ -178,7 +176,7 @@ class Blocks:
     edges: tuple[int, ...]  # of the blocks
 
     @classmethod
-    def cut(cls, features_ND: Tensor, blocks: int) -> Blocks:
+    def cut(cls, features_ND: Tensor, blocks: int) -> Self:
         """Return a set in so many blocks, as equal as they can be."""
         N = len(features_ND)
         return cls(features_ND, tuple(N * k // blocks for k in range(blocks + 1)))
@@ -204,9 +202,10 @@ class Jackknifed:
     whole: float
     without: list[float]
 
-    def minus(self, other: Jackknifed) -> Jackknifed:
+    def minus(self, other: Self) -> Self:
         """Return the paired difference."""
-        return Jackknifed(self.whole - other.whole, [a - b for a, b in zip(self.without, other.without, strict=True)])
+        without = [a - b for a, b in zip(self.without, other.without, strict=True)]
+        return type(self)(self.whole - other.whole, without)
 
     @property
     def estimate(self) -> Estimate:
@@ -248,7 +247,7 @@ class Manifold:
     radii_R: Tensor
 
     @classmethod
-    def of(cls, features_RD: Tensor) -> Manifold:
+    def of(cls, features_RD: Tensor) -> Self:
         """Return the balls of a set of real features; needs more than `NEIGHBOURS` of them."""
         x_RD = features_RD.double()
         rows = [torch.cdist(part, x_RD).kthvalue(NEIGHBOURS + 1, dim=1).values for part in x_RD.split(1024)]

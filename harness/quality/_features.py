@@ -8,15 +8,13 @@ weights. Nothing is downloaded: Inception is torch-fidelity's port of the publis
 Source: Heusel et al. 2017; torch-fidelity, `inception-v3-compat`; guided-diffusion's evaluations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -52,7 +50,7 @@ class Features(Protocol):
     def classes(self) -> int:
         """Classes that it recognises; 0 = none, and then labels are not judged."""
 
-    def to(self, device: torch.device) -> Features:
+    def to(self, device: torch.device) -> Self:
         """Return a copy on a device."""
 
     def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -68,7 +66,7 @@ class NoFeatures:
     D: int = 0
     classes: int = 0
 
-    def to(self, device: torch.device) -> NoFeatures:
+    def to(self, device: torch.device) -> Self:
         """Return it."""
         return self
 
@@ -86,7 +84,7 @@ class Real:
     features_RD: Tensor | None = None  # features, joined alike; None where only the law is stored
 
     @classmethod
-    def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Real:
+    def of(cls, name: str, features_RD: Tensor, labels_R: Tensor, classes: int) -> Self:
         """Return real data of which every feature is there; labels are joined where classes are recognised."""
         joined = with_labels(features_RD, labels_R, classes) if classes else features_RD
         return cls(name, Moments.of(joined), joined)
@@ -121,7 +119,7 @@ class DigitFeatures:
     D: int = D
     classes: int = CLASSES
 
-    def to(self, device: torch.device) -> DigitFeatures:
+    def to(self, device: torch.device) -> Self:
         """Return a copy on a device."""
         return replace(self, weights={name: weight.to(device) for name, weight in self.weights.items()})
 
@@ -163,7 +161,7 @@ class InceptionFeatures:
     unit: str = "that of FID: squared Inception features"
     classes: int = 0
 
-    def to(self, device: torch.device) -> InceptionFeatures:
+    def to(self, device: torch.device) -> Self:
         """Return it with its network on a device."""
         return replace(self, network=self.network.to(device))
 

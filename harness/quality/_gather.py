@@ -4,13 +4,12 @@ Promise: samples come in the order of the images, whoever drew them and in how m
 when it is drawn; a file of another drawing is refused, and what differs is named.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ class DrawnFile(GrowingFile):
     kind = DRAWN_FILE
 
     @classmethod
-    def open(cls, store: RunFileOptions, about: Mapping[str, object]) -> DrawnFile | None:
+    def open(cls, store: RunFileOptions, about: Mapping[str, object]) -> Self | None:
         """Return the file of a drawing, new or gone on with; None where nothing is kept.
 
         `about` says what the drawing is of, as JSON values, and is compared by name with what a file says. Raises

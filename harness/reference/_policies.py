@@ -5,9 +5,8 @@ own, every image on its own; no window, no mask, no roll-back. Tokens and rounds
 what a draft proposes after accepted scales is what it proposes after final ones.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class PolicyRule:
     partial: bool  # in a rejected scale, tokens that pass on their own stay
 
     @classmethod
-    def of(cls, text: str) -> PolicyRule:
+    def of(cls, text: str) -> Self:
         """Return the rule of a text such as ``topk-match:5:0.5+partial``. Raises `ValueError` for other numbers."""
         body = text.removesuffix("+partial")
         name, *numbers = body.split(":")

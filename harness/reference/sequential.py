@@ -3,10 +3,9 @@
 Promise: clarity. One scale after the other, one forward pass a scale, nothing shared with `speculative/`.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class Walk:
     cache: GrowingCache
 
     @classmethod
-    def begin(cls, network: Network, request: Request, labels_B: Tensor) -> Walk:
+    def begin(cls, network: Network, request: Request, labels_B: Tensor) -> Self:
         """Return a walk that has not begun, for these labels of a request."""
         return cls(network, family_of(network).condition(network, request, labels_B), GrowingCache())
 

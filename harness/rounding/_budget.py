@@ -6,14 +6,13 @@ what it states is positive, finite and no more than its dtype can explain of the
 no file can turn a bug into a tie. How it is measured: `measure`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -58,7 +57,7 @@ class Budget(Errors):
     source: str  # how it was measured
 
     @classmethod
-    def of(cls, errors: Errors, source: str) -> Budget:
+    def of(cls, errors: Errors, source: str) -> Self:
         """Return the budget of errors that were measured: `BUDGET_MARGIN` times as much."""
         return cls(BUDGET_MARGIN * errors.rows, BUDGET_MARGIN * errors.rows_rms, BUDGET_MARGIN * errors.f_hat, source)
 

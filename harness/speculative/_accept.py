@@ -6,10 +6,9 @@ kept tensors are those of scales that became final; `fetch_outcome` alone waits 
 `check_finite`, once a decode.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ class Window:
         """Return u_bn of the window's draws in order. Effects: entries in the ledger."""
         return torch.cat([self.pick(self.noise.uniform(si, stream, self.reader)) for si in self.scales], 1)
 
-    def read_as(self, reader: str) -> Window:
+    def read_as(self, reader: str) -> Self:
         """Return the same window for another consumer of numbers."""
         return replace(self, reader=reader)
 

@@ -8,9 +8,8 @@ begins at LOW, grows by one after a round accepted whole and shrinks by one afte
 `dynamic:1:S`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from harness.errors import InputError
 from harness.numerals import whole
@@ -26,9 +25,9 @@ class DraftLength:
     high: int = 0  # greatest dynamic length; 0 = the number of scales
 
     @classmethod
-    def parse(cls, value: int | str | DraftLength) -> DraftLength:
+    def parse(cls, value: int | str | Self) -> Self:
         """Return the rule that a number or a text names. Raises `InputError` for another form."""
-        if isinstance(value, DraftLength):
+        if isinstance(value, cls):
             return value
         text = str(value)
         name, *bounds = text.split(":")

@@ -6,12 +6,10 @@ written anew before it is read. Device work is plain functions of the tensors, l
 once and replayed in `tools.graphs`; the decoder does not know which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Protocol, Self, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -62,7 +60,7 @@ class Buffers:
     drafted_f_hat_BCPP: Tensor  # latent map over the final and the proposed scales; copied from f_hat in every round
 
     @classmethod
-    def new(cls, models: ModelPair, B: int) -> Buffers:
+    def new(cls, models: ModelPair, B: int) -> Self:
         """Allocate for B images on the models' device."""
         config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
         device, latent = models.device, models.vae.dtype
@@ -181,7 +179,7 @@ class DecodeState(Buffers):
     def begin(
         cls, models: ModelPair, request: Request, noise: Noise, launcher: Launcher, condition_rows: ConditionRows,
         keep: bool,
-    ) -> DecodeState:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
 
         Effects: the launcher's memory is this decode's from now on.

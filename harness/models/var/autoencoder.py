@@ -6,11 +6,10 @@ tensors under the published names.
 Source: spec §6.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +151,7 @@ class Autoencoder:
         if self.config.phi_layout == "per-scale" and phi != pyramid.S:
             raise InputError("vae φ", phi, f"must be one a scale ({pyramid.S})", "pass models trained as a pair")
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """Return a copy with the weights on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()}, autocast=None)
 

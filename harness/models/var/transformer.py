@@ -7,12 +7,11 @@ weights' dtype in every mode.
 Source: spec §2 (names) and §4 (arithmetic).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -133,15 +132,15 @@ class Transformer:
         """Embedding of every scale."""
         return self.weights["lvl_embed.weight"]
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Transformer:
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """Return a copy with the weights on `device` in `dtype`."""
         return replace(self, weights={name: w.to(device, dtype) for name, w in self.weights.items()}, autocast=None)
 
-    def converted(self, dtype: torch.dtype) -> Transformer:
+    def converted(self, dtype: torch.dtype) -> Self:
         """Return a view in `dtype` alone, not compiled: every pass converts the layers in hand, and none is kept."""
         return replace(self, weights=Converted(self.weights, dtype), compiled=False, autocast=None)
 
-    def first_scales(self, count: int) -> Transformer:
+    def first_scales(self, count: int) -> Self:
         """Return the network on the first `count` scales of its pyramid."""
         pyramid = ScalePyramid(self.pyramid.patch_nums[:count])
         cut = {"pos_1LC": self.weights["pos_1LC"][:, : pyramid.L], "lvl_embed.weight": self.lvl_SD[:count]}

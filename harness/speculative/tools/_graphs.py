@@ -6,14 +6,12 @@ buffers, and the decode's random numbers, which are copied to fixed addresses. W
 other work of the workspace runs, or, where it was recorded as lasting, until the same work runs again.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,7 +37,7 @@ class FixedNumbers:
         self._buffers: dict[tuple[str, int, str], Tensor] = {}
         self._fresh: set[tuple[str, int, str]] = set()
 
-    def begin(self, noise: Noise) -> FixedNumbers:
+    def begin(self, noise: Noise) -> Self:
         """Take the numbers of another decode from now on."""
         self.noise = noise
         self._fresh.clear()
