@@ -108,7 +108,6 @@ def _ends(ended: Judgement | None) -> list[tuple[str, str]]:
 
 
 def _compare(evidence: Evidence, names: tuple[str, str], final_B: list[int], judgement: Judgement) -> None:
-    """Compare the final scales of every image. Effects: on `judgement`."""
     rivals, pyramid = Rivals(replace(evidence, noise=evidence.numbers), names), evidence.models.pyramid
     same_BL = evidence.actual.tokens_BL == evidence.expected.tokens_BL
     for image, final in enumerate(final_B):
@@ -133,7 +132,6 @@ def changed_counts(actual: Trace, expected: Trace) -> list[str]:
 
 
 def _judge_image(rivals: Rivals, image: int, final: int, judgement: Judgement) -> None:
-    """Compare the first scales of one image, one by one. Effects: on `judgement`."""
     evidence = rivals.evidence
     actual_L, expected_L = evidence.actual.tokens_BL[image], evidence.expected.tokens_BL[image]
     wrong, records, pyramid = None, list[Divergence](), evidence.models.pyramid

@@ -122,9 +122,6 @@ def unverified_scales(actual: Trace, image: int) -> frozenset[int]:
     return frozenset(t.first + k for t in rounds if t.target_rows == 0 for k in range(t.finished))
 
 
-# Tensors that differ beyond rounding although the tokens may agree.
-
-
 def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
     """Return the first wrong tensor of every image, placed; `wrong` is what `first_wrong` says of them."""
     divergences = [_tensor_divergence(evidence, first, image) for image, first in wrong.items() if first]
@@ -154,9 +151,6 @@ def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Di
     )  # fmt: skip
 
 
-# What of a decode that ended half-way is final.
-
-
 def _is_whole(trace: Trace, pyramid: ScalePyramid, V: int) -> bool:
     """Tell whether every scale was made final once, with tokens that there are."""
     return bool(((trace.tokens_BL >= 0) & (trace.tokens_BL < V)).all()) and not trace.missing_scales(pyramid)
@@ -172,7 +166,6 @@ def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
 
 
 def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
-    """Say how far a decode came: rounds and final scales."""
     final = min(final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
@@ -180,16 +173,12 @@ def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
 
 
 def _first_of_final(along: Evidence, image: int, final: int) -> list[Divergence]:
-    """Return the first wrong tensor of an image's final scales, if any."""
     actual = along.actual.intermediates
     if actual is None:
         return []
     written = (si for si in range(final) if torch.isfinite(actual.f_hat_SBCPP[si, image]).all())
     wrong = first_wrong_of(along, image, written)
     return [] if wrong is None else [_tensor_divergence(along, wrong, image)]
-
-
-# Counts of calls and rows, recomputed from the rounds: one that is too low to be true is a defect.
 
 
 def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
@@ -227,9 +216,6 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
         if counts and counts[image] < least:
             return f"{name} is {counts[image]}, and cannot be below {least}"
     return ""
-
-
-# What was compared, and what could not be.
 
 
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:

@@ -43,9 +43,8 @@ class Evidence:
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
-    exact: Intermediates | None = field(
-        default=None, repr=False
-    )  # under `more_smooth`: `expected` along it, in float64
+    # under `more_smooth`: `expected` along it, in float64
+    exact: Intermediates | None = field(default=None, repr=False)
 
     @property
     def numbers(self) -> Noise:

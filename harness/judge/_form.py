@@ -139,7 +139,7 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
         yield f"intermediates is {_kind(trace.intermediates)}, not Intermediates or None"
         return
     for name, expected in expected_tensors(models, request).items():
-        tensor = _tensor(trace, name)
+        tensor, dtype = _tensor(trace, name), expected.dtype
         if tensor is None and (name == "law_BLV" or (trace.intermediates is None and name.startswith("intermediates"))):
             continue
         if type(tensor) is not Tensor:  # of a subclass `made_plain` takes the numbers, where it can
@@ -148,8 +148,8 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
             yield f"{name} is no dense tensor"
         elif not expected.anywhere and tensor.device.type != models.device.type:
             yield f"{name} lies on {tensor.device}, not on {models.device}"
-        elif not _is_of(tensor, expected.dtype):
-            yield f"{name} is {tensor.dtype}, not {expected.dtype}"
+        elif tensor.dtype not in (TRACE_DTYPES[dtype] if isinstance(dtype, str) else (dtype,)):
+            yield f"{name} is {tensor.dtype}, not {dtype}"
     for name in COUNTS:
         if not _is_list(getattr(trace, name), request.B) or not all(_is_count(n) for n in getattr(trace, name)):
             yield f"{name} must be empty or a list of one whole number an image"
@@ -194,12 +194,6 @@ def _tensor(trace: Trace, name: str) -> Tensor | None:
     owner, _, field = name.rpartition(".")
     tensor: Tensor | None = getattr(getattr(trace, owner) if owner else trace, field, None)
     return tensor
-
-
-def _is_of(tensor: Tensor, dtype: torch.dtype | str) -> bool:
-    if isinstance(dtype, torch.dtype):
-        return tensor.dtype == dtype
-    return tensor.dtype in TRACE_DTYPES[dtype]
 
 
 def _is_list(value: object, B: int) -> bool:

@@ -200,11 +200,8 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield "next input", f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
         turned = right.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)
         yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
-        yield (
-            "query",
-            "its f_hat without the embedding's bias",
-            (network.embed(right) - network.embed(torch.zeros_like(right[:, :1])))[0],
-        )
+        without_bias = network.embed(right) - network.embed(torch.zeros_like(right[:, :1]))
+        yield "query", "its f_hat without the embedding's bias", without_bias[0]
         yield "query", "nothing but its position term", torch.zeros_like(network.embed(right)[0])
 
 
@@ -215,6 +212,5 @@ def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
 
 
 def _span(level_l: Tensor) -> str:
-    """Say which levels there are."""
     low, high = int(level_l.min()), int(level_l.max())
     return str(low) if low == high else f"{low}..{high}"

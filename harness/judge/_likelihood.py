@@ -36,7 +36,7 @@ from harness.judge._alternatives import Alternative, TokenSource, usual_alternat
 from harness.judge._evidence import Evidence
 from harness.judge._race import filter_survivors
 from harness.judge._verdict import Divergence, Judgement
-from harness.judge._wealth import ALPHA, Bets, Wealth
+from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.protocol import Request
@@ -72,8 +72,7 @@ class TokensSeen:
     def of(cls, evidence: Evidence) -> Self:
         """Take them from a judgement's evidence; `evidence.expected` is along the decoder's own tokens."""
         models, request, tokens_BL = evidence.models, evidence.request, evidence.actual.tokens_BL
-        shown, labels_B = evidence.expected.intermediates, evidence.numbers.labels(models.target.config.classes)
-        assert shown is not None
+        shown, labels_B = evidence.expected.shown, evidence.numbers.labels(models.target.config.classes)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
         allowed_S = allowed_by(evidence.budget, models, request)
         return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed_S, family_of(models.target))
@@ -102,9 +101,7 @@ def law_of(request: Request) -> Hashable:
     return request.guidance, request.top_k, request.top_p, request.filters
 
 
-def weigh_law(
-    judgements: Sequence[tuple[Request, Judgement]], V: int, looks: int, alpha: float = ALPHA
-) -> Wealth | None:
+def weigh_law(judgements: Sequence[tuple[Request, Judgement]], V: int, looks: int) -> Wealth | None:
     """Add up the bets on decodes of one setting and one request's guidance and filter; None where nothing was bet.
 
     An image whose numbers were met before counts once. Where the bets are won, the last decode has a defect.
@@ -120,7 +117,7 @@ def weigh_law(
             continue
         won_BAS = torch.tensor(judgement.won, dtype=torch.float64)[new]
         if made is None:
-            made = Wealth(usual_alternatives(request, V), won_BAS.shape[2], looks, alpha)
+            made = Wealth(usual_alternatives(request, V), won_BAS.shape[2], looks)
         mean_A, variance_A = torch.tensor(judgement.under, dtype=torch.float64)
         made.take(Bets(won_BAS, mean_A, variance_A))
     if made is not None and made.is_lost:
@@ -140,13 +137,12 @@ def rows_along(
 def survivors(guided_BlV: Tensor, request: Request, allowed: float) -> tuple[Tensor, Tensor]:
     """Return which tokens may pass a filter, and which must, if the decoder's logits are moved and the reference's."""
     flat_NV, V = guided_BlV.flatten(0, 1).double(), guided_BlV.shape[-1]
-    error_N1 = torch.full((len(flat_NV), 1), 2 * allowed, dtype=torch.float64, device=flat_NV.device)
     most = V
     if 0 < request.top_k < V:  # others are dropped for certain
         kth_N1 = flat_NV.topk(request.top_k).values[:, -1:]
         most = int((flat_NV + 4 * allowed >= kth_N1).sum(1).max())
     values_NK, columns_NK = flat_NV.topk(most) if most < V else (flat_NV, None)
-    both = filter_survivors(values_NK, request, error_N1)
+    both = filter_survivors(values_NK, request, 2 * allowed)
     if columns_NK is not None:
         none_NV = torch.zeros_like(flat_NV, dtype=torch.bool)
         both = none_NV.scatter(1, columns_NK, both[0]), none_NV.scatter(1, columns_NK, both[1])
@@ -193,7 +189,6 @@ class _Law:
 
     @classmethod
     def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> Self:
-        """Return the law of scale `si`."""
         request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
         wide = torch.promote_types(seen.rows_RLV.dtype, torch.float32)  # what a bet rounds is not in the budget
         shown = (seen.guided_BLV, seen.rows_RLV, seen.draft_RLV)

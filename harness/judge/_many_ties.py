@@ -97,7 +97,6 @@ def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
 
 
 def _costs_n3(gap_nk: Tensor, tail: Tail) -> Tensor:
-    """Return what n draws cost whose k rivals lose by these gaps."""
     chance_nk = tail.chance(gap_nk)
     return torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
 

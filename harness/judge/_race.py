@@ -89,7 +89,7 @@ def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, draw_N: Ten
     return torch.cat(drawn)[torch.cat(index).argsort()]
 
 
-def filter_survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> tuple[Tensor, Tensor]:
+def filter_survivors(logits_NV: Tensor, request: Request, error: Tensor | float) -> tuple[Tensor, Tensor]:
     """Tokens that may survive the filter, and those that must, when every logit may move by `error`.
 
     Sorted once, so that what the filter asks of a token (how many are above it, how much lies below it) is read off
@@ -101,7 +101,7 @@ def filter_survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> t
         return possible_NV, certain_NV
     V = logits_NV.shape[1]
     ascending_NV, order_NV = logits_NV.sort(dim=1)
-    high_NV, low_NV = logits_NV + 2 * error_N1, logits_NV - 2 * error_N1
+    high_NV, low_NV = logits_NV + 2 * error, logits_NV - 2 * error
     # how many are at most `high`, and how many are below `low`
     up_to_NV = torch.searchsorted(ascending_NV, high_NV, right=True)
     below_NV = torch.searchsorted(ascending_NV, low_NV)
@@ -116,10 +116,10 @@ def filter_survivors(logits_NV: Tensor, request: Request, error_N1: Tensor) -> t
         most_NV, least_NV = weight_NV * possible_NV, weight_NV * certain_NV
         share_high_NV = _sums(most_NV, order_NV, up_to_NV) / least_NV.sum(1, keepdim=True)
         share_low_NV = (least_NV + _sums(least_NV, order_NV, below_NV)) / most_NV.sum(1, keepdim=True)
-        slack_N1 = 4 * error_N1 + V * 2.0**-23  # of a float32 cumulative sum of softmax values
+        slack = 4 * error + V * 2.0**-23  # of a float32 cumulative sum of softmax values
         first_NV, alone_NV = up_to_NV == V, below_NV == V - 1
-        possible_NV = possible_NV & ((share_high_NV + slack_N1 > 1 - request.top_p) | first_NV)
-        certain_NV = certain_NV & ((share_low_NV - slack_N1 > 1 - request.top_p) | alone_NV)
+        possible_NV = possible_NV & ((share_high_NV + slack > 1 - request.top_p) | first_NV)
+        certain_NV = certain_NV & ((share_low_NV - slack > 1 - request.top_p) | alone_NV)
     return possible_NV, certain_NV
 
 

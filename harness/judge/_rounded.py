@@ -121,13 +121,11 @@ class _Passes:
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run the blocks."""
         kept = _ShortCache(cache, self.kept) if self.kept else cache
         with self.context:
             return self.network.hidden(x_RnD, condition, kept, mask_11nK, positions)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Run the head."""
         with self.context:
             return self.network.logits(h_RnD, condition)
 
@@ -140,7 +138,6 @@ class _ShortCache:
     dtype: torch.dtype
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
-        """Round what is appended."""
         return self.cache.extend(layer, rounded(k_RHnc, self.dtype), rounded(v_RHnc, self.dtype))
 
 
@@ -148,7 +145,6 @@ class _ShortOperands(TorchFunctionMode):
     """Rounds the operands of every product as TF32 does, on any device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Round the operands of a product, or let any other call through."""
         if func in PRODUCTS:
             args = tuple(_short(each) if isinstance(each, Tensor) else each for each in args)
         return func(*args, **(kwargs or {}))

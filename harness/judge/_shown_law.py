@@ -42,11 +42,7 @@ def judge_shown_law(along: Evidence, judgement: Judgement) -> None:
 def nats_of(models: ModelPair, budget: Budget, request: Request, trace: Trace) -> Tensor:
     """Return the nats_BS that every image loses where the trace shows a law, else what bets win of it, won_BAS.
 
-    Args:
-        models: the target whose law is p, the draft, which is bet on, and the VQ-VAE.
-        budget: how far rounding may move logits.
-        request: labels, guidance and filter that p is under.
-        trace: of as many images.
+    p is the target's law under the request's labels, guidance and filter; `budget` says how far rounding may move it.
     """
     if trace.law_BLV is None:
         seen = TokensSeen.along(models, budget, request, trace.tokens_BL)
@@ -60,11 +56,7 @@ def nats_of(models: ModelPair, budget: Budget, request: Request, trace: Trace) -
 def wrong_draw(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScalePyramid) -> tuple[int, int, str] | None:
     """Return row and draw of the first token that a shown law does not draw, and why; None where all are drawn by it.
 
-    Args:
-        law_BLV: probabilities, any floating point.
-        tokens_BL: int64.
-        noise: the request's numbers, not the decoder's copy.
-        pyramid: scales.
+    `law_BLV` are probabilities, any floating point, `tokens_BL` int64; `noise` is not the decoder's copy.
     """
     allowed = LAW_ROUNDING + 4 * torch.finfo(law_BLV.dtype).eps
     for si in pyramid:
@@ -88,12 +80,8 @@ def nats_lost(
 ) -> Tensor:
     """Return what every image loses at every scale, nats_BS >= 0, float64 on the CPU; may be infinite.
 
-    Args:
-        law_BLV: what the tokens are drawn from.
-        guided_BLV: the target's logits along the same tokens, after guidance and before the filter.
-        request: gives the filter.
-        allowed_S: how far rounding may move a guided logit, by scale.
-        pyramid: scales.
+    The tokens are drawn from `law_BLV`; `guided_BLV` are the target's logits along them, after guidance and before the
+    request's filter, and `allowed_S` how far rounding may move one, by scale.
     """
     lost = []
     for si in pyramid:

@@ -5,13 +5,11 @@ sides, is a defect; nothing else here is.
 """
 
 import torch
-from torch import Tensor
 
 from harness.judge._evidence import Evidence
 from harness.judge._race import filter_survivors
 from harness.judge._suspects import round_of
 from harness.judge._verdict import Divergence, Judgement
-from harness.protocol import Request
 
 MOST_RECORDS = 1000  # forbidden tokens of one decode that are described one by one
 NUMBERS = 2**24  # of logits that are filtered at a time
@@ -44,16 +42,12 @@ def _forbidden(evidence: Evidence, si: int) -> list[tuple[int, int, int]]:
     # either side is as far as this from the exact logits, so they are twice as far from each other
     error = 2 * evidence.allowance(si).logits
     some = max(1, NUMBERS // logits_NV.shape[1])
-    pieces = zip(logits_NV.split(some), token_N.split(some), strict=True)
-    gone_N = torch.cat([_gone(logits_nV, token_n, request, error) for logits_nV, token_n in pieces])
-    places = torch.nonzero(gone_N.view(evidence.request.B, -1)).tolist()
+    kept = []
+    for logits_nV, token_n in zip(logits_NV.split(some), token_N.split(some), strict=True):
+        possible_nV, _ = filter_survivors(logits_nV.double(), request, error)
+        kept.append(possible_nV.gather(1, token_n[:, None])[:, 0])
+    places = torch.nonzero(~torch.cat(kept).view(evidence.request.B, -1)).tolist()
     return [(si, row, span.start + at) for row, at in places]
-
-
-def _gone(logits_nV: Tensor, token_n: Tensor, request: Request, error: float) -> Tensor:
-    error_n1 = torch.full((len(token_n), 1), error, dtype=torch.float64, device=token_n.device)
-    possible_nV, _ = filter_survivors(logits_nV.double(), request, error_n1)
-    return ~possible_nV.gather(1, token_n[:, None])[:, 0]
 
 
 def _part(evidence: Evidence, row: int, si: int) -> tuple[str, str]:

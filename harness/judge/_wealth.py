@@ -98,12 +98,8 @@ class Wealth:
         """DEFECT once proved; CONSISTENT where all that is `required` would have been found; else INCONCLUSIVE."""
         if self.is_lost:
             return Verdict.DEFECT
-        return Verdict.INCONCLUSIVE if self.images < self.images_that_decide() else Verdict.CONSISTENT
-
-    def images_that_decide(self) -> float:
-        """Return how many images find each of the required alternatives; infinite where some are never found."""
         needed = [number for a, number in self.images_to_find().items() if a.required]
-        return max(needed, default=math.inf)
+        return Verdict.CONSISTENT if self.images >= max(needed, default=math.inf) else Verdict.INCONCLUSIVE
 
     def says(self) -> str:
         """Say in a clause what is proved, or what would have been found."""
