@@ -134,7 +134,6 @@ class _Alarm:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Allow the alarm while a decode runs."""
         self.seconds = seconds
         try:
             yield

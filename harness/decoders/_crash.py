@@ -39,13 +39,14 @@ def raised_in(error: BaseException) -> str:
 
 
 def crashed_part(error: BaseException) -> str:
-    """Return the part that an exception was raised in, as far as names of functions and modules on the way tell it.
+    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one.
 
     Laws call parts, and are none themselves.
     """
     frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<", LAWS))]
-    return _part([(each.name, Path(each.filename).stem) for each in outside])
+    names = (name.lower() for each in reversed(outside) for name in (each.name, Path(each.filename).stem))
+    return next((part for name in names for word, part in WORDS.items() if word in name), "")
 
 
 # Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
@@ -57,13 +58,3 @@ WORDS = {
     "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
     "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
 }  # fmt: skip
-
-
-def _part(frames: list[tuple[str, str]]) -> str:
-    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one."""
-    for names in reversed(frames):
-        for name in names:
-            part = next((part for word, part in WORDS.items() if word in name.lower()), "")
-            if part:
-                return part
-    return ""

@@ -83,11 +83,8 @@ def run_in_process(
 ) -> Trace | Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
 
-    A judgement without defects is a trace (`Judgement.whole_trace`) with remarks.
-
-    Raises:
-        InputError: the decoder refuses the request, or its process may not write what it wants to.
-        StopSignal: a signal stops the harness, not the decoder.
+    A judgement without defects is a trace (`Judgement.whole_trace`) with remarks. Raises `InputError` where the decoder
+    refuses the request, or may not write what it wants to, and `StopSignal` where a signal stops the harness.
 
     Effects: what the decoder left behind in the process, and changed of its precision, is put back.
     """
@@ -122,7 +119,6 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
 
 
 def _defect_of(error: BaseException, seed: int) -> Divergence:
-    """Return what an exception of a decode is called."""
     for kind, component in KNOWN.items():
         if isinstance(error, kind):
             return Divergence(component, str(error), seed)

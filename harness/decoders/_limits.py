@@ -22,21 +22,12 @@ class OutOfTimeError(BaseException):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a decoder's process may take.
+    """What a decoder's process may take. Raises `InputError`: no such time or memory."""
 
-    Args:
-        timeout_s: seconds of one decode.
-        memory_gib: GiB that it may allocate on the host; 0 = no limit.
-        allow_write: folders that it may write to, besides its own.
-        connects: it may connect to others by TCP, a cluster's scheduler among them.
-
-    Raises `InputError`: no such time, memory or folder.
-    """
-
-    timeout_s: float = TIMEOUT_S
-    memory_gib: float = 0.0
-    allow_write: tuple[str, ...] = ()
-    connects: bool = True
+    timeout_s: float = TIMEOUT_S  # seconds of one decode
+    memory_gib: float = 0.0  # GiB that it may allocate on the host; 0 = no limit
+    allow_write: tuple[str, ...] = ()  # folders that it may write to, besides its own
+    connects: bool = True  # it may connect to others by TCP, a cluster's scheduler among them
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allow_write", tuple(str(Path(folder).absolute()) for folder in self.allow_write))

@@ -134,12 +134,7 @@ class OwnProcess:
             self._folder.remove()
 
     def _start(self) -> DecoderReply:
-        """Start the process and wait until its decoders are built; return what they claim, or that they are refused.
-
-        Raises:
-            GoneError: it dies before, or takes longer than a decode may.
-            UnreadableError: what it says is of no known form.
-        """
+        """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""
         shared = [self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0)
         self._line = ProcessLine(SERVE, [self._job], shared, self._log, self._place)
         DecoderReply.of(self._line.hear(START_S, "time to start"))  # it has what it needs, and nothing of others yet
@@ -148,9 +143,7 @@ class OwnProcess:
     def _ask(self, question: DecoderQuestion) -> DecoderReply:
         """Return the reply to a question; who takes too long is asked to say where it is before it is ended.
 
-        Raises:
-            GoneError: no reply, or a fresh process that builds no such decoders as the first one.
-            UnreadableError: one of no known form.
+        Raises `GoneError`, also where a fresh process builds other decoders than the first one, and `UnreadableError`.
         """
         if self._line is None:
             fresh = self._start()

@@ -31,35 +31,20 @@ class Other:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a run is judged.
+    """How a run is judged."""
 
-    Args:
-        contract: what the decoder must keep at least; None = what it claims.
-        sequential: the decoder drafts nothing, and is not asked to.
-        in_process: run the decoder in the judge's process: for a debugger.
-        limits: time and memory of a process of its own.
-        budgets: file of stored error budgets; a mode that is not in it is measured.
-        refusals: count a request that the decoder refuses, in place of raising its error.
-        first_only: stop at the first defect: for hunts.
-        against: another decoder, in the reference's place: what changed, and from which scale on?
-        covers: the run is a covering design.
-        laws: try every law in so many cases, too (`verify`); 0 = none, None = as ``sdvar-harness verify`` does.
-        strict: what a decoder leaves behind in its process is a defect, not a remark.
-        unasked: decodes of that design that are not in the plan, since the decoder cannot be built for them.
-    """
-
-    contract: Contract | None = None
-    sequential: bool = False
-    in_process: bool = False
-    limits: Limits = field(default_factory=Limits)
-    budgets: Path = SHIPPED_BUDGETS
-    refusals: bool = False
-    first_only: bool = False
-    against: Other | None = None
-    covers: bool = False
-    unasked: int = 0
-    laws: int | None = None
-    strict: bool = False
+    contract: Contract | None = None  # what the decoder must keep at least; None = what it claims
+    sequential: bool = False  # the decoder drafts nothing, and is not asked to
+    in_process: bool = False  # run the decoder in the judge's process: for a debugger
+    limits: Limits = field(default_factory=Limits)  # time and memory of a process of its own
+    budgets: Path = SHIPPED_BUDGETS  # file of stored error budgets; a mode that is not in it is measured
+    refusals: bool = False  # count a request that the decoder refuses, in place of raising its error
+    first_only: bool = False  # stop at the first defect: for hunts
+    against: Other | None = None  # another decoder, in the reference's place: what changed, and from which scale on?
+    covers: bool = False  # the run is a covering design
+    unasked: int = 0  # decodes of that design that are not in the plan, since the decoder cannot be built for them
+    laws: int | None = None  # try every law in so many cases, too (`verify`); 0 = none, None = as the command line does
+    strict: bool = False  # what a decoder leaves behind in its process is a defect, not a remark
 
 
 class Runner(Protocol):

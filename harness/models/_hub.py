@@ -86,7 +86,6 @@ class _Repository:
         raise InputError(self.name, self.place, rule, remedy)
 
     def _refused(self, error: Exception, file: str) -> InputError:
-        """Return what the library's error means, in one line."""
         kinds = {each.__name__ for each in type(error).__mro__}
         rule, remedy = next(words for kind, *words in REFUSALS if kind in kinds)
         reason = shortened(text_of(error), MOST_REASON)

@@ -112,7 +112,6 @@ def _check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source:
 
 
 def _check_real(tensors: Mapping[str, Tensor], key: str, source: str) -> None:
-    """Refuse a derived tensor that holds no numbers to compare."""
     if not is_plain(tensors[key]) or tensors[key].is_complex():
         raise _refuse(source, f"{key} is no dense tensor of real numbers", "export the checkpoint again")
 
@@ -121,9 +120,8 @@ def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: s
     """Return the size that most of the named axes agree on, so that one bad tensor does not condemn the others."""
     sizes = [tensors[key].shape[axis] for key, axis in sources if key in tensors and tensors[key].dim() > axis]
     if not sizes:
-        raise _refuse(
-            origin, f"{what} cannot be inferred: none of {[key for key, _ in sources]} is there", "is it a VAR model?"
-        )
+        rule = f"{what} cannot be inferred: none of {[key for key, _ in sources]} is there"
+        raise _refuse(origin, rule, "is it a VAR model?")
     return Counter(sizes).most_common(1)[0][0]
 
 

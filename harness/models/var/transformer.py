@@ -76,15 +76,12 @@ class Converted(Mapping[str, Tensor]):
         self._weights, self._dtype = weights, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor in the dtype."""
         return self._weights[name].to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names."""
         return iter(self._weights)
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self._weights)
 
 
