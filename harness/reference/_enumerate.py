@@ -20,15 +20,9 @@ JointLaw = dict[tuple[int, ...], float]
 
 @torch.inference_mode()
 def joint_law(models: ModelPair, request: Request) -> JointLaw:
-    """Return the probability of every token sequence under sequential target decoding.
+    """Return the probability of every token sequence of one image under sequential target decoding (spec §7).
 
-    Args:
-        models: float64, small.
-        request: one image.
-
-    Raises `InputError`: several images, or more than `MOST` outcomes.
-
-    Source: spec §7.
+    The networks are small, in float64. Raises `InputError`: several images, or more than `MOST` outcomes.
     """
     pyramid, V = models.pyramid, models.target.config.V
     if request.labels is None or request.B != 1:

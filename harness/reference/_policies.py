@@ -48,32 +48,23 @@ class PolicyRule:
         return self.name == "code" and si < self.numbers[0]
 
     def test(self, drafted_l: Tensor, own_l: Tensor, target_lV: Tensor, draft_lV: Tensor) -> tuple[bool, Tensor]:
-        """Judge one drafted scale of one image.
+        """Tell whether one drafted scale of one image is accepted, and which tokens pass on their own.
 
-        Args:
-            drafted_l: the draft's tokens.
-            own_l: the target's own draws; the most likely ones under ``greedy``.
-            target_lV: the target's probabilities, filtered tokens at 0.
-            draft_lV: the draft's, likewise.
-
-        Returns whether the scale is accepted, and which tokens pass on their own.
+        `own_l` are the target's own draws, the most likely ones under ``greedy``; `target_lV` and `draft_lV` are the
+        probabilities of both, filtered tokens at 0.
         """
         l = len(drafted_l)
-        if self.name == "match":
-            passed_l = drafted_l == target_lV.argmax(-1)
-            return int(passed_l.sum()) / l >= self.numbers[0], passed_l
-        if self.name == "coupled-match":
-            passed_l = drafted_l == own_l
-            return int(passed_l.sum()) / l >= self.numbers[0], passed_l
-        if self.name == "topk-match":
-            passed_l = torch.tensor([_among(target_lV[n], int(drafted_l[n]), int(self.numbers[0])) for n in range(l)])
-            passed_l = passed_l.to(drafted_l.device)
-            return int(passed_l.sum()) / l >= self.numbers[1], passed_l
         if self.name == "kl":
             kl_l = torch.stack([_kl(target_lV[n], draft_lV[n]) for n in range(l)])
             return float(kl_l.mean()) <= self.numbers[0], kl_l <= self.numbers[0]
         passed_l = drafted_l == own_l
-        return bool(passed_l.all()), passed_l
+        if self.name == "match":
+            passed_l = drafted_l == target_lV.argmax(-1)
+        elif self.name == "topk-match":
+            among = [_among(target_lV[n], int(drafted_l[n]), int(self.numbers[0])) for n in range(l)]
+            passed_l = torch.tensor(among, device=drafted_l.device)
+        rate = self.numbers[-1] if self.name.endswith("match") else 1.0
+        return int(passed_l.sum()) / l >= rate, passed_l
 
 
 def _among(law_V: Tensor, token: int, k: int) -> bool:
@@ -90,11 +81,8 @@ def _kl(target_V: Tensor, draft_V: Tensor) -> Tensor:
 def length_wanted(rule: str, first: int, current: int, S: int) -> int:
     """Return how many scales the rule of a draft length asks for in a round that begins at scale `first`.
 
-    Args:
-        rule: ``5``, ``1/2/3/…`` (one number a scale) or ``dynamic:LOW:HIGH``.
-        first: first scale of the round.
-        current: the image's dynamic length; `length_begin` at first, then `length_after` every round.
-        S: scales.
+    The rule reads ``5``, ``1/2/3/…`` (one number a scale) or ``dynamic:LOW:HIGH``; `current` is the image's dynamic
+    length, `length_begin` at first, then `length_after` every round.
     """
     if rule.startswith("dynamic"):
         return min(current, S - first)
@@ -144,7 +132,6 @@ class _Image:
         self.begin(si, stop - si)
 
     def begin(self, si: int, count: int) -> None:
-        """Begin a round at scale `si` that drafts `count` scales."""
         self.first, self.count, self.accepted, self.kept, self.replaced, self.rejected = si, count, 0, 0, 0, False
 
     def close(self, draft_len: str, bonus: int, S: int) -> None:
@@ -166,17 +153,10 @@ def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tenso
 def decode_by_policy(
     models: ModelPair, request: Request, noise: Noise, policy: str, draft_len: str, bonus: bool
 ) -> tuple[Tensor, list[list[Round]]]:
-    """Decode by a policy.
+    """Return tokens_BL, and the rounds of every image, in which rows and caches are left at 0, by a policy's text.
 
-    Args:
-        models: networks.
-        request: what to draw; with labels.
-        noise: the numbers; stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone.
-        policy: its text.
-        draft_len: text of its rule.
-        bonus: finish the scale after a draft that is accepted whole, where it is one that the target decides.
-
-    Returns tokens_BL, and the rounds of every image, in which rows and caches are left at 0.
+    The request has labels. Stream TOKEN is read for draft and target alike, ACCEPT by ``imposed`` alone. `bonus`
+    finishes the scale after a draft that is accepted whole, where it is one that the target decides.
     """
     rule, pyramid, S = PolicyRule.of(policy), models.pyramid, models.pyramid.S
     labels_B = noise.labels(models.target.config.classes)

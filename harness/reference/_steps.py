@@ -22,15 +22,8 @@ def block_causal(pyramid: ScalePyramid, device: torch.device, dtype: torch.dtype
 def hand_off_mask(pyramid: ScalePyramid, entry: int, sd_mask: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return mask_11nn of the hand-off pass over positions 0..end(entry)-1 = n-1; 0 and -inf.
 
-    Args:
-        pyramid: scales.
-        entry: first scale of the target, 0..S-1.
-        sd_mask: 1 "self"; 2 "self", but rows of the entry scale see all; 3 block-causal; 4 "block"; 5 "block", but rows
-            of the entry scale see all.
-        device: of the result.
-        dtype: of the result.
-
-    Raises `InputError`: sd_mask outside 1..5.
+    The target's first scale is `entry`, 0..S-1. `sd_mask` is 1 "self"; 2 "self", but rows of the entry scale see all;
+    3 block-causal; 4 "block"; 5 "block", but rows of the entry scale see all. Raises `InputError` for another one.
 
     Source: spec §5 and §8.
     """

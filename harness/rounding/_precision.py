@@ -62,17 +62,6 @@ def precision() -> dict[str, bool]:
     return {name: bool(_read(path)) for name, path in STATED.items()}
 
 
-@contextmanager
-def exact_products(exact: bool) -> Iterator[None]:
-    """Compute float32 products on CUDA exactly, or in TF32; convolutions exactly. Effects: settings, put back."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not exact, False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def watched() -> dict[str, object]:
     """Return every process-wide setting that may move a rounded number, those of `precision` among them."""
     settings = {name: _read(path) for name, path in WATCHED.items()}
@@ -157,10 +146,17 @@ def certifying_precision(models: ModelPair) -> Certifying:
 
 @contextmanager
 def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Codec]]:
-    """Lend the target and the quantiser in the certifying precision. Effects: its mode, put back at the end."""
-    with exact_products(by.exact):
+    """Lend the target and the quantiser in the certifying precision; convolutions on CUDA are exact.
+
+    Effects: the process-wide TF32 settings, put back at the end.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not by.exact, False
+    try:
         latent = torch.promote_types(by.dtype, models.vae.dtype)
         yield models.target.converted(by.dtype), models.vae.to(models.device, latent)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:

@@ -15,12 +15,9 @@ from harness.models.network import Network
 
 
 class KVCache:
-    """Keys and values of the guidance rows of B images over L positions.
+    """Keys and values of B images over the network's L positions, in its dtype and on its device.
 
-    Args:
-        network: whose cache it is: depth, heads, dtype and device.
-        B: images.
-        halves: guidance rows of every image: conditional and unconditional, or conditional alone.
+    `halves` are the guidance rows of every image: conditional and unconditional, or conditional alone.
     """
 
     def __init__(self, network: Network, B: int, halves: int = 2) -> None:

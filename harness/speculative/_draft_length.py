@@ -21,7 +21,7 @@ class DraftLength:
 
     text: str  # as given
     schedule: tuple[int, ...] = ()  # by scale; one number alone holds everywhere; empty when dynamic
-    low: int = 1  # least dynamic length
+    low: int = 1  # least dynamic length, that of an image before its first round
     high: int = 0  # greatest dynamic length; 0 = the number of scales
 
     @classmethod
@@ -57,10 +57,6 @@ class DraftLength:
         elif not 1 <= self.low <= (self.high or S) <= S:
             rule = f"bounds must satisfy 1 <= LOW <= HIGH <= {S}"
             raise InputError("draft_len", self.text, rule, f"pass --draft-len dynamic:1:{S}")
-
-    def begin(self) -> int:
-        """Return an image's length before its first round; what `count` and `after` are given back."""
-        return self.low
 
     def count(self, first: int, current: int, S: int) -> int:
         """Return how many scales a round that begins at scale `first` drafts."""

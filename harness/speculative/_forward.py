@@ -43,13 +43,8 @@ def forward_window(
 ) -> T:
     """Run one network up to the window's last scale; return what the work returns.
 
-    Args:
-        state: the decode.
-        parts: the decoder's parts.
-        side: which network.
-        window: scales whose logits are asked for.
-        work: the device work: `forward`, or a function that begins with it.
-        given: more arguments of the work, hashable: equal ones must mean equal work.
+    The device work is `forward`, or a function that begins with it; what more it is `given` is hashable, and equal
+    arguments must mean equal work.
 
     Effects: extends the side's cache and raises its lengths; counts the call and its rows; those of the work.
     """

@@ -154,16 +154,11 @@ def table() -> str:
 
 
 def parse_policy(text: str, contract: str = "", bench: bool = False) -> Policy:
-    """Return the policy that a text names.
+    """Return the policy that a text names, as in `TABLE` with numbers for the words; `bench` has those of a bench, too.
 
-    Args:
-        text: as in `TABLE`, numbers for the words.
-        contract: A, B, C or the contract's full name when the caller demands one; empty takes the policy's own.
-        bench: take those that only a bench may use, too.
-
-    Raises:
-        InputError: an unknown policy, a number missing or outside its range, `+partial` where it means nothing, or a
-            contract that the policy does not keep.
+    `contract` is A, B, C or the contract's full name when the caller demands one; empty takes the policy's own. Raises
+    `InputError` for an unknown policy, a number missing or outside its range, `+partial` where it means nothing, or a
+    contract that the policy does not keep.
     """
     body = text.removesuffix(PARTIAL)
     name, *values = body.split(":")

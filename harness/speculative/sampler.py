@@ -47,15 +47,9 @@ class DecoderOptions:
 class SpeculativeDecoder:
     """A decoder ready to run; holds weights and options, no state of a decode, but for the buffers of its graphs.
 
-    Args:
-        models: draft, target and VQ-VAE.
-        options: how to speculate.
-        parts: the functions that it is composed of; None = those of the networks' family.
-        observer: debug tools; None = off, and then nothing of them is in the way.
-
-    Raises:
-        InputError: a draft length or policy that does not fit the networks; graphs under an observer, or on another
-            device than the first CUDA device.
+    It is composed of `parts`; None = those of the networks' family. `observer` are debug tools; None = off, and then
+    nothing of them is in the way. Raises `InputError` for a draft length or policy that does not fit the networks, and
+    for graphs under an observer, or on another device than the first CUDA device.
     """
 
     def __init__(
@@ -107,23 +101,18 @@ class SpeculativeDecoder:
         state = DecodeState.begin(
             self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates
         )
-        state.draft_lens = [self.length.begin()] * request.B
+        state.draft_lens = [self.length.low] * request.B
         if self.options.keep_intermediates and self.options.policy.shows_law:
             state.law_BLV = torch.full_like(state.drafted_probs_BLV, torch.nan)
         return state
 
     @torch.inference_mode()
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Draw a batch of images.
+        """Draw a batch of images; the numbers are read as "draft" and "target".
 
-        Args:
-            request: what to draw.
-            noise: the numbers; read as "draft" and "target".
-
-        Raises:
-            InputError: the request does not fit the networks, or asks for `more_smooth`, whose f_hat is no function
-                of the tokens, so that no draft could ever be accepted.
-            NonFiniteError: logits of the network that decides a scale are not finite.
+        Raises `InputError` where the request does not fit the networks, or asks for `more_smooth`, whose f_hat is no
+        function of the tokens, so that no draft could ever be accepted; and `NonFiniteError` where logits of the
+        network that decides a scale are not finite.
         """
         start = time.perf_counter()
         state, policy, S = self.begin(request, noise), self.options.policy, self.models.pyramid.S

@@ -87,14 +87,7 @@ class Recorded:
 
 
 class Workspace:
-    """The buffers and recorded work of all decodes of one batch size; one decode at a time.
-
-    Args:
-        models: whose work is recorded.
-        B: images.
-        new_cache: makes a KV cache for a network and a batch size.
-        halves: guidance rows of every image.
-    """
+    """The buffers and recorded work of all decodes of B images, of so many guidance rows each; one decode at a time."""
 
     def __init__(self, models: ModelPair, B: int, new_cache: NewCache, halves: int = 2) -> None:
         self.caches = {"draft": new_cache(models.draft, B, halves), "target": new_cache(models.target, B, halves)}
