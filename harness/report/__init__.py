@@ -10,6 +10,7 @@ from harness.report._quality import best_cfg_line, quality_markdown, show_qualit
 from harness.report._speed import sequential_rows, show_policies, show_scoreboard, show_speed, speculative_rows
 from harness.report._tables import replaced_parts
 from harness.report._terminal import (
+    first_word,
     laws_line,
     parts_json,
     parts_verdict,

@@ -11,22 +11,13 @@ from harness.files import compact
 from harness.golden import CaseResult, Change, FileResult, golden_totals
 from harness.judge import Verdict, worst_verdict
 from harness.provenance import versions
-from harness.report._tables import SHY, Column, name_column, print_table
+from harness.report._tables import columns_of, print_table
 from harness.report._terminal import say
 from harness.rounding import precision
 from harness.wording import number
 
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50
-COLUMNS = (
-    name_column("case"), Column("draws"), Column(f"iden{SHY}tical"), Column("ties"), Column("not judged", spare=1),
-    Column("defects"), Column("most |Δlogits|"), Column("most |Δf_hat|"), Column("most |Δimage|"),
-    Column("free run", spare=2),
-)  # fmt: skip
-CHANGES = (
-    name_column("case"), name_column("change"), Column("first scale"), Column("tokens"), Column("most |Δf_hat|"),
-    Column("most |Δimage|"),
-)  # fmt: skip
 DELTAS = ("delta_logits", "delta_f_hat", "delta_image")
 UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
 
@@ -38,7 +29,7 @@ def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool
     """
     for result in results:
         if not quiet:
-            print_table(console, one_line(result.path), COLUMNS, _rows(result, verbose))
+            print_table(console, one_line(result.path), columns_of("recordings"), _rows(result, verbose))
         for case in result.cases:
             for tie in case.ties if verbose and not quiet else []:
                 say(console, f"tie in {case.id}: {tie}")
@@ -72,7 +63,6 @@ def _row(words: str, cases: Sequence[CaseResult]) -> list[str]:
 
 
 def _free_run(cases: Sequence[CaseResult]) -> str:
-    """Return what the free runs came to."""
     same = [case.free_run for case in cases if case.run is not None]
     if not same or all(same):
         return "same" if same else "-"
@@ -143,4 +133,4 @@ def show_golden_changes(title: str, changes: Sequence[Change], console: Console)
          str(change.tokens), number(change.f_hat), number(change.image)]
         for change in changes
     ]  # fmt: skip
-    print_table(console, title, CHANGES, rows)
+    print_table(console, title, columns_of("golden changes"), rows)

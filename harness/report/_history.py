@@ -4,8 +4,6 @@ Promise: a run is read off its file in a few milliseconds, by counts and notes a
 `verify` printed. A file that cannot be read is a row that says why.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections import Counter
@@ -13,12 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 
 from harness.errors import InputError, one_line
 from harness.judge import Verdict
-from harness.report._tables import Column, name_column, print_table, prose_column
+from harness.report._tables import columns_of, name_column, print_table, prose_column
 from harness.report._terminal import say, setting_name
 from harness.runs import RUN_FILE, Verification
 from harness.wording import count_of, date_of
@@ -27,11 +26,6 @@ UNREADABLE, UNFINISHED = "UNREADABLE", "UNFINISHED"
 WORST = (Verdict.DEFECT, UNREADABLE, Verdict.INCONCLUSIVE, UNFINISHED, Verdict.CONSISTENT, Verdict.TIE,
          Verdict.IDENTICAL)  # fmt: skip
 MARK_AT = slice(68, 72)  # of an SQLite file: whose it is
-COLUMNS = (
-    *map(name_column, ("run", "verdict")), prose_column("where it first differs"), Column("ended", 3, right=False),
-    Column("decoder", 1, right=False), Column("networks", 4, right=False), Column("images"),
-    Column("wrong tokens", spare=2),
-)  # fmt: skip
 Change = tuple[str, str, str]  # what, in the first run, in the second
 
 
@@ -100,7 +94,7 @@ class History:
     runs: Sequence[RunSummary]  # the worst first, then the newest
 
     @classmethod
-    def of(cls, files: Sequence[Path]) -> History:
+    def of(cls, files: Sequence[Path]) -> Self:
         """Read what every run came to."""
         return cls(sorted(map(summary_of, files), key=lambda run: (WORST.index(run.verdict), -run.ended)))
 
@@ -119,7 +113,8 @@ class History:
 def show_history(history: History, console: Console, quiet: bool) -> None:
     """Print a row a run, how many there are of each verdict, and which to look at first."""
     if not quiet:
-        print_table(console, "", COLUMNS, [[one_line(cell) or "-" for cell in run.cells] for run in history.runs])
+        rows = [[one_line(cell) or "-" for cell in run.cells] for run in history.runs]
+        print_table(console, "", columns_of("runs"), rows)
     say(console, f"{history.counts} of {count_of(len(history.runs), 'run')}")
     if not quiet:
         say(console, f"look at the worst: {history.command}", "next:", whole=True)

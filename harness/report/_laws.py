@@ -1,9 +1,8 @@
 """What laws and cases saw: records that travel between processes, and their lines in the terminal."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
+from typing import Self
 
 from harness.judge import Verdict
 
@@ -32,7 +31,7 @@ class CheckRow:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> CheckRow:
+    def from_json(cls, text: str) -> Self:
         """Return what `to_json` wrote."""
         values = json.loads(text)
         verdict = values["verdict"] and Verdict(values["verdict"])

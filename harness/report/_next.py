@@ -16,11 +16,6 @@ PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "timeout"
 NextStep = tuple[str, str]  # what to do, and the command line that does it; empty where none does
 
 
-def step_text(step: NextStep) -> str:
-    """Return a step as one line."""
-    return f"{step[0]}{f': {step[1]}' if step[1] else ''}"
-
-
 def next_step(result: Verification) -> NextStep | None:
     """Return what to do after a verdict; None where nothing was wrong and no command line made the run."""
     record, exercised, verdict = result.record, result.exercised, result.verdict

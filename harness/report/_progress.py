@@ -6,8 +6,6 @@ is asked to be quiet. Nothing of it reaches stdout.
 Why rich and not tqdm: the tables are rich's already, and its bar and ours share the terminal's width and colours.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -15,8 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -64,14 +61,12 @@ class LongWork:
         )  # fmt: skip
         self._task = self._bar.add_task(unit, total=total, defects="", beside="")
 
-    def __enter__(self) -> LongWork:
+    def __enter__(self) -> Self:
         """Begin to show it."""
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take the bar away."""
         self._bar.stop()
 

@@ -15,18 +15,11 @@ from harness.quality import (
     images_to_resolve,
     nats_text,
 )
-from harness.report._tables import Column, name_column, print_table
+from harness.report._tables import columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import count_of, number
 
 COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
-COLUMNS = (
-    name_column("decoder"), name_column("contract", spare=2), Column("draft len", spare=4), Column("target calls"),
-    Column("FD to real data"), Column("loss"), Column("FD to the target's law", spare=1), Column("drift"),
-    Column("nats", spare=1), Column("KD to real data", spare=6), Column("KD to the target's law", spare=6),
-    Column("class accuracy", spare=1), Column("precision", spare=5), Column("coverage", spare=5),
-    Column("time (s)", spare=7),
-)  # fmt: skip
 HEADS = (
     "decoder", "contract", "target calls", "FD to real", "loss", "FD to the target's law", "drift", "nats",
     "class accuracy", "precision", "coverage", "verdict",
@@ -38,7 +31,7 @@ def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
     if not quiet:
         images = count_of(run.rows[0].images, "image")
         title = f"{run.models} on {run.device}, cfg {run.cfg:g}, {images} a decoder"
-        print_table(console, title, COLUMNS, [_cells(row) for row in run.rows])
+        print_table(console, title, columns_of("quality"), [_cells(row) for row in run.rows])
         for text in _notes(run):
             say(console, text)
     for row in run.rows[1:]:
@@ -96,10 +89,8 @@ def quality_markdown(run: Measured) -> str:
     lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
     for row, verdict in zip(run.rows, verdicts, strict=True):
-        figures = (row.accuracy, row.precision, row.coverage)
-        losses = (row.real, row.loss, row.law, row.drift)
-        cells = [f"`{row.name}`", row.contract or "-", number(row.calls, ".1f"), *map(_estimate, losses)]
-        cells += [nats_text(row.nats), *map(_estimate, figures), verdict]
+        name, contract, _, *cells = _cells(row)
+        cells = [f"`{name}`", contract, *cells[:6], *cells[8:11], verdict]  # no kernel distances, no time
         lines.append(f"| {' | '.join(cells)} |")
     images = count_of(run.rows[0].images, "image")
     return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])

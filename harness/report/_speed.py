@@ -5,46 +5,23 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from harness.bench import PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
-from harness.report._tables import SHY, Column, name_column, print_table, prose_column
+from harness.report._tables import Column, columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import number
-
-SEQUENTIAL = (
-    Column("batch (images)"), Column(f"refer{SHY}ence (ms)", spare=2), Column("target (ms)"),
-    Column("target passes (ms)"), Column("target floor (ms)", spare=4), Column("draft (ms)"),
-    Column("draft passes (ms)", spare=3), Column("memory", spare=1),
-)  # fmt: skip
-SPECULATIVE = (
-    name_column("policy"), Column("batch (images)"), Column("draft len"), Column("time (ms)"),
-    Column("draft passes (ms)", spare=3), Column("verify passes (ms)", spare=3), Column("floor (ms)", spare=4),
-    Column("target calls"), Column("speed-up"), Column("passes allow", spare=1), Column("share", spare=2),
-    Column("extra memory"),
-)  # fmt: skip
-
-POLICIES = (
-    *map(name_column, ("policy", "contract", "draft_len")), Column("target calls"), Column("target rows", spare=1),
-    Column("draft rows", spare=2), Column("tokens differ (share)"), Column("pixels off (mean)"),
-    prose_column("rounds by final scales"),
-)  # fmt: skip
-SCOREBOARD = (
-    name_column("decoder"), name_column("contract"), Column("target calls (≤\u00a05)"), Column("speed-up (≥\u00a01.3)"),
-    Column("extra memory (<\u00a020\u00a0%)", spare=1), Column("pixels off (draft: 100\u00a0%)"),
-    prose_column("promises kept"),
-)  # fmt: skip
 
 
 def show_speed(run: Speed, device: str, console: Console) -> None:
     """Print one run; times are those of a batch."""
     title = f"{run.models} on {device}, {run.title}: sequential decoding"
-    print_table(console, title, SEQUENTIAL, sequential_rows(run.rows))
+    print_table(console, title, columns_of("sequential"), sequential_rows(run.rows))
     title = "speculative decoding" + (", bonus scale" if run.bonus else "")
-    print_table(console, title, SPECULATIVE, speculative_rows(run.rows))
+    print_table(console, title, columns_of("speculative"), speculative_rows(run.rows))
     say(console, str(run.machine))
 
 
 def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
     """Print what `bench-policies` measured; means of an image, histograms of all."""
-    print_table(console, "means of an image", POLICIES, [policy_cells(row) for row in rows])
+    print_table(console, "means of an image", columns_of("policies"), [policy_cells(row) for row in rows])
     for text in acceptance_sentences(rows):
         say(console, text)
 
@@ -53,8 +30,8 @@ def show_scoreboard(board: Scoreboard, console: Console) -> None:
     """Print the report's promises against what was measured."""
     rows = [[cell.replace("`", "") for cell in row] for row in board.rows]
     quality = [Column("loss; drift (<\u00a00.1)")] if board.with_quality else []
-    columns = (*SCOREBOARD[:-1], *quality, SCOREBOARD[-1])
-    print_table(console, "the report's promises", columns, rows)
+    *columns, kept = columns_of("scoreboard")
+    print_table(console, "the report's promises", [*columns, *quality, kept], rows)
 
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:

@@ -7,6 +7,7 @@ replaced, and nothing else.
 """
 
 import textwrap
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ LEAST_PROSE = 32  # columns; prose with less room stands below its row
 NOTHING = ("", "-")
 HEAD_LINES = 2  # of a header, where there is room
 GAP, INDENT = "  ", "  "
+TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
 Rows = Sequence[Sequence[str]]
 
 
@@ -44,6 +46,11 @@ def name_column(head: str, spare: int = 0) -> Column:
 def prose_column(head: str) -> Column:
     """Return a column of prose."""
     return Column(head, right=False, prose=True)
+
+
+def columns_of(table: str) -> tuple[Column, ...]:
+    """Return the columns of a table of tables.toml."""
+    return tuple(Column(**values) for values in TABLES[table]["columns"])
 
 
 def print_table(console: Console, title: str, columns: Sequence[Column], rows: Rows) -> None:
@@ -123,7 +130,6 @@ def _with_flat_heads(columns: Sequence[Column], widths: list[int], room: int) ->
 
 
 def _heading(column: Column, width: int) -> list[str]:
-    """Return the lines of a header."""
     words: list[str] = []
     for word in column.head.split(" "):
         whole = word.replace(SHY, "")
@@ -143,7 +149,6 @@ class _Grid:
     below: list[int]  # the columns of prose below them
 
     def lines(self, rows: Rows, width: int) -> list[str]:
-        """Return head, rule and rows."""
         columns, indent = self.columns, INDENT if self.lead >= 0 else ""
         heads = [_heading(columns[k], w) for k, w in zip(self.grid, self.widths, strict=True)]
         used = len(indent) + _total(self.widths) + len(GAP)

@@ -16,25 +16,15 @@ from harness.errors import one_line, shortened
 from harness.files import compact
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
-from harness.report._next import next_step, step_text
-from harness.report._tables import SHY, Column, name_column, print_table, prose_column, wrapped
+from harness.report._next import next_step
+from harness.report._tables import columns_of, name_column, print_table, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
 
 COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
 ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "green", Answer.CANNOT: "yellow"}
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
-PARTS = (*map(name_column, ("part", "law", "verdict")), prose_column("what is wrong with the numbers"))
-COLUMNS = {
-    "images": Column("images"), "draws": Column("draws", spare=1), "identical": Column(f"iden{SHY}tical"),
-    "ties": Column("ties"), "wrong_tokens": Column("wrong tokens"), "unclaimed": Column(f"un{SHY}claimed"),
-    "wrong_tensors": Column("wrong tensors"), "defects": Column("defects"),
-}  # fmt: skip
-MEASURED = (
-    Column("target calls (range)"), Column("accepted scales a round", spare=2), Column("time (s)", spare=3),
-    Column(f"refer{SHY}ence (s)", spare=4),
-)  # fmt: skip
-STATED = (Column("target calls (range), it says"), Column("accepted scales a round, it says", spare=2), *MEASURED[2:])
+COLUMNS = dict(zip(COUNTS, columns_of("counts"), strict=True))
 MOST_CHANGES = 4
 VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
@@ -72,7 +62,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     `quiet` leaves the verdict's line only; `verbose` adds a row for every setting that passed, and how it was judged.
     """
     if not quiet:
-        measured = STATED if result.is_its_word else MEASURED
+        measured = columns_of("stated" if result.is_its_word else "measured")
         columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
         print_table(console, _title(result), columns, _rows(result, verbose))
         for text in _details(result) if verbose else ():
@@ -91,7 +81,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged")
     say(console, _verdict_text(result, console), result.verdict.value, COLOURS[result.verdict.exit_status])
     if not quiet and (step := next_step(result)) is not None:
-        say(console, step_text(step), "next:", whole=True)
+        say(console, ": ".join(filter(None, step)), "next:", whole=True)
 
 
 def _details(result: Verification) -> list[str]:
@@ -133,8 +123,14 @@ def laws_line(tried: LawsTried) -> str:
     return f"laws, in {count_of(tried.cases, 'case')} each: {', '.join(words)}"
 
 
+def first_word(result: Verification) -> str:
+    """Return what the first divergence of a run is called."""
+    if result.against:
+        return "first difference"
+    return "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+
+
 def _say_first_divergence(result: Verification, console: Console) -> None:
-    """Print distances, why the run is inconclusive, and the first divergence."""
     for setting in result.settings:
         if setting.distances:
             say(console, _distance_line(setting))
@@ -143,8 +139,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     for remark, count in result.remarks.items():
         say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect: nothing was seen to depend on it)")
     if (first := result.first_divergence) is not None:
-        word = "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
-        say(console, f"{'first difference' if result.against else word}: {first}")
+        say(console, f"{first_word(result)}: {first}")
         if before := result.before_the_crash:
             say(console, f"before it: {before}")
     for text in result.so_far[:1]:
@@ -239,7 +234,7 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
             for row in rows
             if verbose or row.verdict != PartVerdict.HELD
         ]
-        print_table(console, "", PARTS, cells)
+        print_table(console, "", columns_of("parts"), cells)
         held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD))
         if held and not verbose:
             laws = count_of(counts[PartVerdict.HELD], "law")

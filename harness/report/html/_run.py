@@ -9,12 +9,12 @@ from torch import Tensor
 
 from harness.judge import Verdict
 from harness.protocol import Contract
-from harness.report import setting_name
+from harness.report import first_word, setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
 from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of, sections_of
-from harness.report.html._story import first_parts, story_parts, story_title
+from harness.report.html._story import first_parts, story_parts
 from harness.report.html._words import TONE, VERDICTS
 from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
 from harness.runs.pictures import Picture
@@ -83,7 +83,7 @@ def _sections(result: Verification, seen: Seen) -> list[Section]:
     other, compared = result.against or "reference", bool(result.totals["draws"])
     return sections_of(
         "run",
-        {"other": other, "story": story_title(result), "legend": scales.ROUND_LEGEND},
+        {"other": other, "story": f"The {first_word(result)}", "legend": scales.ROUND_LEGEND},
         images=_images(result, seen, other),
         story=story_parts(result, seen.exhibit, seen.file, seen.case),
         result=[overview.key_facts(result), *overview.settings_parts(result)],

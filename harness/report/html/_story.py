@@ -18,19 +18,15 @@ from harness.runs import Verification
 NEAR = 8  # tokens of the prefix that are listed
 
 
-def story_title(result: Verification) -> str:
-    """Return the heading of the section."""
-    if result.against:
-        return "The first difference"
-    return "The first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "The first defect"
-
-
 def first_parts(result: Verification) -> list[object]:
     """Return what stands under the headline: where, which component, why and what to do next, or what was not asked."""
     first, step = result.first_divergence, next_step(result)
     parts: list[object] = []
     if first is not None and result.verdict is Verdict.DEFECT:
-        what = [("where", _where(first, layout_of(result))), ("component", f"{first.component}. {_meaning(first)}")]
+        what = [
+            ("where", _where(first, layout_of(result))),
+            ("component", f"{first.component}. {COMPONENTS.get(first.component, '')}"),
+        ]
         parts.append(Bullets([*what, ("what was seen", first.detail)]))
         endings = (judgement.ending for setting in result.settings for judgement in setting.judgements)
         if ending := next(filter(None, endings), ""):
@@ -44,10 +40,6 @@ def first_parts(result: Verification) -> list[object]:
     return parts
 
 
-def _meaning(first: Divergence) -> str:
-    return COMPONENTS.get(first.component, "")
-
-
 def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, case: int | None) -> list[object]:
     """Return the parts of the section, none where nothing differs; the other arguments are fields of `Seen`."""
     first = result.first_divergence
@@ -55,7 +47,8 @@ def story_parts(result: Verification, exhibit: Mapping[str, Tensor], file: str, 
         return []
     parts: list[object] = []
     if result.verdict is not Verdict.DEFECT:
-        parts.append(f"{_where(first, layout_of(result))} {_meaning(first)} What was seen: {first.detail}.")
+        meaning = COMPONENTS.get(first.component, "")
+        parts.append(f"{_where(first, layout_of(result))} {meaning} What was seen: {first.detail}.")
     if first.position >= 0:
         parts += [_tokens(first), *_prefix(exhibit), *_scores(first, exhibit)]
     parts += [f"How far that decode came: {text}." for text in result.so_far[:1]]
