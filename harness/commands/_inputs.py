@@ -46,7 +46,6 @@ def _by_name(networks: Pair, device: torch.device) -> ModelPair:
 
 
 def _from_files(networks: Pair) -> ModelPair:
-    """Return the networks of three checkpoint files. Raises `InputError`."""
     if networks.models != "digits":
         rule = "is one choice of networks, three checkpoint files are another"
         raise InputError("models", networks.models, rule, "drop one of them")

@@ -113,7 +113,6 @@ class Pair(Group):
     target: Target = None
     vae: Vae = None
     patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
-
     heads: Annotated[str, Option(HEADS, rare=True)] = ""
 
     def files(self) -> dict[str, Path | None]:

@@ -1,7 +1,5 @@
 """`sdvar-harness bench`: time speculative against sequential decoding."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -32,11 +30,7 @@ class TimedDecodes(Group):
     quiet: options.Quiet = False
 
 
-@command(
-    "bench --draft-len 2,5",
-    "bench --device cuda --dtype bfloat16 --graphs --policies imposed:0.5,imposed:1",
-    "bench --batches 1,8 --repeats 9 --json speed.json",
-)
+@command
 def bench(networks: Networks, timed: TimedDecodes) -> None:
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
     import torch

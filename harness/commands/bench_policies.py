@@ -30,11 +30,7 @@ class PolicyDecodes(Group):
     json: options.Json = None
 
 
-@command(
-    "bench-policies --images 50",
-    "bench-policies --policies coupled,kl:0.1 --once '' --draft-len 2,5",
-    "bench-policies --json policies.json --picture policies.svg",
-)
+@command
 def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     """Measure target calls, target rows and distances of the acceptance policies."""
     from harness.bench import measure_policies, policies_document, policy_markdown

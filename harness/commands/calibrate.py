@@ -22,11 +22,7 @@ class Calibration(Group):
     reason: Annotated[str, Option("Why a wider budget, or one of fewer images, may be kept.", panel=WRITTEN)] = ""
 
 
-@command(
-    "calibrate",
-    "calibrate --device cuda --dtype bfloat16 --into budgets.json",
-    "calibrate --batches 1,2 --into budgets.json --reason 'fewer images: the card is small'",
-)
+@command
 def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
     """Measure the reference against float64 over every window of the pyramid, in one device, dtype and mode."""
     from harness.commands._inputs import counts, load_models

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.commands._options import Mode
+from harness.commands._options import Mode, Pair
 from harness.commands.records import command
 from harness.errors import InputError
 from harness.wording import count_of
@@ -37,7 +37,7 @@ class Finding:
     advice: str = ""  # what to do; empty where all is well
 
 
-@command("doctor", "doctor --device cuda --dtype bfloat16", "doctor --device cuda --tf32")
+@command
 def doctor(mode: Mode) -> None:
     """Say what this machine has for a verification, a line each, and what to do about what it lacks."""
     from harness.provenance import versions
@@ -53,7 +53,6 @@ def doctor(mode: Mode) -> None:
 def findings(mode: Mode) -> list[Finding]:
     """Return what is to be said of this machine in one device, dtype and mode. Raises `InputError` for another one."""
     from harness.commands._inputs import load_models
-    from harness.commands._options import Pair
 
     models = load_models(Pair(), mode)
     extras = [_extra(*row) for row in EXTRAS]

@@ -38,11 +38,7 @@ class Asked(Group):
     verbose: Annotated[bool, Option("Show every alternative, and how many images find it.", rare=True)] = False
 
 
-@command(
-    "evidence tokens.safetensors",
-    "evidence today.safetensors --state served.json",
-    "evidence tokens.safetensors --top-k 100 --verbose",
-)
+@command
 def evidence(networks: Networks, asked: Asked) -> None:
     """Bet on tokens against the target's likelihood: DEFECT, CONSISTENT, or how many images would decide.
 

@@ -59,7 +59,7 @@ class RecordOptions(GoldenCases):
     reason: Annotated[str, Option("Why the goldens change; kept in the files.", panel=WRITTEN)] = ""
 
 
-@command("golden check", "golden check --only 'one-phi-*'", "golden check recorded-cpu.safetensors --html check.html")
+@command
 def check(cases: CheckOptions) -> None:
     """Run every recorded case again, teacher-forced, and compare.
 
@@ -105,11 +105,7 @@ def check(cases: CheckOptions) -> None:
     raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 
 
-@command(
-    "golden record --reason 'float64 ticks of phi'",
-    "golden record --only 'target*' --reason 'a new case'",
-    "golden record --device cuda --reason 'a new card'",
-)
+@command
 def record(cases: RecordOptions) -> None:
     """Write this project's goldens anew, where they changed.
 
@@ -133,7 +129,7 @@ def record(cases: RecordOptions) -> None:
         say(console, "nothing changed; nothing written")
 
 
-@command("golden diff", "golden diff --only 'one-phi-*'", "golden diff --html changes.html")
+@command
 def diff(cases: DiffOptions) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
     from harness.golden import regenerate_all

@@ -18,7 +18,7 @@ class NewModule(Group):
     path: Annotated[Path, Option("File to write, e.g. mydecoder.py; one that is there is kept.", argument=True)]
 
 
-@command("init mydecoder.py", "init ours/decoder.py", "init fast.py")
+@command
 def init(module: NewModule) -> None:
     """Write a decoder that runs and is IDENTICAL, with the places marked where one's own code goes."""
     from harness.report import plain_console, say

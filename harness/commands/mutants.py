@@ -52,7 +52,7 @@ class HuntedBugs(Group):
     quiet: options.Quiet = False
 
 
-@command("mutants --only masks", "mutants --only positions.offset --laws first", "mutants --html hunt.html")
+@command
 def mutants(hunted: HuntedBugs) -> None:
     """Hunt planted bugs with the laws; a bug that its family of laws does not catch is a defect of the laws.
 

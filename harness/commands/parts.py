@@ -46,11 +46,7 @@ class PartsQuestion(Group):
     quiet: options.Quiet = False
 
 
-@command(
-    "parts --examples 6",
-    "parts --implementation mydecoder:factory",
-    "parts --implementation published:sdvar-parallel --checkout ../SDVAR --json parts.json",
-)
+@command
 def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
 

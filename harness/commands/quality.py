@@ -80,11 +80,7 @@ class QualityJudging(Group):
     quiet: options.Quiet = False
 
 
-@command(
-    "quality --policies coupled,kl:0.1 --images 2000",
-    "quality --implementation mydecoder:factory --policies '' --max-loss 0.1",
-    "quality --run drawn.db --resume --json quality.json --picture quality.svg",
-)
+@command
 def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> None:
     """Measure how good images are: distances to real data and to the target's law, with intervals and a verdict.
 

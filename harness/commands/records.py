@@ -5,10 +5,12 @@ records the flat one that typer wants, and calls it with records that are filled
 `--help-all` every one. Nothing heavy is imported.
 """
 
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -58,18 +60,6 @@ class Group:
         return changes
 
 
-def command(*examples: str) -> Callable[[Function], Function]:
-    """Decorate a function whose parameters are records: typer sees an option a field.
-
-    A subclass of a record replaces the options that it annotates anew. `examples`, shown under the help, are command
-    lines without the program's name.
-
-    What is returned keeps in its `__dict__` the `examples`, the names of `rare` options, and all `options`: as they
-    are spelled -> (parameter, type).
-    """
-    return partial(_flat, examples)
-
-
 def add(app: typer.Typer, function: Function, name: str | None = None) -> None:
     """Give an app a function that `command` decorated."""
     lines = (f"[dim]$[/dim] sdvar-harness {example}" for example in function.__dict__["examples"])
@@ -96,12 +86,19 @@ def _show_all(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
+EXAMPLES: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
 READERS: Mapping[object, Callable[[str], float]] = {int: whole, float: real}
 HELP_ALL = Annotated[bool, typer.Option("--help-all", is_eager=True, callback=_show_all, help="Show every option.")]
 
 
-def _flat(examples: tuple[str, ...], function: Function) -> Function:
-    """Return a function with one parameter an option that calls `function` with its records."""
+def command(function: Function) -> Function:
+    """Decorate a function whose parameters are records: typer sees an option a field.
+
+    A subclass of a record replaces the options that it annotates anew.
+
+    What is returned keeps in its `__dict__` the `examples` of examples.toml, which the help shows, the names of `rare`
+    options, and all `options`: as they are spelled -> (parameter, type).
+    """
     hints = get_type_hints(function)
     records = {name: hints[name] for name in signature(function).parameters}
     parameters, rare = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)], set()
@@ -124,7 +121,7 @@ def _flat(examples: tuple[str, ...], function: Function) -> Function:
         function(**{name: _filled(record, values, given) for name, record in records.items()})
 
     filled.__dict__.update(
-        __signature__=Signature(parameters), examples=examples, rare=frozenset(rare), options=spelled
+        __signature__=Signature(parameters), examples=EXAMPLES[function.__name__], rare=frozenset(rare), options=spelled
     )
     filled.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return filled
@@ -177,7 +174,6 @@ def _read(name: str, reader: Callable[[str], float], value: object) -> float:
 
 
 def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[str]) -> Group:
-    """Return a record of what was typed, with the records inside."""
     hints, inside = get_type_hints(record), dict[str, Any]()
     for each in fields(record):
         if _is_group(hints[each.name]):
@@ -188,5 +184,4 @@ def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[
 
 
 def _is_group(hint: object) -> bool:
-    """Tell whether a field's type is a record of options."""
     return isinstance(hint, type) and issubclass(hint, Group)

@@ -41,12 +41,8 @@ class ReplayCases(Group):
     device: Annotated[str, Option("cpu, cuda or cuda:N.", shown="the recorded one, or cpu", panel=PLACE)] = ""
     budgets: options.Budgets = BUDGETS
 
-    def files(self) -> dict[str, Path | None]:
-        """Return the checkpoint files that are named, by option."""
-        return options.files_of(self)
 
-
-@command("replay run.db", "replay run.db --case 0 --shrink --bundle case.sdvar", "replay case.sdvar --device cpu")
+@command
 def replay(cases: ReplayCases) -> None:
     """Repeat recorded defects: STILL FAILS, FIXED, OTHER DEFECT, or CANNOT REPRODUCE and why.
 
@@ -56,7 +52,7 @@ def replay(cases: ReplayCases) -> None:
     from harness.runs import Answer, check_trusted, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
-    paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **cases.files()})
+    paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **options.files_of(cases)})
     check_readable(cases.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     checkouts = cases.checkout, cases.against_checkout
     recorded, console = chosen_cases(cases), plain_console()

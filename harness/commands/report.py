@@ -1,18 +1,13 @@
 """`sdvar-harness report`: kept runs again, in the terminal and as pages: one, many beside each other, what changed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from harness.commands import _options as options
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs, write_asked
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FILES = "Files of verify --run, of runs that go on, too; or folders of such files."
 
@@ -28,7 +23,7 @@ class ReportOptions(Group):
     quiet: options.Quiet = False
 
 
-@command("report run.db", "report run.db --html run.html", "report runs --html runs.html", "report --compare a.db b.db")
+@command
 def report(shown: ReportOptions) -> None:
     """Show kept runs again: one as verify printed it, several with a row each, or what changed between two.
 
@@ -36,45 +31,28 @@ def report(shown: ReportOptions) -> None:
 
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """
-    from harness.report import History, plain_console, run_files, say, show_history
-    from harness.report.html import check_page, history_page
+    from harness import report as reports
+    from harness.report import html as pages
+    from harness.runs import RUN_FILE, recorded_result
 
-    console, files = plain_console(), run_files(shown.runs)
+    console, files = reports.plain_console(), reports.run_files(shown.runs)
     paths = check_outputs({"html": shown.html}, {"run" if file == files[0] else f"run {file}": file for file in files})
-    check_page(shown.html)
+    pages.check_page(shown.html)
     if shown.compare and len(files) != 2:
         raise InputError("compare", True, f"takes two runs, and there are {len(files)}", "pass two files")
     if shown.compare:
-        page = _of_two(files[0], files[1], "html" in paths, console)
+        runs, names = (recorded_result(files[0]), recorded_result(files[1])), (str(files[0]), str(files[1]))
+        reports.show_changes(reports.changes_between(*runs), names, console)
+        write_asked(paths, html=lambda: pages.changes_page(runs, names))
     elif len(files) == 1 and shown.runs == files:
-        page = _of_one(files[0], shown, "html" in paths, console)
+        result = recorded_result(files[0])
+        with RUN_FILE.readable(files[0]):
+            reports.show_verification(result, console, shown.quiet, shown.verbose)
+            page = pages.run_page(result, pages.seen_in(files[0], result)) if "html" in paths else b""
+        write_asked(paths, html=lambda: page)
     else:
-        history = History.of(files)
-        show_history(history, console, shown.quiet)
-        page = history_page(history) if "html" in paths else b""
-    write_asked(paths, html=lambda: page)
+        history = reports.History.of(files)
+        reports.show_history(history, console, shown.quiet)
+        write_asked(paths, html=lambda: pages.history_page(history))
     if "html" in paths:
-        say(console, f"wrote {shown.html}")
-
-
-def _of_one(file: Path, shown: ReportOptions, wants_page: bool, console: Console) -> bytes:
-    """Show one run; return its page, where it is wanted."""
-    from harness.report import show_verification
-    from harness.report.html import run_page, seen_in
-    from harness.runs import RUN_FILE, recorded_result
-
-    result = recorded_result(file)
-    with RUN_FILE.readable(file):
-        show_verification(result, console, shown.quiet, shown.verbose)
-        return run_page(result, seen_in(file, result)) if wants_page else b""
-
-
-def _of_two(one: Path, other: Path, wants_page: bool, console: Console) -> bytes:
-    """Show what changed from one run to another; return its page, where it is wanted."""
-    from harness.report import changes_between, show_changes
-    from harness.report.html import changes_page
-    from harness.runs import recorded_result
-
-    runs, names = (recorded_result(one), recorded_result(other)), (str(one), str(other))
-    show_changes(changes_between(*runs), names, console)
-    return changes_page(runs, names) if wants_page else b""
+        reports.say(console, f"wrote {shown.html}")

@@ -50,11 +50,7 @@ class SampleOptions(Group):
     force: Annotated[bool, Option("Replace files that are there already.")] = False
 
 
-@command(
-    "sample --seeds 0:2 --labels 0,1",
-    "sample --sampler sequential --out target.png --tokens target.safetensors",
-    "sample --policy kl:0.1 --draft-len 3 --trace 1",
-)
+@command
 def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
     """Draw images into a PNG grid, whose text says what made them; a file that is there is kept."""
     import torch

@@ -28,11 +28,7 @@ class StoredMeasurements(Group):
     picture: Picture = None
 
 
-@command(
-    "scoreboard",
-    "scoreboard --policies policies.json --speed speed-h200.json",
-    "scoreboard --into README.md --picture speed-up.svg",
-)
+@command
 def scoreboard(stored: StoredMeasurements) -> None:
     """Compare stored measurements with the promises of the SDVAR report: calls, speed, memory, image."""
     from harness.bench import read_policies, read_speed, speed_table

@@ -109,11 +109,7 @@ class VerifyOutputs(Group):
     quiet: options.Quiet = False
 
 
-@command(
-    "verify",
-    "verify --implementation mydecoder:factory --seeds 0:2 --labels 0,1",
-    "verify --draft small.pth --target large.pth --vae vae.pth --device cuda --html report.html",
-)
+@command
 def verify(
     networks: Networks,
     images: VerifyImages,
