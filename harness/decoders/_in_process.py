@@ -35,10 +35,7 @@ KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}
 
 
 class InProcess:
-    """One decoder a setting, in this process; the harness's own need not be `watched`.
-
-    Raises `InputError` where the factory refuses the settings.
-    """
+    """One decoder a setting, here; the harness's own need not be `watched`. Raises `InputError` as the factory does."""
 
     def __init__(self, factory: Factory, models: ModelPair, settings: Sequence[Settings], watched: bool = True) -> None:
         self.models = models

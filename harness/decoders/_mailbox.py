@@ -83,10 +83,7 @@ class Mailbox:
         return header
 
     def take(self, header: object) -> dict[str, Tensor]:
-        """Return copies of what lies in the mailbox.
-
-        Raises `UnreadableError`: the header has another form, or points beyond the block.
-        """
+        """Return copies of what lies here. Raises `UnreadableError` for another header, or one beyond the block."""
         tensors: dict[str, Tensor] = {}
         begin = 0
         for name, dtype, shape in _checked(header):

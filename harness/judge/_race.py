@@ -26,8 +26,7 @@ Number = TypeVar("Number", float, Tensor)
 class RaceMargins:
     """What precise races say of N tokens; float64."""
 
-    # by how much the token loses; <= 0 if it can win within the budget's filter, infinite if it is filtered out for
-    # certain
+    # by how much the token loses; <= 0 if it can win within the budget's filter, infinite if that drops it for certain
     margin_N: Tensor
     bound_N: Tensor  # the largest margin that rounding explains
     error_N: Tensor  # how far the logits that were shown are from the precise ones, at most; 0 where none were
@@ -45,18 +44,12 @@ def margins_of_differing_tokens(
     allowed_N: Tensor,
     shown: Sequence[Tensor] = (),
 ) -> RaceMargins:
-    """Race tokens by precise logits.
+    """Race tokens (int64) by precise guided logits on the decoder's own prefix, before the request's filter.
 
     The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take
-    part for certain.
-
-    Args:
-        exact_NV: precise guided logits on the decoder's own prefix, before the filter.
-        E_NV: the exponentials of these draws; None where the most likely token is taken: nobody is slowed down.
-        token_N: int64, who races.
-        request: its filters.
-        allowed_N: float64, how far rounding may move a logit there.
-        shown: guided logits (N, V) of those that drew, each.
+    part for certain. `E_NV` are the exponentials of these draws, None where the most likely token is taken: nobody is
+    slowed down. `allowed_N`, float64, is how far rounding may move a logit there, `shown` the guided logits (N, V) of
+    those that drew, each.
     """
     exact_NV, token_N1 = exact_NV.double(), token_N[:, None]
     possible_NV, certain_NV = filter_survivors(exact_NV, request, allowed_N[:, None])

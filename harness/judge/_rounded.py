@@ -30,10 +30,7 @@ PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.conv2d, 
 
 
 def explains(actual: Tensor, exact: Tensor, other: Tensor) -> bool:
-    """Tell whether another computation comes twice as near to a tensor as the exact one does.
-
-    NaN and infinity explain nothing.
-    """
+    """Tell whether another computation comes twice as near to a tensor as the exact one; NaN and infinity do not."""
     far, near = ((actual.double() - each.double()).square().mean() for each in (exact, other))
     return bool(near <= NEARER**2 * far) and bool(far > 0) and bool(near.isfinite())
 

@@ -95,9 +95,7 @@ def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
 
 @torch.inference_mode()
 def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Tensor | None = None) -> Tensor:
-    """Return tokens_l, what the draft draws at a scale after some tokens (None: the decoder's own): by a stream, or
-    greedily.
-    """
+    """Return tokens_l that the draft draws, or takes, at a scale after some tokens (None: the decoder's own)."""
     models, request, noise, one = evidence.models, evidence.request, evidence.numbers, slice(image, image + 1)
     labels_1 = noise.labels(models.draft.config.classes)[one]
     tokens_1L = evidence.actual.tokens_BL[one] if tokens_1L is None else tokens_1L

@@ -108,8 +108,7 @@ class Judgement:
     identical: int = 0  # tokens equal to the reference's draw on the same prefix, whatever the contract
     ties: list[Divergence] = field(default_factory=list)  # certified ones
     wrong_tokens: int = 0  # tokens that are neither (contract A)
-    # tokens that are not identical, where none is claimed (contracts B and C). Always draws = identical + ties +
-    # wrong_tokens + unclaimed
+    # those not identical, where none is claimed (B and C). Always draws = identical + ties + wrong_tokens + unclaimed
     unclaimed: int = 0
     wrong_tensors: int = 0  # records of `defects` about a tensor: one an image at most, whatever its tokens are
     # records of all that is wrong, in causal order; the first one is where to look
@@ -130,8 +129,7 @@ class Judgement:
     under: list[list[float]] = field(default_factory=list)  # mean and variance of it, under each alternative
     so_far: str = ""  # how far a decode came that did not end well, in words
     ending: str = ""  # the traceback of such a decode, and what its process printed last
-    # its trace so far, or all of it where something else was wrong; None where nothing is known, and once it is
-    # judged
+    # its trace so far, or all of it where something else was wrong; None where nothing is known, and once judged
     partial: Trace | None = None
 
     @property

@@ -55,13 +55,9 @@ def gains(won_NAS: Tensor) -> Tensor:
 
 
 class Wealth:
-    """What the bets of one decoder under one setting have come to.
+    """What the bets of one decoder under one setting, over S scales, have come to.
 
-    Args:
-        alternatives: that are bet on.
-        S: scales.
-        looks: how many such wealths are looked at: α is shared by them.
-        alpha: chance that a right decoder is accused, all looks together.
+    `alpha` is the chance that a right decoder is accused, all `looks` together: so many such wealths are looked at.
     """
 
     def __init__(self, alternatives: Sequence[Alternative], S: int, looks: int = 1, alpha: float = ALPHA) -> None:

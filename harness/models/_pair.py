@@ -58,9 +58,8 @@ class ModelPair:
         for word, of_draft, of_target in pairs:
             if of_draft != of_target:
                 side = "vae" if word in "VC" and draft.V == target.V and draft.C == target.C else "draft"
-                raise InputError(
-                    f"{side} {word}", of_draft, f"must equal the target's {of_target}", "pass models trained as a pair"
-                )
+                rule = f"must equal the target's {of_target}"
+                raise InputError(f"{side} {word}", of_draft, rule, "pass models trained as a pair")
         self.vae.check_for(self.pyramid)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -114,9 +113,8 @@ class ModelPair:
         The quantiser's products are computed as the target's; weights keep float32 at least, and pixels are made so.
         Raises `InputError` for another word, and where networks of this family do not compute inside autocast.
         """
-        (dtype, autocast), (draft_dtype, draft_autocast) = (
-            parse_mode(*each) for each in (("dtype", mode), ("draft_dtype", draft_mode or mode))
-        )
+        dtype, autocast = parse_mode("dtype", mode)
+        draft_dtype, draft_autocast = parse_mode("draft_dtype", draft_mode or mode)
         pair = self.to(device, dtype, draft_dtype)
         if not (autocast or draft_autocast):
             return pair

@@ -169,8 +169,7 @@ def _equal(mine: Tensor, theirs: Tensor) -> bool:
 def _mappings(
     tree: object, path: tuple[str, ...] = (), entered: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield every mapping that holds tensors itself, with the keys down to it; none is `entered` twice: it may hold
-    itself."""
+    """Yield every mapping that holds tensors itself, with the keys down to it; none twice, though it hold itself."""
     entered = set() if entered is None else entered
     items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
     if isinstance(tree, Mapping):

@@ -21,7 +21,6 @@ from harness.errors import InputError
 from harness.judge import Judgement, malformed, nats_of, wrong_draw
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
-from harness.protocol.pyramid import ScalePyramid
 from harness.quality._features import Features
 from harness.reference import filter_logits
 from harness.reference.sequential import sample_sequential
@@ -199,12 +198,7 @@ class Artist:
         network = models.draft if source.draft else models.target
         trace = sample_sequential(network, models.vae, request, models.noise(request))
         if source.draft or source.cfg is not None:  # another law than the target's
-            trace.law_BLV = law_shown(trace, request, models.pyramid)
+            by_scale = [(si, trace.shown.guided_BLV[:, models.pyramid.draws.span(si)]) for si in models.pyramid]
+            laws = [filter_logits(guided_BlV, *request.filter(si)).softmax(-1) for si, guided_BlV in by_scale]
+            trace.law_BLV = torch.cat(laws, 1)
         return replace(trace, target_calls=[0] * request.B) if source.draft else trace
-
-
-def law_shown(trace: Trace, request: Request, pyramid: ScalePyramid) -> Tensor:
-    """Return law_BLV of a trace of sequential decoding."""
-    guided_BLV = trace.shown.guided_BLV
-    filtered = [filter_logits(guided_BLV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1) for si in pyramid]
-    return torch.cat(filtered, 1)

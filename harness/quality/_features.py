@@ -71,7 +71,6 @@ class NoFeatures:
         return self
 
     def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
-        """Return no feature of any image."""
         return image_B3hw.new_zeros(len(image_B3hw), 0), None
 
 

@@ -39,25 +39,17 @@ def check_loss(name: str, most: float | None) -> None:
 
 
 def quality_verdict(row: QualityRow, most: float | None, most_nats: float | None = None) -> Quality:
-    """Return whether a set of images is as good as sequential decoding's, up to a loss. Arguments as `why_quality`."""
-    return _judged(row, most, most_nats)[0]
+    """Return whether images are as good as sequential decoding's, up to a loss. Arguments as `judge_quality`."""
+    return judge_quality(row, most, most_nats)[0]
 
 
-def why_quality(row: QualityRow, most: float | None, most_nats: float | None = None) -> str:
-    """Return one clause on the verdict: which figure decides, or which N would.
+def judge_quality(row: QualityRow, most: float | None, most_nats: float | None = None) -> tuple[Quality, str]:
+    """Return the verdict on a set of images, and one clause on it: which figure decides, or which N would.
 
     LOST: the lower end of an interval is above what is allowed, the decoder gave no image, or it claims the law
-    (contract B) and its tokens have another one. KEPT: all upper ends are below.
-
-    Args:
-        row: what the images came to.
-        most: allowed loss and drift, squared standard deviations; None = distances are not judged.
-        most_nats: allowed loss in nats an image; None likewise.
+    (contract B) and its tokens have another one. KEPT: all upper ends are below. Allowed are `most` squared standard
+    deviations of loss and drift, and `most_nats` nats an image; what is None is not judged.
     """
-    return _judged(row, most, most_nats)[1]
-
-
-def _judged(row: QualityRow, most: float | None, most_nats: float | None) -> tuple[Quality, str]:
     if row.failed:
         return Quality.LOST, f"it gives no image: {row.failed}"
     if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:

@@ -11,7 +11,7 @@ from typing import Any
 from harness.files import compact, finite, read_json
 from harness.provenance import versions
 from harness.quality._distances import LEVEL, Estimate
-from harness.quality._loss import Quality, quality_verdict, why_quality, worst
+from harness.quality._loss import Quality, judge_quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
 from harness.quality._two_samples import Tokens
 from harness.rounding import precision
@@ -49,7 +49,7 @@ class Measured:
 
     def why(self, row: QualityRow) -> str:
         """Return one clause on the verdict on a row."""
-        return why_quality(row, self.most, self.most_nats)
+        return judge_quality(row, self.most, self.most_nats)[1]
 
     @property
     def verdict(self) -> Quality | None:

@@ -34,9 +34,7 @@ NOT_SHOWN = "it shows no law that its tokens are drawn from"
 def loss_in_nats(nats_NX: Tensor, draws: int) -> tuple[list[Estimate], str]:
     """Return what a set of images loses at every scale, and, last, over all; and why there is no upper end, if not.
 
-    Args:
-        nats_NX: (N, S) losses where laws are shown, else (N, A, S) what every alternative wins.
-        draws: tokens of an image.
+    `nats_NX` are (N, S) losses where laws are shown, else (N, A, S), what every alternative wins; an image has `draws`.
     """
     if nats_NX.ndim == 3:
         gain_NT, shift = gains(nats_NX), -math.log(HELD)

@@ -103,13 +103,13 @@ def run_study(
     Raises `InputError` for labels or filters that the networks do not have, and as `gather` and `measure_rows` do, and
     `StopSignal` where a signal came before there were enough images for an interval.
     """
-    sources, features = study.sources(means), means.features
-    labels = study.labels or tuple(range(models.target.config.classes))
+    sources, features, config = study.sources(means), means.features, models.target.config
+    labels = study.labels or tuple(range(config.classes))
     check_labels(models, features, labels)
     own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
     requests = portions(study.images, batch, labels, study.request)
-    requests[0].check_against(models.target.config.classes, models.target.config.V)
+    requests[0].check_against(config.classes, config.V)
     (samples, stopped), seconds = timed(
         lambda: gather(models, features, sources, requests, conditions, progress), torch.device("cpu")
     )
@@ -120,8 +120,7 @@ def run_study(
         replace(sample, features_ND=sample.features_ND.to(where), tokens_NL=sample.tokens_NL.to(models.device))
         for sample in samples
     ]
-    vocabulary = models.target.config.V
-    rows = measure_rows(samples, means.real, features.classes, models.pyramid, vocabulary, study.blocks)
+    rows = measure_rows(samples, means.real, features.classes, models.pyramid, config.V, study.blocks)
     return Measured(
         models.title, str(models.device), study.request.cfg, features.name, features.unit,
         means.real.name if means.real else "", study.blocks, rows, study.most, study.most_nats, seconds, stopped,

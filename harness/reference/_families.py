@@ -37,8 +37,7 @@ class FamilySteps:
 
 VAR = FamilySteps(
     var.condition, var.scale_input, var.positions, var.guide, var.accumulate, var.next_input, "area",
-    var.example,
-    var.smooth_codes,
+    var.example, var.smooth_codes,
 )  # fmt: skip
 FAMILIES = {"var": VAR}
 

@@ -30,8 +30,7 @@ class HandOff:
     """Where and how the target takes over. Raises `InputError` for a value outside its range."""
 
     entry: int  # first scale of the target; 0 = it decodes everything, S or more = the draft does
-    # what the target is fed at the entry scale, 0..5: 0 the entry scale alone, 1..5 the whole prefix too, under that
-    # mask
+    # what the target is fed at the entry scale: 0 the entry scale alone, 1..5 the whole prefix too, under that mask
     sd_mask: int = 0
     mode: HandOffMode = "corrected"  # "recorded" (published, defect included) or "corrected"
 
@@ -50,16 +49,9 @@ def sample_handoff(
 ) -> Trace:
     """Draw a batch of images, the first scales by the draft, the rest by the target.
 
-    Args:
-        models: draft, target and quantiser.
-        request: what to draw.
-        noise: one noise that runs through both; read as "reference".
-        hand_off: entry, mask and mode.
-        forced_BL: teacher forcing as in `sample_sequential`: consumed in place of the drawn tokens.
-
-    Returns a trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too.
-
-    Raises `InputError`: a label or top_k that the networks do not have.
+    One noise runs through both, read as "reference"; `forced_BL` is teacher forcing as in `sample_sequential`. Returns
+    a trace with all intermediates; `x_RLD` are the target's inputs, at the draft's scales too. Raises `InputError` for
+    a label or top_k that the networks do not have.
     """
     start = time.perf_counter()
     pyramid, entry = models.pyramid, min(hand_off.entry, models.pyramid.S)

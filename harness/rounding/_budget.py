@@ -90,8 +90,7 @@ class BudgetEntry:
     weights: str  # fingerprint of the target's and the quantiser's weights in this dtype; "random" for a random pair
     device: str  # cpu, or the name of the GPU
     dtype: str  # of the transformers: the name of their mode
-    # of float32 numbers: exact, TF32, or mixed where products and convolutions differ; and whether the blocks are
-    # compiled
+    # of float32 numbers: exact, TF32, or mixed where products and convolutions differ; whether blocks are compiled
     products: str
     rows: float  # largest error of a logit before guidance, over every window of scales in one pass
     rows_rms: float  # largest root mean square of it over one scale of one guidance row

@@ -216,9 +216,8 @@ def fetch_outcome(decision: Decision, window: Window, bonus: bool) -> Outcome:
     b, s = len(window.images), len(window.scales)
     accepted = counts[:b]
     finished = [whole + (1 if whole < s or bonus else 0) for whole in accepted]
-    return Outcome(
-        decision.tokens_by_scale, accepted, finished, [counts[b + k * s : b + (k + 1) * s] for k in range(b)]
-    )
+    accepted_bs = [counts[b + k * s : b + (k + 1) * s] for k in range(b)]
+    return Outcome(decision.tokens_by_scale, accepted, finished, accepted_bs)
 
 
 def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, verified: Verified | None) -> None:

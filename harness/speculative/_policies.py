@@ -200,8 +200,7 @@ def _numbers(text: str, values: list[str], row: Row) -> list[float]:
 def check_against(policy: Policy, S: int, V: int) -> None:
     """Refuse a policy whose ENTRY lies beyond the pyramid or whose K exceeds the codebook. Raises `InputError`."""
     if policy.entry > S:
-        raise InputError(
-            "policy", policy.name, f"ENTRY must lie in 0..{S}", f"pass --policy {policy.name.split(':')[0]}:{S}"
-        )
+        remedy = f"pass --policy {policy.name.split(':')[0]}:{S}"
+        raise InputError("policy", policy.name, f"ENTRY must lie in 0..{S}", remedy)
     if policy.top > V:
         raise InputError("policy", policy.name, f"K must lie in 1..V={V}", f"pass --policy topk-match:{V}:0.5")

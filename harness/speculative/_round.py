@@ -30,15 +30,11 @@ from harness.speculative.parts import Parts
 
 
 def run_round(state: DecodeState, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
-    """Take one group of images through a round.
+    """Take one group of images through a round. Effects: on the state.
 
-    Args:
-        state: changed in place.
-        parts: the decoder's parts.
-        policy: how to draw and what is accepted.
-        window: the scales to draft, all verified by the target or all decided by the draft alone (`Policy.reach`);
-            none where the target decides `window.first` alone: that is then the scale after them.
-        bonus: let the target finish the scale after them, too, where it is one that the target decides.
+    The window's scales are drafted, and all verified by the target or all decided by the draft alone (`Policy.reach`);
+    none where the target decides `window.first` alone: that is then the scale after them. `bonus` lets the target
+    finish the scale after them, too, where it is one that the target decides.
     """
     before = [(state.target.rows[image], state.draft.rows[image]) for image in window.images]
     count, keep = len(window.scales), state.intermediates is not None

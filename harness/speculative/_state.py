@@ -23,8 +23,6 @@ from harness.speculative._cache import KVCache, NewCache
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
 ConditionRows = Callable[[Network, Request, Tensor], Condition]
 
 
@@ -93,12 +91,9 @@ class Launcher(Protocol):
         """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
-        """Do device work.
+        """Do device work, without a host synchronisation; equal keys must mean equal work on equal buffers.
 
-        Args:
-            key: equal keys must mean equal work on equal buffers.
-            compute: the work, without a host synchronisation.
-            lasting: what it returns is read after other work has run; else it must be read before.
+        `lasting`: what it returns is read after other work has run; else it must be read before.
         """
 
 
@@ -206,13 +201,10 @@ class DecodeState(Buffers):
         )
 
     def run(self, images: list[int], key: tuple[Hashable, ...], work: Callable[[*Ts], T], *given: *Ts) -> T:
-        """Do device work for these images: where that of a whole batch becomes a recording, or does not.
+        """Do device work for one group of images: where that of a whole batch becomes a recording, or does not.
 
-        Args:
-            images: one group.
-            key: what the work is, together with the request's filter and guidance; () where it must not be recorded.
-            work: a function of the state's tensors, without a host synchronisation.
-            given: its arguments; equal keys must mean equal ones.
+        `key` says what the work is, together with the request's filter and guidance, and equal ones must mean equal
+        arguments; () where it must not be recorded. There is no host synchronisation in it.
         """
         if not key or len(images) < len(self.done):
             return work(*given)

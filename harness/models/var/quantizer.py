@@ -76,17 +76,14 @@ class Quantizer:
         Returns tokens_BL (int64), all scales in order, and margin_BL: by how much the second nearest code is farther
         than the nearest, in squared distance; 0 is a tie, which the lowest index wins.
         """
-        residual = z_BCPP.clone()
+        residual, codes_VC = z_BCPP.clone(), self.codebook_VC
         tokens, margins = [], []
         for si, pn in enumerate(pyramid.patch_nums):
             last = si == pyramid.S - 1
             map_BCpp = residual if last else F.interpolate(residual, size=(pn, pn), mode="area")
             flat_NC = map_BCpp.permute(0, 2, 3, 1).reshape(-1, self.C)
-            distance_NV = (
-                flat_NC.square().sum(1, keepdim=True)
-                + self.codebook_VC.square().sum(1)
-                - 2 * flat_NC @ self.codebook_VC.T
-            )
+            squares_NV = flat_NC.square().sum(1, keepdim=True) + codes_VC.square().sum(1)
+            distance_NV = squares_NV - 2 * flat_NC @ codes_VC.T
             idx_Bl = distance_NV.argmin(1).view(len(z_BCPP), pn * pn)
             two_N2 = distance_NV.topk(min(2, self.V), largest=False).values
             tokens.append(idx_Bl)

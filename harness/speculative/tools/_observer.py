@@ -54,10 +54,7 @@ class Cost:
 
 @dataclass
 class Observer:
-    """Watch one decoder.
-
-    Effects: with a CUDA device every step waits for it, so that times belong to their step.
-    """
+    """Watch one decoder. Effects: with a CUDA device every step waits for it, so that times belong to their step."""
 
     level: int = 0  # 0 = silent, 1 = a line a round, 2 = also a line a step with shapes, 3 = also with summary values
     folder: Path | None = None  # where every named tensor is written, a safetensors file a round; None = nowhere

@@ -14,8 +14,8 @@ from harness.quality._loss import (
     check_loss,
     images_to_decide,
     images_to_resolve,
+    judge_quality,
     quality_verdict,
-    why_quality,
     worst,
 )
 from harness.quality._rows import QualityRow
@@ -51,23 +51,23 @@ def test_no_image_and_another_law_are_lost():
     told = Tokens([0.5, 1e-9], 3e-9, 1, 3)
     assert quality_verdict(replace(ROW, contract="B", tokens=told), 0.1) is Quality.LOST
     assert quality_verdict(replace(ROW, contract="C", tokens=told), 0.1) is Quality.KEPT
-    assert "another law: p = 3e-09" in why_quality(replace(ROW, contract="B", tokens=told), 0.1)
+    assert "another law: p = 3e-09" in judge_quality(replace(ROW, contract="B", tokens=told), 0.1)[1]
 
 
 def test_too_few_images_decide_nothing():
     few = replace(ROW, images=419, drift=LARGE)
     assert quality_verdict(few, 0.1) is Quality.INCONCLUSIVE
-    assert why_quality(few, 0.1) == "419 images are too few for 42 features: 420 or more would decide"
+    assert judge_quality(few, 0.1)[1] == "419 images are too few for 42 features: 420 or more would decide"
     assert quality_verdict(replace(few, images=420), 0.1) is Quality.LOST
 
 
 def test_the_reason_names_what_decides():
-    assert why_quality(ROW, 0.1) == "loss 0.000 ± 0.050 and drift 0.000 ± 0.050, below 0.1"
-    assert why_quality(replace(ROW, drift=LARGE), 0.1) == "drift 0.500 ± 0.200, above 0.1"
-    assert why_quality(replace(ROW, drift=SMALL), 0.1) == (
+    assert judge_quality(ROW, 0.1)[1] == "loss 0.000 ± 0.050 and drift 0.000 ± 0.050, below 0.1"
+    assert judge_quality(replace(ROW, drift=LARGE), 0.1)[1] == "drift 0.500 ± 0.200, above 0.1"
+    assert judge_quality(replace(ROW, drift=SMALL), 0.1)[1] == (
         "drift 0.050 ± 0.060, not on one side of 0.1: about 1500 images would decide"
     )
-    assert why_quality(replace(ROW, loss=None, drift=None), 0.1).startswith("nothing was measured")
+    assert judge_quality(replace(ROW, loss=None, drift=None), 0.1)[1].startswith("nothing was measured")
 
 
 def test_how_many_images():
@@ -106,12 +106,12 @@ def test_the_verdict_in_nats(nats: Estimate | None, why: str, expected: str, cla
     by_scale = (ZERO, nats or ZERO, SMALL)
     row = replace(ROW, images=1000, nats=nats, nats_S=by_scale, nats_open=why)
     assert quality_verdict(row, None, 0.5).value == expected
-    assert why_quality(row, None, 0.5).startswith(clause)
+    assert judge_quality(row, None, 0.5)[1].startswith(clause)
 
 
 def test_the_worse_of_two_verdicts_counts_and_is_explained():
     row = replace(ROW, nats=Estimate(0.9, 0.6, 1.4), nats_S=(ZERO,))
     assert (quality_verdict(row, 0.1).value, quality_verdict(row, 0.1, 0.5).value) == ("KEPT", "LOST")
-    assert why_quality(row, 0.1, 0.5) == "0.900 [0.600, 1.400] nats, above 0.5; scale 0 loses most"
+    assert judge_quality(row, 0.1, 0.5)[1] == "0.900 [0.600, 1.400] nats, above 0.5; scale 0 loses most"
     assert quality_verdict(replace(row, nats=ZERO), 0.1, 0.5) is Quality.KEPT
-    assert " and drift 0.000 ± 0.050, below 0.1; 0.000 [" in why_quality(replace(row, nats=ZERO), 0.1, 0.5)
+    assert " and drift 0.000 ± 0.050, below 0.1; 0.000 [" in judge_quality(replace(row, nats=ZERO), 0.1, 0.5)[1]
