@@ -64,10 +64,7 @@ class DecoderReply:
 
     @classmethod
     def with_trace(cls, trace: Trace, mailbox: Mailbox) -> Self:
-        """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or the defect instead.
-
-        Effects: on the mailbox.
-        """
+        """Put a trace's tensors into the mailbox; return what the judge's side makes a trace of, or why it cannot."""
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(trace, name)) is not None}
         if trace.intermediates is not None:
             tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}

@@ -133,10 +133,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
 
 
 def check_refused_write(error: BaseException) -> None:
-    """Raise `InputError` where a decoder's code ended since its process may not write a file, or reach others.
-
-    Neither is a defect.
-    """
+    """Raise `InputError` where code ended since its process may not write a file, or reach others: no defect."""
     path = refused_write(error)
     if path:
         rule = "lies outside the folder of the decoder's process, which may write nowhere else"

@@ -15,10 +15,7 @@ from harness.reference.sequential import GrowingCache
 
 
 def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> dict[str, Tensor]:
-    """Return where the rows of a pass over scales first..last would sit, by usual mistakes.
-
-    `where_LX` are the right places of all positions.
-    """
+    """Return where the rows of a pass over scales first..last would sit by usual mistakes; `where_LX` are right."""
     K, end, early = pyramid.begin(first), pyramid.end(last), pyramid.begin(max(first - 1, 0))
     anew = [where_LX[: pyramid.tokens(si)] for si in range(first, last + 1)]
     return {

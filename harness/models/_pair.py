@@ -249,10 +249,8 @@ def load_pair(
     if len(heads) > 2:
         raise InputError("heads", heads, "must be one number, or the draft's and the target's", "pass two at most")
     of_draft, of_target = (*heads, *heads)[:2] if heads else (0, 0)
-    sides = (
-        load_transformer(draft, "draft", patch_nums, of_draft),
-        load_transformer(target, "target", patch_nums, of_target),
-    )
-    autoencoder_of_both, said = load_autoencoder(vae)
-    taken = tuple(filter(None, (*(words for _, words in sides), said)))
-    return ModelPair(sides[0][0], sides[1][0], autoencoder_of_both, name, taken=taken)
+    small, said_of_draft = load_transformer(draft, "draft", patch_nums, of_draft)
+    large, said_of_target = load_transformer(target, "target", patch_nums, of_target)
+    codec, said_of_vae = load_autoencoder(vae)
+    taken = tuple(filter(None, (said_of_draft, said_of_target, said_of_vae)))
+    return ModelPair(small, large, codec, name, taken=taken)

@@ -33,15 +33,10 @@ def sample_cachefree(network: Network, vae: Codec, request: Request, noise: Nois
 def teacher_forced(
     network: Network, vae: Codec, request: Request, labels_B: Tensor, tokens_BL: Tensor, scales: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the first `scales` scales in one masked pass, each from the given tokens of the scales before it.
+    """Compute the first 1..S `scales` in one masked pass, each from the given tokens (int64) of the scales before it.
 
-    Args:
-        network: float32, or float64 for the oracle of rounding.
-        vae: of the same dtype.
-        request: whose guidance and texts are taken.
-        labels_B: int64 classes of the images, which need not be the request's.
-        tokens_BL: int64; those of scales < scales-1 are used.
-        scales: 1..S.
+    Network and codec are both in float32, or in float64 for the oracle of rounding. Guidance and texts are the
+    request's, `labels_B` (int64 classes) need not be; of the tokens those of scales < scales-1 are used.
 
     Returns rows_RnV (before guidance), guided_BnV (before the filter) and f_hat_sBCPP after scales 0..scales-2.
     """

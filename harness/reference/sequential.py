@@ -134,22 +134,13 @@ def sample_sequential(
     forced_BL: Tensor | None = None,
     greedy: bool = False,
 ) -> Trace:
-    """Draw a batch of images sequentially.
+    """Draw a batch of images sequentially, every token by one network (spec §7); return a trace with all intermediates.
 
-    Args:
-        network: the transformer that decides every token.
-        vae: quantiser.
-        request: what to draw.
-        noise: the numbers; read as "reference".
-        forced_BL: teacher forcing: these tokens are consumed in place of the drawn ones (scale by scale, after the
-            draw), while `Trace.tokens_BL` still holds what was drawn.
-        greedy: take the most likely token in place of the draw; no numbers are read then.
-
-    Returns a trace with all intermediates.
+    The numbers are read as "reference". `forced_BL` is teacher forcing: these tokens are consumed in place of the drawn
+    ones (scale by scale, after the draw), while `Trace.tokens_BL` still holds what was drawn. `greedy` takes the most
+    likely token in place of the draw; no numbers are read then.
 
     Raises `InputError`: a label or top_k that the network does not have.
-
-    Source: spec §7.
     """
     request.check_for(network.config)
     return walked(Progress(network, vae, request, noise, forced_BL, greedy), network.pyramid.S)

@@ -87,9 +87,8 @@ class Acceptance:
 
     def tokens_by_scale(self, proposal: Proposal, window: Window) -> list[Tensor]:
         """Return tokens_bl of every scale: the drafted ones where it is accepted, else what it becomes."""
-        scales = zip(
-            self.whole_bs.unbind(1), window.split(proposal.tokens_bn), window.split(self.tokens_bn), strict=True
-        )
+        drafted, otherwise = window.split(proposal.tokens_bn), window.split(self.tokens_bn)
+        scales = zip(self.whole_bs.unbind(1), drafted, otherwise, strict=True)
         return [torch.where(whole_b[:, None], drafted_bl, else_bl) for whole_b, drafted_bl, else_bl in scales]
 
 

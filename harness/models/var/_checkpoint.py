@@ -46,9 +46,9 @@ def load_transformer(
     return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build)
 
 
-def load_autoencoder(source: Path | str, name: str = "vae") -> tuple[Autoencoder, str]:
+def load_autoencoder(source: Path | str) -> tuple[Autoencoder, str]:
     """Load a VQ-VAE checkpoint, sizes inferred. Raises `InputError` as `load_transformer` does."""
-    return load_network(source, name, Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
+    return load_network(source, "vae", Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
 
 
 def transformer_from(
