@@ -62,12 +62,10 @@ class LongWork:
         self._task = self._bar.add_task(unit, total=total, defects="", beside="")
 
     def __enter__(self) -> Self:
-        """Begin to show it."""
         self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the bar away."""
         self._bar.stop()
 
     def advance(self, count: int = 1, defects: int = 0, task: str = "", off: int = 0) -> None:
@@ -129,7 +127,6 @@ def watch_of(progress: Callable[[], None] | None) -> Watch:
 
 
 def _notebook_line(unit: str, total: int, *, later: Later = NOTHING) -> LongWork:
-    """Show a line in a notebook."""
     work = LongWork(unit, total, quiet=True, later=later)
     shown = sys.modules["IPython.display"].display({"text/plain": work.line()}, raw=True, display_id=True)
     work.told = lambda: shown.update({"text/plain": work.line()}, raw=True)

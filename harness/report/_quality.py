@@ -15,15 +15,12 @@ from harness.quality import (
     images_to_resolve,
     nats_text,
 )
-from harness.report._tables import columns_of, print_table
+from harness.report._tables import TABLES, columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import count_of, number
 
 COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
-HEADS = (
-    "decoder", "contract", "target calls", "FD to real", "loss", "FD to the target's law", "drift", "nats",
-    "class accuracy", "precision", "coverage", "verdict",
-)  # fmt: skip
+WORDS = TABLES["quality"]
 
 
 def show_quality(run: Measured, console: Console, quiet: bool = False) -> None:
@@ -48,15 +45,9 @@ def _notes(run: Measured) -> list[str]:
     lines = []
     if run.unit:
         lines.append(f"FD: Fréchet distance in {run.features}, {run.unit}; KD: kernel distance; {level}")
-        lines.append(
-            "loss: how much farther from real data than sequential decoding under the same seeds (paired); "
-            "drift: how much farther from the target's law, which other seeds show"
-        )
+        lines.append(WORDS["loss"])
     if any(row.nats for row in others):
-        lines.append(
-            "nats: mean of log q/p over images, q the law that a decoder shows, p the target's, with a 95% interval "
-            "that holds at every number of images; >= where no law is shown, or an image is beyond what is assumed"
-        )
+        lines.append(WORDS["nats"])
     if run.real:
         lines.append(f"real data: {run.real}; the same for every row, so that its own error is not in a loss")
     biases = [f"{first.real.bias:+.3f} in FD to real data"] if first.real is not None else []
@@ -86,7 +77,7 @@ def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
 
 def quality_markdown(run: Measured) -> str:
     """Return the rows as a Markdown table."""
-    lines = [f"| {' | '.join(HEADS)} |", f"|{'---|' * 2}{'---:|' * (len(HEADS) - 3)}---|"]
+    lines = [f"| {' | '.join(WORDS['markdown'])} |", f"|{'---|' * 2}{'---:|' * (len(WORDS['markdown']) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
     for row, verdict in zip(run.rows, verdicts, strict=True):
         name, contract, _, *cells = _cells(row)

@@ -147,7 +147,6 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
 
 
 def _work_line(result: Verification) -> str:
-    """Return one line on who did it: batches, why they are that large, workers, rate."""
     largest = max(task.request.B for task in result.plan.tasks)
     why = f" ({result.batches})" if result.batches else ""
     record = result.record
@@ -158,7 +157,6 @@ def _work_line(result: Verification) -> str:
 
 
 def _distance_line(setting: SettingResult) -> str:
-    """Return one line on how far a decoder that does not claim the tokens is from sequential decoding."""
     count = len(setting.distances)
     mean = {k: sum(getattr(d, k) for d in setting.distances) / count for k in ("tokens", "f_hat", "pixels")}
     return (

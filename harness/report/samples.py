@@ -85,7 +85,6 @@ def png_grid(rows: Sequence[Sequence[Sample]], about: Mapping[str, str]) -> byte
 
 
 def _enlarged(image_3hw: Tensor, factor: int) -> Image.Image:
-    """Return an image with every pixel `factor` times as wide and high."""
     pixels_hw3 = (image_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     big = pixels_hw3.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
     return Image.fromarray(big.contiguous().numpy())

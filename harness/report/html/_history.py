@@ -5,15 +5,12 @@ from itertools import pairwise
 from harness.judge import Verdict
 from harness.report import History, RunSummary, changes_between
 from harness.report.html import _page as page
-from harness.report.html._words import TONE
+from harness.report.html._words import PAGES, TONE
 from harness.runs import Verification
 
 LATEST = 40  # runs of a decoder that are shown over time
-STATES = {
-    "IDENTICAL": ("accepted", "="), "TIE": ("accepted", "t"), "CONSISTENT": ("bonus", "c"),
-    "DEFECT": ("corrected", "D"),
-}  # fmt: skip
-OTHERS, NOTHING = ("rejected", "?"), page.State("final", "", "")
+STATES: dict[str, tuple[str, str]] = PAGES["verdicts"]
+NOTHING = page.State("final", "", "")
 
 
 def history_page(history: History) -> bytes:
@@ -41,7 +38,8 @@ def _over_time(history: History) -> list[object]:
     most = min(LATEST, max(map(len, groups.values()), default=0))
     for name, group in groups.items():
         states = [
-            page.State(*STATES.get(run.verdict, OTHERS), f"{run.verdict}, {run.cells[3]}") for run in group[-LATEST:]
+            page.State(*STATES.get(run.verdict, STATES["none"]), f"{run.verdict}, {run.cells[3]}")
+            for run in group[-LATEST:]
         ]
         lanes.append(page.Lane(name, states + [NOTHING] * (most - len(states)), [f"{len(group):,}"]))
         changes += [

@@ -4,24 +4,16 @@ from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
 from harness.report.html import _page as page
-from harness.report.html._words import WORDS
+from harness.report.html._words import PAGES, WORDS
 
 SCOPES = WORDS["scopes"]  # which laws are tried
-CAUGHT = page.State("caught", "C", "caught by a law of its own family")
-ELSEWHERE = page.State("elsewhere", "e", "caught by a law of another family")
-HELD = page.State("held", "·", "the law was tried and holds")
-NOT_TRIED = page.State("final", "", "not tried")
+CAUGHT, ELSEWHERE, HELD, NOT_TRIED = (page.State(*words) for words in PAGES["states"]["hunt"])
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
 
 
 def hunt_page(hunt: Hunt) -> bytes:
     """Return the page of a hunt as one HTML file."""
-    bad = hunt.verdict is Verdict.DEFECT
-    word, tone = ("SURVIVED", "bad") if bad else ("CAUGHT", "good")
-    text = (
-        "The tests miss something: a planted bug was not caught, or a law broke on the correct decoder."
-        if bad else "Every planted bug was caught by a law of its family, and no law broke on the correct decoder."
-    )  # fmt: skip
+    word, tone = ("SURVIVED", "bad") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "good")
     sections = page.sections_of(
         "hunt", {"legend": LEGEND}, result=[_facts(hunt)], left=_left(hunt), matrix=_matrix(hunt), bugs=[_bugs(hunt)],
         laws=[_laws(hunt)],
@@ -30,7 +22,7 @@ def hunt_page(hunt: Hunt) -> bytes:
         f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
         f"not need float64; asked: {SCOPES[hunt.scope]}."
     )
-    return page.as_html(page.Head("planted bugs", word, tone, text), [*sections, page.origin(scope)])
+    return page.as_html(page.Head("planted bugs", word, tone, WORDS["hunt"][word]), [*sections, page.origin(scope)])
 
 
 def _facts(hunt: Hunt) -> page.Facts:

@@ -6,11 +6,9 @@ from harness.judge import Verdict
 from harness.laws import Scope
 from harness.report import CheckRow
 from harness.report.html import _page as page
+from harness.report.html._words import WORDS
 
-STATES = {
-    "held": "it was tried and holds", "broken": "broken", "known": "fails, and is known to",
-    "unproven": "unproven: never exercised, or mostly refused", "": "does not apply to this decoder",
-}  # fmt: skip
+STATES = WORDS["laws"]
 
 
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:

@@ -48,16 +48,14 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
     """Return the page of a comparison of goldens with this code as one HTML file; what is on disk is read again."""
     count = sum(len(file.changes) for file in files)
     word, tone = ("CHANGED", "open") if count else ("UNCHANGED", "good")
-    headline = (
-        "This code no longer gives what is recorded. If the change is meant, golden record writes it, with a reason."
-        if count else "Everything that is recorded holds against this code, rounding apart: nothing would be written."
-    )  # fmt: skip
     pairs = [pair for file in files for pair in _pairs_that_change(file)]
     images = gallery_parts(pairs, len(pairs), "the files hold") if pairs else []
     sections = page.sections_of(
         "regeneration", {}, result=[_change_facts(files)], changes=_change_sheets(files), images=images
     )
-    return page.as_html(page.Head("goldens", word, tone, headline), [*sections, page.origin(f"On {device}.")])
+    return page.as_html(
+        page.Head("goldens", word, tone, WORDS["regeneration"][word]), [*sections, page.origin(f"On {device}.")]
+    )
 
 
 def _result_facts(results: Sequence[FileResult]) -> page.Facts:

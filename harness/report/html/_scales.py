@@ -10,16 +10,12 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.report import setting_name
 from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share, sheet_of
 from harness.report.html._plots import Axis, Series, plot
+from harness.report.html._words import PAGES
 from harness.runs import SettingResult, Verification
 
 MOST_POINTS = 60  # of a scale and kind, those with the largest margins
 MOST_LINES = 8
-FINAL = State("final", "", "final before")
-LATER = State("later", "", "not reached")
-ACCEPTED = State("accepted", "A", "drafted and accepted")
-CORRECTED = State("corrected", "C", "drafted and partly accepted: wrong tokens corrected")
-REJECTED = State("rejected", "r", "drafted and rejected")
-BONUS = State("bonus", "B", "bonus: finished by the target, never drafted")
+FINAL, LATER, ACCEPTED, CORRECTED, REJECTED, BONUS = (State(*words) for words in PAGES["states"]["rounds"])
 ROUND_LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (ACCEPTED, CORRECTED, REJECTED, BONUS))
 ROUND_COUNTS = "accepted tokens", "corrected", "target rows"
 

@@ -15,9 +15,4 @@ WORDS: dict[str, dict[str, str]] = _read("words.toml")
 PAGES = _read("pages.toml")
 MEANS, VERDICTS, COMPARED, COMPONENTS = (WORDS[name] for name in ("contracts", "verdicts", "compared", "components"))
 TONE = dict.fromkeys(Verdict, "good") | {Verdict.DEFECT: "bad", Verdict.INCONCLUSIVE: "open"}
-MARKS = {  # letter of a mark -> class, what it means, what so many of them are
-    "=": ("agree", "agrees with the reference", "agree"),
-    "t": ("tie", "tie: rounding decides", "tied"),
-    "x": ("wrong", "wrong", "wrong"),
-    ".": ("unclaimed", "another one than the reference's, which is not claimed", "others"),
-}
+MARKS: dict[str, tuple[str, str, str]] = {mark: tuple(words) for mark, words in PAGES["marks"].items()}
