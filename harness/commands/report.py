@@ -31,28 +31,28 @@ def report(shown: ReportOptions) -> None:
 
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """
-    from harness import report as reports
-    from harness.report import html as pages
+    from harness import report
+    from harness.report import html
     from harness.runs import RUN_FILE, recorded_result
 
-    console, files = reports.plain_console(), reports.run_files(shown.runs)
+    console, files = report.plain_console(), report.run_files(shown.runs)
     paths = check_outputs({"html": shown.html}, {"run" if file == files[0] else f"run {file}": file for file in files})
-    pages.check_page(shown.html)
+    html.check_page(shown.html)
     if shown.compare and len(files) != 2:
         raise InputError("compare", True, f"takes two runs, and there are {len(files)}", "pass two files")
     if shown.compare:
         runs, names = (recorded_result(files[0]), recorded_result(files[1])), (str(files[0]), str(files[1]))
-        reports.show_changes(reports.changes_between(*runs), names, console)
-        write_asked(paths, html=lambda: pages.changes_page(runs, names))
+        report.show_changes(report.changes_between(*runs), names, console)
+        write_asked(paths, html=lambda: html.changes_page(runs, names))
     elif len(files) == 1 and shown.runs == files:
         result = recorded_result(files[0])
         with RUN_FILE.readable(files[0]):
-            reports.show_verification(result, console, shown.quiet, shown.verbose)
-            page = pages.run_page(result, pages.seen_in(files[0], result)) if "html" in paths else b""
+            report.show_verification(result, console, shown.quiet, shown.verbose)
+            page = html.run_page(result, html.seen_in(files[0], result)) if "html" in paths else b""
         write_asked(paths, html=lambda: page)
     else:
-        history = reports.History.of(files)
-        reports.show_history(history, console, shown.quiet)
-        write_asked(paths, html=lambda: pages.history_page(history))
+        history = report.History.of(files)
+        report.show_history(history, console, shown.quiet)
+        write_asked(paths, html=lambda: html.history_page(history))
     if "html" in paths:
-        reports.say(console, f"wrote {shown.html}")
+        report.say(console, f"wrote {shown.html}")

@@ -79,7 +79,7 @@ class LongWork:
             self._task, total=self.total, advance=count, defects=words, beside=beside, description=task or self.unit
         )
         now = time.monotonic()
-        is_long = now - self._begun >= PLAIN_S or self._seconds >= PLAIN_S  # what is short needs no line
+        is_long = self.done > 0 and max(now - self._begun, self._seconds) >= PLAIN_S  # what is short needs no line
         if not (self.quiet or self.shown) and is_long and now - self._said >= PLAIN_S:
             self._said = now
             print(self.line(), file=sys.stderr, flush=True)

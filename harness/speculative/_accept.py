@@ -167,7 +167,7 @@ class Outcome:
 def trusted_outcome(state: DecodeState, window: Window, proposal: Proposal) -> Outcome:
     """Take the draft's tokens as they are; no target pass. Effects: their law is written down."""
     if state.law_BLV is not None:
-        state.law_BLV[window.images, window.span] = proposal.probs_bnV
+        state.law_BLV[window.images, window.span] = proposal.probs_bnV.to(state.law_BLV.dtype)
     count, B = len(window.scales), len(window.images)
     kept = list(window.pyramid.draws.counts[window.first : window.last + 1])
     return Outcome(list(window.split(proposal.tokens_bn)), [count] * B, [count] * B, [kept] * B)
@@ -236,7 +236,7 @@ def keep_intermediates(state: DecodeState, window: Window, outcome: Outcome, ver
         kept.rows_RLV[rows_R, draws] = verified.rows_RnV[from_R, scale]
         kept.guided_BLV[rows_b, draws] = verified.guided_bnV[group, scale]
         if state.law_BLV is not None:
-            state.law_BLV[rows_b, draws] = verified.probs_by_scale[offset][group]
+            state.law_BLV[rows_b, draws] = verified.probs_by_scale[offset][group].to(state.law_BLV.dtype)
 
 
 def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, before: tuple[int, int]) -> Round:

@@ -103,7 +103,9 @@ class SpeculativeDecoder:
         )
         state.draft_lens = [self.length.low] * request.B
         if self.options.keep_intermediates and self.options.policy.shows_law:
-            state.law_BLV = torch.full_like(state.drafted_probs_BLV, torch.nan)
+            drawn = state.drafted_probs_BLV
+            wide = torch.promote_types(drawn.dtype, self.models.target.dtype)
+            state.law_BLV = torch.full_like(drawn, torch.nan, dtype=wide)
         return state
 
     @torch.inference_mode()

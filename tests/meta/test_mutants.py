@@ -111,7 +111,11 @@ def test_the_command_fails_when_a_bug_survives(monkeypatch: pytest.MonkeyPatch, 
         (["--only", "nothing"], "only=nothing: names no mutant; pass one of acceptance, batch, "),
         (["--laws", "some"], "laws=some: must be one of first, family, all; pass --laws family"),
         (["--examples", "0"], "examples=0: must be 1 or more; pass --examples 16"),
-        (["--dtype", "int8"], "dtype=int8: must be one of float32, float64, bfloat16, float16; pass --dtype float32"),
+        (
+            ["--dtype", "int8"],
+            "dtype=int8: must be one of float64, float32, bfloat16, float16, autocast-bfloat16, autocast-float16; "
+            "pass --dtype float32",
+        ),
         (["--device", "abacus"], "device=abacus: is not a device; pass --device cpu"),
     ],
 )

@@ -231,6 +231,6 @@ def test_the_verdict_is_printed_before_the_report_is_written(
     monkeypatch.setattr("harness.files.write_whole", full)
     assert command(monkeypatch, *WRITES[name]) == 2
     captured = capsys.readouterr()
-    last = [line.split()[0] for line in captured.out.splitlines() if not line.startswith("next: ")][-1]
+    last = [line.split()[0] for line in captured.out.splitlines() if line and not line.startswith("next: ")][-1]
     assert last in ("IDENTICAL", "1", "CAUGHT", "SURVIVED")
     assert the_line(captured.err).startswith("error: output=")

@@ -71,7 +71,7 @@ def test_a_decoder_that_ends_its_process_is_a_defect_where_it_has_processes_of_i
     monkeypatch.setattr(module, "LAWS", (BY_ID["state.once"],))
     found = try_laws_quickly("tests.unit.laws.test_few_cases:leaves", 1, where=LawsPlace("cpu", Limits()))
     (broken,) = found.broken
-    assert broken.component == "decode, update_state_with_accepted_tokens"
+    assert broken.component == "update_state_with_accepted_tokens"
     assert "the process died" in broken.clause
     assert "check('state.once', 'tests.unit.laws.test_few_cases:leaves', Case())" in broken.clause
 

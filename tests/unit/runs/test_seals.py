@@ -90,18 +90,17 @@ def emptied(base: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize("change", [wrong_row, sealed_anew, emptied])
-@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("when", [1, 2])
 def test_what_is_rewritten_while_it_grows_is_refused_at_the_end(
     change: Callable[[sqlite3.Connection], None], when: int, tmp_path: Path
 ):
-    path, count = tmp_path / "run.db", []
+    path, changed = tmp_path / "run.db", []
 
     class Bar:
         def advance(self, *of: object, **named: object) -> None:
-            count.append(1)
-            if len(count) == when:
-                with closing(sqlite3.connect(path, isolation_level=None)) as base:
-                    change(base)
+            with closing(sqlite3.connect(path, isolation_level=None)) as base:
+                if not changed and base.execute("SELECT count(*) FROM judged").fetchone()[0] >= when:
+                    changed.append(change(base))
 
         def __enter__(self) -> Bar:
             return self
@@ -110,7 +109,7 @@ def test_what_is_rewritten_while_it_grows_is_refused_at_the_end(
             return None
 
     with pytest.raises(InputError, match=REWRITTEN):
-        answer_question(MODELS, question(), store=RunFileOptions(path), watch=lambda *of: Bar())  # type: ignore[arg-type,return-value]
+        answer_question(MODELS, question(), store=RunFileOptions(path), watch=lambda *of, **named: Bar())  # type: ignore[arg-type,return-value]
 
 
 def test_a_file_that_is_gone_at_the_end_is_no_output(tmp_path: Path):
