@@ -53,7 +53,7 @@ class LongWork:
         self._kept = 0  # done before this began
         bar = BarColumn(max(5, min(40, console.width - BESIDE)))
         texts = (TextColumn("{task.fields[beside]}", style="progress.remaining"), TextColumn("{task.fields[defects]}"))
-        # what is told to take a pipe for a terminal (FORCE_COLOR) keeps every bar that it is shown
+        # a console that takes a pipe for a terminal (FORCE_COLOR) keeps every bar that it is shown
         self.shown = console.is_interactive and sys.stderr.isatty() and not quiet
         self._bar = Progress(
             TextColumn("{task.description}"), bar, MofNCompleteColumn(), *texts, console=console, transient=True,

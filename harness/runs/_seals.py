@@ -1,4 +1,4 @@
-"""May a run file be believed? Nothing in it is rewritten unseen, and a file of somebody else's is told from one's own.
+"""May a run file be believed? Nothing in it is rewritten unseen, and a file of somebody else is known from one's own.
 
 Promise: every row that is written gets a seal, which holds a digest of the row and one of all seals until then; a row
 that is another one now, is gone, or was never sealed is named. Whoever writes the file holds the last digest, and
