@@ -11,8 +11,8 @@ secrets can make marks.
 import hashlib
 import os
 import sqlite3
-import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.decoders import OWN_DECODER
@@ -78,16 +78,20 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-MACHINE = Path("/etc/machine-id")  # known on this machine alone; where it is missing, the address of its network card
+# known on this machine alone: its id, or where an image has none, what its system drew when it started
+MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
+SHORTEST = 32  # hexadecimal digits: an image may come with an empty id, or with a word in its place
 
 
 def origin_mark(texts: Sequence[str]) -> str:
     """Return the mark of this user and this machine on what a file says that it is of."""
-    try:
-        secret = MACHINE.read_bytes().strip()
-    except OSError:
-        secret = b""
-    mark = hashlib.blake2b(key=secret[:64] or uuid.getnode().to_bytes(8, "big"), digest_size=16)
+    secret = os.urandom(SHORTEST)  # with neither, no file is known again
+    for file in MACHINE:
+        with suppress(OSError):
+            if len(found := file.read_bytes().strip()) >= SHORTEST:
+                secret = found
+                break
+    mark = hashlib.blake2b(key=secret[:64], digest_size=16)
     for text in (str(os.getuid()), *texts):
         mark.update(f"{len(text)} {text};".encode(errors="surrogatepass"))
     return mark.hexdigest()

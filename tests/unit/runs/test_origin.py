@@ -46,15 +46,32 @@ def test_a_file_of_ones_own_is_known_again(file: Path):
     assert not first(file).terms.in_process  # the run said so, and the file does not decide
 
 
-@pytest.mark.parametrize("what", ["machine", "card", "user"])
+@pytest.mark.parametrize("what", ["machine", "start", "user"])
 def test_a_file_from_elsewhere_is_known_too(what: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "machine-id").write_text("another")
+    (tmp_path / "machine").write_text("another" * 8)
+    (tmp_path / "start").write_text("4" * 36)
     if what == "user":
         monkeypatch.setattr(os, "getuid", lambda: 12345)
     else:
-        monkeypatch.setattr(origin, "MACHINE", tmp_path / ("machine-id" if what == "machine" else "none"))
-        monkeypatch.setattr(origin.uuid, "getnode", lambda: 7)
+        monkeypatch.setattr(origin, "MACHINE", (tmp_path / what, Path("/etc/machine-id")))
     assert not first(file).is_own
+
+
+@pytest.mark.parametrize("id_", [None, "", "uninitialized\n"])
+def test_an_image_without_an_id_knows_its_files_until_it_restarts(
+    id_: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    machine, start = tmp_path / "machine", tmp_path / "start"
+    if id_ is not None:
+        machine.write_text(id_)
+    start.write_text("4" * 36)
+    monkeypatch.setattr(origin, "MACHINE", (machine, start))
+    mark = origin_mark(["a"])
+    assert origin_mark(["a"]) == mark
+    start.write_text("5" * 36)
+    assert origin_mark(["a"]) != mark
+    start.unlink()
+    assert origin_mark(["a"]) != origin_mark(["a"])
 
 
 def test_a_mark_is_of_what_is_named():
@@ -86,7 +103,7 @@ def test_the_harness_itself_needs_no_trust():
 def test_replay_asks_before_anything_of_it_runs(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(origin, "MACHINE", file)  # now it is somebody else's
+    monkeypatch.setattr(origin, "MACHINE", (file,))  # now it is somebody else's
     assert command(monkeypatch, "replay", str(file)) == 2
     assert "names code that would run here: tests.unit.runs.test_origin:wrong; " in capsys.readouterr().err
 
