@@ -3,12 +3,14 @@
 Every decoder draws whole images by a law that is wrong in one thing, at all scales or at one. What the bets win of an
 image is measured once; a run is such images, drawn with replacement, until the bets are won.
 
-    python scripts/evidence.py [--pool 40] [--keep FOLDER]      # some 20 minutes of a CPU; FOLDER keeps what was won
+    python scripts/evidence.py --device cuda                     # minutes of an H200; --tables names some of them
+    python scripts/evidence.py --pool 16 --tables laws,bugs      # some 20 minutes of a CPU
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +19,32 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from harness import load_digits
+from harness import ModelPair, load_digits
 from harness.judge import TokensSeen, Wealth, bet, usual_alternatives
+from harness.judge._likelihood import rows_along
+from harness.models import random_pair
 from harness.mutants import MUTANTS
 from harness.protocol import Contract, Request, Settings
 from harness.protocol.noise import ACCEPT
+from harness.quality import Source, digits_means
+from harness.quality._draw import BASE, LAW
+from harness.quality._gather import ImageSet
+from harness.quality._rows import measure_rows
 from harness.reference import family_of
+from harness.reference.sequential import sample as sample_sequential
 from harness.report._tables import replaced_parts
-from harness.rounding import joint_budget
+from harness.rounding import joint_budget, set_precision
 from harness.speculative import Acceptance, Policy, parse_policy, race, race_alone
 from harness.speculative.parts import parts_of
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 MODELS = load_digits()
-PYRAMID, V, LAST, BATCH = MODELS.pyramid, MODELS.target.config.V, MODELS.pyramid.S - 1, 8
-BUDGET, STEPS, RIGHT = joint_budget(MODELS, compiled=False), family_of(MODELS.target), parts_of(MODELS.target)
+PYRAMID, V, LAST = MODELS.pyramid, MODELS.target.config.V, MODELS.pyramid.S - 1
+STEPS, RIGHT = family_of(MODELS.target), parts_of(MODELS.target)
 RUNS, MOST, MOST_OF_BUG, FEW, CERTAIN = 20, 3000, 200, 2, 1e9
+MODES = ("float32", "TF32", "bfloat16", "float16")
+TABLES = ("laws", "bugs", "null", "beside", "cost")
 LAW_BUGS = ("shared-noise", "inverted", "lenient", "from-target", "absolute", "sharp-bonus", "small-ignored", "cooled",
             "opened", "rounded-laws", "again", "bent", "bent-accept", "shared-redraw")  # fmt: skip
 
@@ -48,6 +59,45 @@ class Wrong:
     parts: Callable[[], dict[str, object]] = dict  # that make a decoder of this law
     policy: Callable[[], Policy] = lambda: parse_policy(f"code:{PYRAMID.S}")  # the target alone, scale by scale
     top_p: float = 0.0  # of the request
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where images are drawn."""
+
+    models: ModelPair
+    batch: int  # images
+
+    @classmethod
+    def of(cls, device: str, mode: str, batch: int) -> Stage:
+        """Put digits on a device. Effects: process-wide precision."""
+        set_precision(mode == "TF32")
+        return cls(load_digits().in_mode(device, "float32" if mode == "TF32" else mode), batch)
+
+    def sequential(self, policy: Policy | None = None) -> SpeculativeDecoder:
+        """Return a decoder of one scale a round, by the target alone."""
+        policy = policy or parse_policy(f"code:{PYRAMID.S}")
+        return SpeculativeDecoder(self.models, DecoderOptions(1, policy=policy))
+
+    def wrong(self, law: Wrong) -> SpeculativeDecoder:
+        """Return a decoder that is wrong at every scale."""
+        decoder = self.sequential(law.policy())
+        decoder.parts = replace(decoder.parts, **law.parts())
+        return decoder
+
+    def drawn(self, decoder: SpeculativeDecoder, asked: Request) -> Tensor:
+        """Return the tokens of a batch."""
+        return decoder.decode(asked, self.models.noise(asked)).tokens_BL
+
+    def along(self, decoder: SpeculativeDecoder, asked: Request) -> TokensSeen:
+        """Let a decoder draw a batch; return what bets need."""
+        budget = joint_budget(self.models, compiled=False)
+        return TokensSeen.along(self.models, budget, asked, self.drawn(decoder, asked))
+
+    def requests(self, images: int, **other: object) -> list[Request]:
+        """Return batches of so many images."""
+        starts = range(0, images, self.batch)
+        return [replace(request(first, count=min(self.batch, images - first)), **other) for first in starts]
 
 
 def guided_rows(rows_RLV: Tensor, si: int, cfg: float) -> Tensor:
@@ -102,16 +152,10 @@ WRONG = (
 )  # fmt: skip
 
 
-def request(first: int, top_p: float = 0.0, count: int = BATCH) -> Request:
+def request(first: int, top_p: float = 0.0, count: int = 8) -> Request:
     """Return a batch of images, labels in turn."""
     images = tuple(range(first, first + count))
     return Request(tuple(k % 10 for k in images), 11, top_p=top_p, images=images, count=count)
-
-
-def along(decoder: SpeculativeDecoder, asked: Request) -> TokensSeen:
-    """Let a decoder draw a batch; return what bets need."""
-    trace = decoder.decode(asked, MODELS.noise(asked))
-    return TokensSeen.along(MODELS, BUDGET, asked, trace.tokens_BL)
 
 
 def won_of(seen: TokensSeen) -> Tensor:
@@ -123,29 +167,22 @@ def won_of(seen: TokensSeen) -> Tensor:
     return won_BAS
 
 
-def pool_of(wrong: Wrong, images: int, file: Path | None) -> Tensor:
+def pool_of(stage: Stage, law: Wrong, images: int) -> Tensor:
     """Return what bets win of so many images of a decoder that is wrong at every scale."""
-    if file is not None and file.exists():
-        return torch.load(file)
-    decoder = SpeculativeDecoder(MODELS, DecoderOptions(1, policy=wrong.policy()))
-    decoder.parts = replace(decoder.parts, **wrong.parts())
-    batches = (request(first, wrong.top_p) for first in range(0, images, BATCH))
-    won_NAS = torch.cat([won_of(along(decoder, asked)) for asked in batches])
-    if file is not None:
-        torch.save(won_NAS, file)
-    return won_NAS
+    decoder = stage.wrong(law)
+    return torch.cat([won_of(stage.along(decoder, asked)) for asked in stage.requests(images, top_p=law.top_p)])
 
 
-def last_scale_of(wrong: Wrong, right: Sequence[TokensSeen]) -> Tensor:
+def last_scale_of(law: Wrong, right: Sequence[TokensSeen]) -> Tensor:
     """Return what bets win of images that are right but for the last scale.
 
     The networks see no token of it: their rows are those of right images.
     """
     won, span, generator = [], PYRAMID.draws.span(LAST), torch.Generator().manual_seed(1)
     for seen in right:
-        law_BlV, tokens_BL = wrong.law(seen, LAST), seen.tokens_BL.clone()
+        law_BlV, tokens_BL = law.law(seen, LAST).cpu(), seen.tokens_BL.clone()
         drawn_n = torch.multinomial(law_BlV.flatten(0, 1), 1, generator=generator)
-        tokens_BL[:, span] = drawn_n.view(law_BlV.shape[:2])
+        tokens_BL[:, span] = drawn_n.view(law_BlV.shape[:2]).to(tokens_BL)
         won.append(won_of(replace(seen, tokens_BL=tokens_BL)))
     return torch.cat(won)
 
@@ -167,62 +204,176 @@ def runs_of(won_NAS: Tensor, top_p: float) -> list[tuple[int, int]]:
     return found
 
 
-def alternatives_table(images: int, folder: Path | None) -> str:
+def table(head: str, lines: Sequence[str]) -> str:
+    """Return a table of Markdown; columns that end in a colon stand on the right."""
+    heads = head.split("|")
+    marks = "|".join("---:" if each.endswith(":") else "---" for each in heads)
+    return "\n".join((f"| {' | '.join(each.strip(' :') for each in heads)} |", f"|{marks}|", *lines, ""))
+
+
+def line(*cells: object) -> str:
+    """Return a line of a table, and print it."""
+    said = f"| {' | '.join(str(cell) for cell in cells)} |"
+    print(said, flush=True)
+    return said
+
+
+def laws_table(stage: Stage, images: int) -> str:
     """Return the table of wrong laws."""
-    lines = [
-        f"| wrong law | median images, all scales | wanted | median images, scale {LAST} alone | scale {LAST} named |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    decoder = SpeculativeDecoder(MODELS, DecoderOptions(1, policy=parse_policy(f"code:{PYRAMID.S}")))
+    lines = []
     right = {
-        top_p: [along(decoder, request(first, top_p)) for first in range(0, images, BATCH)]
-        for top_p in {wrong.top_p for wrong in WRONG}
+        top_p: [stage.along(stage.sequential(), asked) for asked in stage.requests(images, top_p=top_p)]
+        for top_p in {law.top_p for law in WRONG}
     }
-    for number, wrong in enumerate(WRONG):
-        alone = runs_of(last_scale_of(wrong, right[wrong.top_p]), wrong.top_p)
-        everywhere = runs_of(pool_of(wrong, images, folder and folder / f"{number}.pt"), wrong.top_p)
+    for law in WRONG:
+        alone = runs_of(last_scale_of(law, right[law.top_p]), law.top_p)
+        everywhere = runs_of(pool_of(stage, law, images), law.top_p)
         figures = [f"{median(n for n, _ in runs):g}" for runs in (everywhere, alone)]
         named = sum(scale == LAST for _, scale in alone)
-        lines.append(f"| {wrong.name} | {figures[0]} | {wrong.wanted} | {figures[1]} | {named} of {RUNS} |")
-        print(lines[-1], flush=True)
-    return "\n".join([*lines, ""])
+        lines.append(line(law.name, figures[0], law.wanted, figures[1], f"{named} of {RUNS}"))
+    head = f"wrong law|median images, all scales:|wanted:|median images, scale {LAST} alone:|scale {LAST} named:"
+    return table(head, lines)
 
 
-def bugs_table() -> str:
+def bugs_table(stage: Stage) -> str:
     """Return the table of planted bugs of `rejection`."""
-    lines = ["| planted bug | what it changes | images until it is found |", "|---|---|---:|"]
+    lines = []
     for mutant in MUTANTS:
         word = mutant.id.partition(".")[2]
         if word not in LAW_BUGS:
             continue
         # a scale that is accepted whole is needed before a bonus scale, and a filter where its zeros are lost
         length, top_p = 1 if word == "sharp-bonus" else 3, 0.95 if word == "opened" else 0.0
-        decoder = mutant(MODELS, Settings(length, True, "rejection"))
-        wealth, first = Wealth(usual_alternatives(request(0, top_p), V), PYRAMID.S), 0
-        while not wealth.is_lost and first < MOST_OF_BUG:
-            asked = request(first, top_p, FEW if first < BATCH else BATCH)
-            bets = bet(along(decoder, asked), PYRAMID, wealth.alternatives)
+        decoder = mutant(stage.models, Settings(length, True, "rejection"))
+        wealth = Wealth(usual_alternatives(request(0, top_p), V), PYRAMID.S)
+        few = [request(0, top_p, FEW), *(request(first, top_p) for first in range(FEW, MOST_OF_BUG, 8))]
+        for asked in few:
+            bets = bet(stage.along(decoder, asked), PYRAMID, wealth.alternatives)
             for row in range(asked.B):
                 dropped = tuple(each for each in bets.forbidden if each[0] == row)
                 if not wealth.is_lost:
                     wealth.take(replace(bets, won_BAS=bets.won_BAS[row : row + 1], forbidden=dropped))
-            first += asked.B
+            if wealth.is_lost:
+                break
         found = str(wealth.images) if wealth.is_lost else f"not in {wealth.images}"
         change = mutant.change.replace("|target − draft|", "abs(target − draft)")  # a bar ends a cell
-        lines.append(f"| `{mutant.id}` | {change} | {found} |")
-        print(lines[-1], flush=True)
-    return "\n".join([*lines, ""])
+        lines.append(line(f"`{mutant.id}`", change, found))
+    return table("planted bug|what it changes|images until it is found:", lines)
+
+
+def null_table(modes: Sequence[str], device: str, batch: int, runs: int, images: int) -> str:
+    """Return the table of right decoders: `rejection`, draft length 3 with bonus, half of the runs filtered."""
+    lines = []
+    for mode in modes:
+        stage, alarms, highest, forbidden = Stage.of(device, mode, batch), 0, 0.0, 0
+        decoder = SpeculativeDecoder(stage.models, DecoderOptions(3, True, parse_policy("rejection")))
+        for run in range(runs):
+            filters = {"top_k": 100, "top_p": 0.95} if run % 2 else {}
+            requests = stage.requests(images, seed=1000 + run, **filters)
+            wealth = Wealth(usual_alternatives(requests[0], V), PYRAMID.S)
+            for asked in requests:
+                wealth.take(bet(stage.along(decoder, asked), PYRAMID, wealth.alternatives))
+            alarms, forbidden = alarms + wealth.is_lost, forbidden + wealth.forbidden
+            highest = max(highest, wealth.highest)
+        most = f"e^{highest:.1f} of e^{wealth.goal:.1f}"
+        lines.append(line(mode, runs, images, alarms, forbidden, most))
+    set_precision(False)
+    head = "mode|runs:|images a run:|accused:|forbidden tokens:|largest wealth met, and needed:"
+    return table(head, lines)
+
+
+def beside_table(stage: Stage, images: int) -> str:
+    """Return what the token test and the Fréchet distance of `quality` say of the wrong laws, at so many images."""
+    lines, features = [], digits_means().features.to(stage.models.device)
+
+    def images_of(source: Source, law: Wrong | None, seed: int) -> ImageSet:
+        kept = []
+        for asked in stage.requests(images, seed=seed, top_p=law.top_p if law else 0.0):
+            noise = stage.models.noise(asked)
+            target, vae = stage.models.target, stage.models.vae
+            trace = stage.wrong(law).decode(asked, noise) if law else sample_sequential(target, vae, asked, noise)
+            kept.append((trace.tokens_BL, *features(vae.decode(trace.f_hat_BCPP))))
+        tokens_NL, features_ND, classes_N = (torch.cat(each) for each in zip(*kept, strict=True))
+        labels_N = torch.arange(images) % 10
+        nothing = torch.zeros(0)
+        return ImageSet(source, "B", labels_N, features_ND.cpu(), classes_N.cpu(), nothing, tokens_NL, nothing, 0.0)
+
+    base, law_set = images_of(BASE, None, 11), images_of(LAW, None, 12)
+    for law in WRONG:
+        if law.top_p:  # another law is what all are compared with
+            continue
+        other = images_of(Source(law.name, "wrong", keeps_tokens=True), law, 13)
+        row = measure_rows((base, law_set, other), None, features.classes, PYRAMID, V, 20)[-1]
+        lines.append(line(law.name, f"{row.tokens.p:.2g}", row.drift))
+    return table(f"wrong law|p of the token test, {images} images:|drift of the Fréchet distance:", lines)
+
+
+def cost_table(device: str) -> str:
+    """Return what bets cost beside the decodes of decoder and reference."""
+    lines = []
+    sizes = [("digits", load_digits(), (1, 8, 100) if device == "cuda" else (1, 4))]
+    if device == "cuda":
+        sizes.append(("d16-d30 (random weights)", random_pair("d16-d30", "cuda"), (1, 8)))
+    for name, pair, batches in sizes:
+        models = pair.in_mode(device, "float32")
+        for B in batches:
+            for words, filters in (("none", {}), ("top-k 100, top-p 0.95", {"top_k": 100, "top_p": 0.95})):
+                asked = replace(request(0, count=B), **filters)
+                # the first one warms up
+                decodes, bets = (median(each) for each in zip(*(costs(models, asked) for _ in range(4)), strict=True))
+                share = f"{bets / decodes:.2f}"
+                lines.append(line(name, B, words, f"{decodes * 1e3:.0f}", f"{bets * 1e3:.0f}", share))
+    return table("networks|images:|filter|both decodes, ms:|bets and the draft's pass, ms:|share:", lines)
+
+
+def costs(models: ModelPair, asked: Request) -> tuple[float, float]:
+    """Return the seconds of decoder and reference, and those of bets and the draft's pass.
+
+    The target's rows along the tokens are known from the judgement.
+    """
+    decoder = SpeculativeDecoder(models, DecoderOptions(3, True, parse_policy("rejection")))
+    labels_B = torch.tensor(asked.labels, device=models.device)
+    begin = clock(models)
+    tokens_BL = decoder.decode(asked, models.noise(asked)).tokens_BL
+    sample_sequential(models.target, models.vae, asked, models.noise(asked))
+    decoded = clock(models)
+    rows_along(models.draft, models, asked, labels_B, tokens_BL)
+    drafted = clock(models)
+    seen = TokensSeen.along(models, joint_budget(models, compiled=False), asked, tokens_BL)
+    known = clock(models)
+    bet(seen, models.pyramid, usual_alternatives(asked, models.target.config.V))
+    return decoded - begin, drafted - decoded + clock(models) - known
+
+
+def clock(models: ModelPair) -> float:
+    """Return the time now, all work done."""
+    if models.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=int, default=40, help="images of every wrong law")
-    parser.add_argument("--keep", type=Path, help="folder that keeps what was won")
+    parser.add_argument("--pool", type=int, default=400, help="images of every wrong law")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--modes", default=",".join(MODES), help="of right decoders")
+    parser.add_argument("--runs", type=int, default=RUNS, help="right decoders a mode")
+    parser.add_argument("--images", type=int, default=1000, help="of each")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    parts = {"laws": alternatives_table(given.pool, given.keep), "bugs": bugs_table()}
-    PAGE.write_bytes(replaced_parts(PAGE, parts).encode())
+    batch = 100 if given.device == "cuda" else 8
+    stage = Stage.of(given.device, "float32", batch)
+    made: dict[str, Callable[[], str]] = {
+        "laws": lambda: laws_table(stage, given.pool),
+        "bugs": lambda: bugs_table(stage),
+        "null": lambda: null_table(given.modes.split(","), given.device, batch, given.runs, given.images),
+        "beside": lambda: beside_table(stage, given.images),
+        "cost": lambda: cost_table(given.device),
+    }
+    for name in given.tables.split(","):
+        PAGE.write_bytes(replaced_parts(PAGE, {name: made[name]()}).encode())
 
 
 if __name__ == "__main__":

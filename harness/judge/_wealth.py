@@ -17,6 +17,7 @@ from harness.judge._verdict import Verdict
 
 ALPHA = 1e-5
 HELD = 0.1  # share of a careful gambler's stake that is on the target's law
+MOSTLY = 0.75  # share of what a law won at all scales that one of them must have for that scale to be named
 FOUND = 1.2816  # a normal number lies below this with probability 0.9
 
 
@@ -130,9 +131,11 @@ class Wealth:
         }
 
     def best(self) -> tuple[Alternative, int]:
-        """Return the alternative that won most, whatever its stake, and its scale; −1 where it is all of them."""
+        """Return the alternative that won most, whatever its stake, and its scale; −1 where it won at several."""
         a, column = divmod(int(self.won_AT.argmax()), self.S + 1)
-        return self.alternatives[a], column if column < self.S else -1
+        alone, scale = self.won_AT[a, :-1].max(0)
+        is_one = column < self.S or alone >= MOSTLY * self.won_AT[a, -1]
+        return self.alternatives[a], int(scale) if is_one else -1
 
     def images_to_find(self) -> dict[Alternative, float]:
         """Return how many images find a decoder that follows each alternative, 9 times in 10; may be infinite."""

@@ -226,6 +226,10 @@ def test_the_wealth_names_what_won_and_where():
     wealth = Wealth(alternatives, PYRAMID.S)
     wealth.take(replace(bets, won_BAS=only))
     assert wealth.best() == (alternatives[1], -1)
+    only[:, 1, 0] = 0.05  # of 0.25: chance at the other scale, and four fifths at this one
+    wealth = Wealth(alternatives, PYRAMID.S)
+    wealth.take(replace(bets, won_BAS=only))
+    assert wealth.best() == (alternatives[1], 1)
 
 
 def test_a_wealth_that_was_reached_once_counts_though_it_is_lost_again():
