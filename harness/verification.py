@@ -93,12 +93,12 @@ class Question:
         """Return what is decoded on these networks."""
         if not self.cover:
             return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
-        first = self.settings[0]
+        first, alone = self.settings[0], self.terms.against is None
         if is_published(self.decoder):
-            lengths, alone = _asked_lengths(self.decoder, self.settings), self.terms.against is None
+            lengths = _asked_lengths(self.decoder, self.settings)
             blocks = covering_with(models, lengths, not self.terms.sequential, alone)
         else:
-            blocks = covering(models, first.policy, options=first.options)
+            blocks = covering(models, first.policy, options=first.options, smooth=alone)
         return Decodes(self.decoder, plan_of(blocks), self.terms)
 
 

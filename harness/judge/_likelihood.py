@@ -48,6 +48,7 @@ DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and
 TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
+CHUNK = 2**18  # numbers of the alternatives in hand at once: what a cache holds
 
 
 def allowed_by(budget: Budget, models: ModelPair, request: Request) -> tuple[float, ...]:
@@ -155,9 +156,10 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
     won, under_A2, forbidden = [], torch.zeros(len(alternatives), 2, dtype=torch.float64), []
     for si in pyramid:
         law = _Law.of(seen, pyramid, si)
-        bets = [law.bet(a) for a in alternatives]
-        won.append(torch.stack([won_B for won_B, _ in bets], 1))
-        under_A2 += torch.stack([under_2 for _, under_2 in bets]).cpu()
+        few = max(1, CHUNK // law.probs_BlK.numel())  # small scales have one kernel for many alternatives
+        bets = [law.bet(alternatives[k : k + few]) for k in range(0, len(alternatives), few)]
+        won.append(torch.cat([won_AB for won_AB, _ in bets]).T)
+        under_A2 += torch.cat([under_2A.T for _, under_2A in bets]).cpu()
         forbidden += [(b, pyramid.draws.begin(si) + place) for b, place in law.forbidden()]
     mean_A, variance_A = under_A2.T
     return Bets(torch.stack(won, 2).cpu(), mean_A, variance_A, tuple(sorted(forbidden)))
@@ -260,28 +262,30 @@ class _Law:
         """The decoder's tokens, 1 in their place."""
         return self._certain(self.token_Bl)
 
-    def bet(self, a: Alternative) -> tuple[Tensor, Tensor]:
-        """Return what the alternative wins of every image, and mean and variance of it under the alternative.
+    def bet(self, alternatives: Sequence[Alternative]) -> tuple[Tensor, Tensor]:
+        """Return what each alternative wins of every image, and mean and variance of it under the alternative.
 
         These are of the last image alone, which stands for all.
         """
-        law_BlK, p_BlK = self.alternative(a), self.probs_BlK
-        held_BlK = torch.minimum(law_BlK, MOST_RATIO * p_BlK)
-        ratio_BlK = held_BlK / p_BlK.clamp_min(TINY)
-        mean_Bl = held_BlK.sum(-1)
-        above_Bl = held_BlK.sub_(p_BlK).clamp_min_(0).sum(-1)
+        law_ABlK, p_BlK = torch.stack([self.alternative(a) for a in alternatives]), self.probs_BlK
+        held_ABlK = torch.minimum(law_ABlK, MOST_RATIO * p_BlK)
+        ratio_ABlK = held_ABlK / p_BlK.clamp_min(TINY)
+        mean_ABl = held_ABlK.sum(-1)
+        above_ABl = held_ABlK.sub_(p_BlK).clamp_min_(0).sum(-1)
         up, down = math.expm1(self.distance), -math.expm1(-self.distance)
-        bound_Bl = mean_Bl + up * above_Bl + down * (above_Bl - mean_Bl + 1) + DRAW_ROUNDING * ratio_BlK.amax(-1)
-        won_Bl = ((ratio_BlK * self.is_token_BlK).sum(-1) / bound_Bl).log()
-        last_lK, factor_lK = law_BlK[-1], (ratio_BlK[-1] / bound_Bl[-1, :, None]).log().clamp_min(LEAST)
-        others_l = 1 - last_lK.sum(-1)
-        others_l = torch.where(others_l > DRAW_ROUNDING, others_l, 0.0)
-        mean_l = (last_lK * factor_lK).sum(-1) + others_l * LEAST
-        square_l = (last_lK * factor_lK.square()).sum(-1) + others_l * LEAST**2
-        return self._sum(won_Bl), self._sum(torch.stack((mean_l, square_l - mean_l.square())), -1)
+        bound_ABl = mean_ABl + up * above_ABl + down * (above_ABl - mean_ABl + 1)
+        bound_ABl += DRAW_ROUNDING * ratio_ABlK.amax(-1)
+        won_ABl = ((ratio_ABlK * self.is_token_BlK).sum(-1) / bound_ABl).log()
+        last_AlK = law_ABlK[:, -1]
+        factor_AlK = (ratio_ABlK[:, -1] / bound_ABl[:, -1, :, None]).log().clamp_min(LEAST)
+        others_Al = 1 - last_AlK.sum(-1)
+        others_Al = torch.where(others_Al > DRAW_ROUNDING, others_Al, 0.0)
+        mean_Al = (last_AlK * factor_AlK).sum(-1) + others_Al * LEAST
+        square_Al = (last_AlK * factor_AlK.square()).sum(-1) + others_Al * LEAST**2
+        return self._sum(won_ABl), self._sum(torch.stack((mean_Al, square_Al - mean_Al.square())), -1)
 
-    def _sum(self, each_nl: Tensor, image: int | slice = slice(None)) -> Tensor:
-        return (each_nl.double().clamp_min(LEAST) * self.is_open_Bl[image]).sum(-1)
+    def _sum(self, each_Anl: Tensor, image: int | slice = slice(None)) -> Tensor:
+        return (each_Anl.double().clamp_min(LEAST) * self.is_open_Bl[image]).sum(-1)
 
 
 def _above(ascending_BlV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -266,10 +266,11 @@ def require_same(
     expected: Mapping[str, Tensor],
     where: str = "",
     atol: float | Mapping[str, float] = 0.0,
+    part: str = "",
 ) -> None:
     """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values within `atol` (by name)."""
     wrong = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
-    require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}")
+    require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}", part)
 
 
 def require_equal(name: str, actual: Tensor, expected: Tensor, where: str = "", atol: float = 0.0) -> None:

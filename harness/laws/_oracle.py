@@ -215,7 +215,9 @@ def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, whe
     for layer, (k_RHLc, v_RHLc) in run.kv.items():
         actual = {"keys": kv[layer, 0, rows, :, :length], "values": kv[layer, 1, rows, :, :length]}
         expected = {"keys": k_RHLc[rows, :, :length], "values": v_RHLc[rows, :, :length]}
-        require_same(actual, expected, f"{where}, layer {layer}", FLOAT64)
+        # inputs were compared before: later layers alone are wrong where a pass saw the wrong positions
+        part = "attention_mask" if layer else "cache"
+        require_same(actual, expected, f"{where}, layer {layer}", FLOAT64, part)
 
 
 class ListCache:

@@ -1,6 +1,7 @@
 """Laws of rules: what a policy and a draft length say, every round, against an oracle written from their page."""
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge import require
+from harness.judge import require, wrong_draw
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._oracle import needs_exact
@@ -27,11 +28,12 @@ from harness.speculative.sampler import SpeculativeDecoder
 _BY_ORACLE = (*EXACT, *LOSSY)
 _LONG = (1, 2, 3, 4, 5, 6, 7)
 _DECIDES = "rounding decides what is accepted"
+_KEEPS = "kl:9"  # the draft's own tokens, nearly always
 # Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
 # the number of tokens that a filter leaves.
 _SHARP = (
     "match:0.9", "match:0.9+partial", "topk-match:1:0.8+partial", "topk-match:2:1", "topk-match:3:0.4",
-    "coupled-match:1", "kl:0.02+partial",
+    "coupled-match:1", "kl:0.02+partial", _KEEPS,
 )  # fmt: skip
 
 
@@ -48,11 +50,17 @@ def _both(turns: list[Round]) -> bool:
 
 
 def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[Round]:
-    """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds."""
+    """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds.
+
+    A law that the trace shows must draw these tokens.
+    """
     request, noise = case.request, case.noise()
     tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
     require_tokens(decoded.tokens_BL, tokens_BL, where)
     require_rounds(decoded.rounds, rounds, where)
+    if decoded.law_BLV is not None:
+        wrong = wrong_draw(decoded.law_BLV, tokens_BL, case.noise(), case.pyramid)
+        require(wrong is None, f"{where}: the law that is shown, at image and draw {wrong}", "law")
     return [turn for turns in rounds for turn in turns]
 
 
@@ -62,16 +70,22 @@ def _follows(subject: Subject, case: Case) -> None:
 
 
 def _at_the_border(case: Case) -> list[str]:
-    """Return `kl` with bounds on both sides of what the first token's KL is: a bound read otherwise shows there."""
+    """Return `kl` with bounds on both sides of the first token's KL, and one between it and that of the draft from the
+    target: a bound that is read otherwise shows there.
+    """
     laws = []
     for network in (case.models.target, case.models.draft):
         shown = sample_sequential(network, case.models.vae, case.request, case.noise()).shown
         laws.append(filter_logits(shown.guided_BLV[0, 0], case.top_k, case.top_p).softmax(-1).double())
     target_V, draft_V = laws
-    kl = float(torch.where(target_V > 0, target_V * (target_V / draft_V).log(), 0.0).sum())
+    kl, other = (
+        float(torch.where(p_V > 0, p_V * (p_V / q_V).log(), 0.0).sum())
+        for p_V, q_V in ((target_V, draft_V), (draft_V, target_V))
+    )
     if not 1e-6 < kl < float("inf"):
         return []
-    return [f"kl:{0.85 * kl:.6g}{'+partial' * (case.seed % 2)}", f"kl:{1.2 * kl:.6g}"]
+    bounds = [0.85 * kl, 1.2 * kl, *([math.sqrt(kl * other)] if 1e-6 < other < float("inf") else [])]
+    return [f"kl:{bound:.6g}{'+partial' * ((case.seed + k) % 2)}" for k, bound in enumerate(bounds)]
 
 
 def _policies(subject: Subject, case: Case) -> list[Case]:
@@ -79,10 +93,17 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known = [policy for policy in dict.fromkeys(CHOICES["policy"]) if policy_name(policy) in _BY_ORACLE]
     known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
-    wanted = [case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", *_at_the_border(case)]
+    wanted = [
+        case.policy,
+        *(known[(start + k) % len(known)] for k in range(7)),
+        "match:0.9",
+        _KEEPS,
+        *_at_the_border(case),
+    ]
     cases = []
     for policy in dict.fromkeys(wanted):
-        candidate = replace(case, policy=policy, draft="near" if policy in _SHARP else case.draft)
+        draft = "far" if policy == _KEEPS else "near" if policy in _SHARP else case.draft
+        candidate = replace(case, policy=policy, draft=draft)
         try:
             _follows(subject, candidate)
         except (NotOffered, InputError):

@@ -91,9 +91,10 @@ def scales(subject: Subject, case: Case) -> bool:
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("nobody else's decoder is asked for filters by scale")
     request = case.request
-    for first in range(2):
-        filters = tuple((0, 0.0) if (si + first) % 2 else (1 + case.seed % case.V, 0.7) for si in case.pyramid)
+    k = 2 + case.seed % (case.V - 1)
+    for pair in (((0, 0.0), (k, 0.7)), ((k, 0.7), (0, 0.0)), ((k, 0.5), (k, 0.95))):
+        filters = tuple(pair[si % 2] for si in case.pyramid)
         request = replace(request, top_k=0, top_p=0.0, filters=filters)
-        where = f"filters of every other scale from {first} on"
+        where = f"(top_k, top_p) {pair[0]} and {pair[1]} in turns"
         require_draws(case, request, subject.decode(case, request).tokens_BL, case.sequential(request).tokens_BL, where)
     return case.pyramid.S > 1

@@ -1,6 +1,7 @@
 """Laws of state: between rounds, nothing remembers that anything was ever drafted."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -138,7 +139,8 @@ def cache(subject: Subject, case: Case) -> bool:
         image, length_left = below(B), below(L + 1)
         for each in (real, model):
             each.rollback(image, length_left)
-        require(list(real.lengths) == model.lengths, f"step {step}: lengths {list(real.lengths)}, not {model.lengths}")
+        lengths = list(real.lengths)
+        require(lengths == model.lengths, f"step {step}: lengths {lengths}, not {model.lengths}", "cache")
     return True
 
 
@@ -203,10 +205,20 @@ def untouched(subject: Subject, case: Case) -> bool:
 
 @law("state.refusal", "decode")
 def _refuses(subject: Subject, case: Case) -> bool:
-    """A label that the networks do not have is refused."""
+    """A label that the networks do not have is refused, and so is `more_smooth` where f_hat is that of the tokens."""
+    for policy in dict.fromkeys((case.policy, "rejection", "match:0.5")):
+        with suppress(InputError):
+            tried = replace(case.at_least(2), policy=policy, labels=(0,))
+            tried = tried if subject.follows(tried) else replace(tried, policy="coupled")
+            soft = subject.decode(tried, request=replace(tried.request, more_smooth=True))
+            run = run_over(tried.models.target, tried.models.vae, tried, soft.tokens_BL)
+            of_tokens = (soft.f_hat_BCPP - run.f_hat_SBCPP[-1]).abs().max() <= allowed(tried).f_hat
+            require(
+                not of_tokens, f"policy {tried.policy}: more_smooth was taken, and f_hat is that of the tokens", "f_hat"
+            )
     try:
         subject.decode(case, request=replace(case.request, labels=(7,) * case.B))
     except (InputError, ValueError, IndexError):
         return True
-    require(False, "label 7 of 3 classes was decoded")
+    require(False, "label 7 of 3 classes was decoded", "condition")
     return True

@@ -10,7 +10,7 @@ from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Round
 
 
-@law("work.least", "cache", "update_state_with_accepted_tokens", "trace", policies=(*EXACT, "rejection"))
+@law("work.least", "cache", policies=(*EXACT, "rejection"))
 def least(subject: Subject, case: Case) -> bool:
     """A pass computes what its cache lacks, and no more; a cache keeps whatever is final of what it saw.
 

@@ -33,10 +33,17 @@ class Block:
 
 
 def covering(
-    models: ModelPair, policy: str = "coupled", noise: float = CLOSE_NOISE, options: tuple[tuple[str, str], ...] = ()
+    models: ModelPair,
+    policy: str = "coupled",
+    noise: float = CLOSE_NOISE,
+    options: tuple[tuple[str, str], ...] = (),
+    smooth: bool = True,
 ) -> tuple[Block, ...]:
-    """Return the blocks of the default verification: the pair's own draft, and a close one (`noise`: `close_pair`)."""
-    S, requests = models.pyramid.S, requests_for(models)
+    """Return the blocks of the default verification: the pair's own draft, and a close one (`noise`: `close_pair`).
+
+    With `smooth` soft codes are asked for, once a setting of the first.
+    """
+    S, requests = models.pyramid.S, (*requests_for(models), filtered_by_scale(models))
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:
         cut = [(min(length, S) if isinstance(length, int) else length, bonus) for length, bonus in choices]
@@ -46,7 +53,8 @@ def covering(
     own = settings((1, False), (4, True), (f"dynamic:1:{min(3, S)}", False))
     close = settings((1, True), (2, False), (3, True), (5, False), (S, True), (schedule, False),
                      (f"dynamic:1:{S}", True))  # fmt: skip
-    return Block(models, own, requests), Block(close_pair(models, noise), close, requests)
+    soft = (soft_codes(models),) if smooth else ()
+    return Block(models, own, (*requests, *soft)), Block(close_pair(models, noise), close, requests)
 
 
 def covering_with(
@@ -54,13 +62,24 @@ def covering_with(
 ) -> tuple[Block, ...]:
     """Return the blocks for a decoder with settings of its own; a close draft is nothing to one without `drafts`.
 
-    With `smooth` it is asked for soft codes, too: without top-p, at whose edge rounding would decide one.
+    With `smooth` it is asked for soft codes, too.
     """
-    (classes, V), every = (models.target.config.classes, models.target.config.V), tuple(settings)
-    soft = Request((1 % classes, 4 % classes), seed=5, top_k=max(2, V // 4), more_smooth=True)
-    requests = (*requests_for(models), *[soft] * smooth)
+    every, requests = tuple(settings), (*requests_for(models), *([soft_codes(models)] if smooth else []))
     own = Block(models, every, requests)
     return (own, Block(close_pair(models, CLOSE_NOISE), every, requests)) if drafts else (own,)
+
+
+def soft_codes(models: ModelPair) -> Request:
+    """Return a request for soft codes: without top-p, at whose edge rounding would decide one."""
+    classes, V = models.target.config.classes, models.target.config.V
+    return Request((1 % classes, 4 % classes), seed=5, top_k=max(2, V // 4), more_smooth=True)
+
+
+def filtered_by_scale(models: ModelPair) -> Request:
+    """Return a request whose filter changes with every scale: a neighbour has another top-p, another top-k, or both."""
+    V, S = models.target.config.V, models.pyramid.S
+    turns = ((max(2, V // 8), 0.9), (max(2, V // 8), 0.6), (0, 0.8), (max(1, V // 16), 0.0))
+    return Request((6 % models.target.config.classes,), seed=6, filters=tuple(turns[si % 4] for si in range(S)))
 
 
 def requests_for(models: ModelPair) -> tuple[Request, ...]:

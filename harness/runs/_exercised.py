@@ -49,14 +49,17 @@ def _several(of: Callable[[Settings, Request], object], count: int = 2) -> Test:
     return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) >= count
 
 
+BY_SCALE = "filters by scale"  # published samplers have one for all
 _DRAFTED, _PARTS, _BONUS = "drafts", "diverging batches", "a bonus scale"
 ASPECTS = (
-    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _any(lambda s, r: not (r.top_k or r.top_p))),
+    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _any(lambda s, r: not (r.top_k or r.top_p or r.filters))),
     Aspect("top-k alone", "filters", "--top-k 4", _any(lambda s, r: r.top_k > 0 and not r.top_p), declines=("top_k",)),
     Aspect("top-p alone", "filters", "--top-p 0.9", _any(lambda s, r: r.top_p > 0 and not r.top_k),
            declines=("top_p",)),
     Aspect("top-k and top-p together", "filters", "--top-k 4 --top-p 0.9", _any(lambda s, r: r.top_k > 0 < r.top_p),
            declines=("top_k", "top_p")),
+    Aspect(BY_SCALE, "filters", "Request(filters=…)", _any(lambda s, r: bool(r.filters)),
+           declines=("filters",)),
     Aspect("cfg 0", "guidance", "--cfg 0", _any(lambda s, r: r.cfg == 0)),
     Aspect("several cfg", "guidance", "--cfg 4", _several(lambda s, r: r.cfg or None), declines=("guidance",)),
     Aspect("noise by image", "noise", "--noise image", _any(lambda s, r: r.order == "image")),
@@ -84,7 +87,7 @@ ASPECTS = (
     Aspect("more_smooth", "kinds", "Request(more_smooth=True)", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip
-SMOOTH = "more_smooth"  # asked of published samplers alone: most others do without
+SMOOTH = "more_smooth"  # not asked of two decoders beside each other, where rounding grows
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
 
@@ -175,6 +178,8 @@ def exercised(decodes: Sequence[Decode], seen: Observed, declines: Sequence[str]
 def _applies(aspect: Aspect, seen: Observed) -> bool:
     """Tell whether a decoder can be asked an aspect at all."""
     judged = bool(seen.coverage.judged or not seen.coverage.rounds)
+    if aspect.word == BY_SCALE:
+        return seen.is_ours
     if aspect.family not in (_DRAFTED, "bonus"):
         return True
     if aspect.word == "several draft lengths":
