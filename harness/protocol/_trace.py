@@ -15,37 +15,21 @@ from harness.protocol.pyramid import ScalePyramid
 
 @dataclass(frozen=True)
 class Round:
-    """One draft-then-verify turn of one image.
+    """One draft-then-verify turn of one image."""
 
-    Args:
-        first: scale that the round began at.
-        drafted: scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`.
-        accepted: drafted scales accepted as a whole.
-        corrected: True when the first imperfect scale was replaced and is final.
-        bonus: True when the pass also finished the scale after the last drafted one.
-        accepted_tokens: drafted tokens accepted, those in a corrected scale included.
-        corrected_tokens: drafted tokens replaced.
-        bonus_tokens: tokens finished that were never drafted.
-        target_rows: positions that the target computed for this image; 0 where the draft decided alone.
-        draft_rows: positions that the draft computed for this image.
-        target_cache: positions in the target's cache after the round.
-        draft_cache: positions in the draft's cache after the round.
-        kept: of the accepted scales, those that the rule had rejected and that stayed as drafted all the same.
-    """
-
-    first: int
-    drafted: int
-    accepted: int
-    corrected: bool
-    bonus: bool
-    accepted_tokens: int
-    corrected_tokens: int
-    bonus_tokens: int
-    target_rows: int
-    draft_rows: int = 0
-    target_cache: int = 0
-    draft_cache: int = 0
-    kept: int = 0
+    first: int  # scale that the round began at
+    drafted: int  # scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`
+    accepted: int  # drafted scales accepted as a whole
+    corrected: bool  # True when the first imperfect scale was replaced and is final
+    bonus: bool  # True when the pass also finished the scale after the last drafted one
+    accepted_tokens: int  # drafted tokens accepted, those in a corrected scale included
+    corrected_tokens: int  # drafted tokens replaced
+    bonus_tokens: int  # tokens finished that were never drafted
+    target_rows: int  # positions that the target computed for this image; 0 where the draft decided alone
+    draft_rows: int = 0  # positions that the draft computed for this image
+    target_cache: int = 0  # positions in the target's cache after the round
+    draft_cache: int = 0  # positions in the draft's cache after the round
+    kept: int = 0  # of the accepted scales, those that the rule had rejected and that stayed as drafted all the same
 
     @property
     def finished(self) -> int:
