@@ -39,7 +39,7 @@ class LikelihoodTest:
     Raises:
         InputError: alpha outside its range, or a file that is no state, or of other weights, request or alternatives.
 
-    Images must be drawn independently: the same image twice, or two of one seed, count once.
+    Images must be drawn independently: nobody here sees a seed, so that an image that comes twice counts twice.
     """
 
     def __init__(
