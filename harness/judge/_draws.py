@@ -35,7 +35,7 @@ CLUES = (DROPPED, DROPS_MANY, UNEXPLAINED)
 
 
 @torch.inference_mode()
-def wrong_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
+def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
     """Return (component, clause) of the wrong tokens of an image's first scales, whose logits are right.
 
     Where its own logits give a token, nothing is wrong with the draw.

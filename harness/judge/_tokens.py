@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
-from harness.judge._draws import CLUES, wrong_draws
+from harness.judge._draws import CLUES, explain_draws
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import costs_of_draws, weigh_decode
 from harness.judge._race import exponentials, margins_of_differing_tokens
@@ -118,7 +118,7 @@ def _raced_by(evidence: Evidence, si: int, places_n2: Tensor, exact_nV: Tensor) 
 def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Raced]) -> list[Divergence]:
     """Name the component of wrong tokens: what `wrong` says at or before their scale, else acceptance or the draw."""
     is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and number of scales with right logits
-    drawn_as = cache(partial(wrong_draws, evidence))  # likewise
+    drawn_as = cache(partial(explain_draws, evidence))  # likewise
     divergences = []
     for one in others:
         first = wrong[one.row]
