@@ -1,8 +1,8 @@
 """What wrong tokens are, where the logits that they were drawn from are right: drawn anew with one thing changed.
 
 Promise: every answer is a race that gives the decoder's own tokens, under another filter, with other numbers or in
-fewer bits, and not by chance: all of them, or so many that another mistake hardly gives them. What nothing explains is
-"draw".
+fewer bits, and not by chance: all of them, or so many that another mistake hardly gives them. Where there is no such
+race, a filter is named only where it explains who wins. What nothing explains is "draw".
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
     "drawn with top-p alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, 0, top_p),
 }
 # What is said where no way to draw gives the tokens: another part may have put them there.
-DROPPED = "filter", "guided logits agree, and the filter drops a token that is drawn"
-DROPS_MANY = "filter", "guided logits agree, and only less likely tokens are ahead: the filter drops too many"
+DROPS_FEW = "filter", "guided logits agree, and tokens win that must be dropped: the filter drops too few"
+DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would have won: the filter drops too many"
 UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
 OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
-CLUES = (DROPPED, DROPS_MANY, UNEXPLAINED)
+CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED)
 
 
 @torch.inference_mode()
@@ -45,6 +45,8 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
     wrong_n = token_n != (law_nV.argmax(-1) if evidence.greedy else draw(law_nV, E_nV))
     if not bool(wrong_n.any()):
         return OWN
+    if evidence.greedy:
+        return UNEXPLAINED
     chance_n, chance_free_n = (
         each.double().softmax(-1).gather(1, token_n[:, None])[:, 0] for each in (law_nV, free_nV)
     )
@@ -61,13 +63,15 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
         if len(best) == 1 and chance <= CHANCE:  # of two that fit alike neither is known to be it
             which = "the tokens" if max(fits)[0] else "most wrong tokens"
             return component, f"guided logits agree, and {which} are {clause}"
-    free_wV, kept_wV, token_w1 = free_nV[wrong_n], law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
-    if not bool(kept_wV.gather(1, token_w1).all()):
-        return DROPPED
-    if not bool(kept_wV.all()) and not evidence.greedy and len(token_w1) >= FEW and "draw" not in best:
-        score_wV = free_wV.double() - E_nV[wrong_n].double().log()
-        ahead_wV, likelier_wV = (each > each.gather(1, token_w1) for each in (score_wV, free_wV))
-        if not bool((kept_wV & ahead_wV & likelier_wV).any()):
+    free_wV, kept_wV, token_w1 = free_nV[wrong_n].double(), law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
+    score_wV = free_wV - E_nV[wrong_n].double().log()
+    score_w, kept_w = (each.gather(1, token_w1)[:, 0] for each in (score_wV, kept_wV))
+    is_ahead_w = score_w > score_wV.masked_fill(~kept_wV, -torch.inf).amax(1)
+    if float((is_ahead_w & ~kept_w).double().mean()) >= MOST_OF:
+        return DROPS_FEW
+    if not bool(kept_wV.all()) and bool(kept_w.all()) and len(token_w1) >= FEW and "draw" not in best:
+        likelier_wV = free_wV > free_wV.gather(1, token_w1)
+        if not bool((kept_wV & (score_wV > score_w[:, None]) & likelier_wV).any()):
             return DROPS_MANY
     return UNEXPLAINED
 
@@ -76,8 +80,6 @@ def _others(
     evidence: Evidence, image: int, scales: int, right_nV: Tensor, E_nV: Tensor
 ) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (component, clause, tokens_n) of every known other way to draw some scales from their logits."""
-    if evidence.greedy:  # no filter drops the most likely token
-        return
     for clause, change in FILTERS.items():
         if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
             yield "filter", clause, draw(law_nV, E_nV)

@@ -67,8 +67,11 @@ WAYS: dict[str, tuple[str, Drawn]] = {
             filter_logits(filter_logits(g, 0, REQUEST.top_p), REQUEST.top_k, 0.0), noise.exponential(si, TOKEN, "t"))),
     "the filter drops too many": (
         "filter", lambda g, noise, si: draw(filter_logits(g, REQUEST.top_k, 0.6), noise.exponential(si, TOKEN, "t"))),
-    "the filter drops a token that is drawn": (
-        "filter", lambda g, noise, si: draw(filter_logits(g, 5, 0.85), noise.exponential(si, TOKEN, "t"))),
+    "the filter drops too few": (
+        "filter", lambda g, noise, si: draw(filter_logits(g, 5, 0.75), noise.exponential(si, TOKEN, "t"))),
+    "or noise is wrong": ("draw", lambda g, noise, si: draw(right(g), noise.exponential(si, TOKEN, "t")).roll(1, 1)),
+    "draw or noise is wrong": (
+        "draw", lambda g, noise, si: (draw(right(g), noise.exponential(si, TOKEN, "t")) + 1) % g.shape[-1]),
     "drawn with the numbers of image": (
         "noise", lambda g, noise, si: draw(right(g), noise.exponential(si, TOKEN, "t").flip(0))),
     'drawn with the numbers of stream "correct"': (
