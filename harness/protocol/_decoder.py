@@ -93,9 +93,9 @@ DECLINES: Mapping[str, Callable[[Settings, Request], bool]] = {
     "draft rules": lambda settings, request: isinstance(settings.draft_len, str) and settings.draft_len != "",
     "diverging batches": lambda settings, request: False,
     "several images": lambda settings, request: request.B > 1,
-    "top_k": lambda settings, request: request.top_k > 0,
-    "top_p": lambda settings, request: request.top_p > 0,
-    "guidance": lambda settings, request: request.cfg != 0,
+    "top_k": lambda settings, request: any(top_k > 0 for top_k, _ in request.every_filter),
+    "top_p": lambda settings, request: any(top_p > 0 for _, top_p in request.every_filter),
+    "guidance": lambda settings, request: request.is_guided,
     "batch order": lambda settings, request: request.order == "batch",
     "more_smooth": lambda settings, request: request.more_smooth,
 }

@@ -39,19 +39,12 @@ class Round:
 
 @dataclass
 class Intermediates:
-    """Named tensors of the pass that made each position final; what a defect is traced with.
+    """Named tensors of the pass that made each position final; what a defect is traced with."""
 
-    Args:
-        x_RLD: network inputs, position term included.
-        rows_RLV: logits of the guidance rows.
-        guided_BLV: logits after guidance, before the filter.
-        f_hat_SBCPP: f_hat after every scale.
-    """
-
-    x_RLD: Tensor
-    rows_RLV: Tensor
-    guided_BLV: Tensor
-    f_hat_SBCPP: Tensor
+    x_RLD: Tensor  # network inputs, position term included
+    rows_RLV: Tensor  # logits of the guidance rows
+    guided_BLV: Tensor  # logits after guidance, before the filter
+    f_hat_SBCPP: Tensor  # f_hat after every scale
 
     def named(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
@@ -60,37 +53,23 @@ class Intermediates:
 
 @dataclass
 class Trace:
-    """What one decode did.
+    """What one decode did."""
 
-    Args:
-        tokens_BL: int64 tokens of all scales, in order.
-        f_hat_BCPP: final latent map.
-        scale_writes_BS: how often each scale of each image was made final; all ones in a correct decode.
-        rounds: of every image, in order; empty for a sequential decoder.
-        target_calls: target forward passes of every image.
-        target_rows: positions that the target computed, of every image.
-        draft_calls: draft forward passes of every image.
-        draft_rows: positions that the draft computed, of every image.
-        intermediates: named tensors, where the decoder exposes them.
-        law_BLV: probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None
-            where which law that was hangs on those numbers, or is not shown.
-        seconds: wall time of the decode.
-        cache_bytes: bytes held by each network's cache, "draft" and "target".
-        peak_bytes: high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU.
-    """
-
-    tokens_BL: Tensor
-    f_hat_BCPP: Tensor
-    scale_writes_BS: Tensor
-    rounds: list[list[Round]] = field(default_factory=list)
-    target_calls: list[int] = field(default_factory=list)
-    target_rows: list[int] = field(default_factory=list)
-    draft_calls: list[int] = field(default_factory=list)
-    draft_rows: list[int] = field(default_factory=list)
-    intermediates: Intermediates | None = None
+    tokens_BL: Tensor  # int64 tokens of all scales, in order
+    f_hat_BCPP: Tensor  # final latent map
+    scale_writes_BS: Tensor  # how often each scale of each image was made final; all ones in a correct decode
+    rounds: list[list[Round]] = field(default_factory=list)  # of every image, in order; empty for a sequential decoder
+    target_calls: list[int] = field(default_factory=list)  # target forward passes of every image
+    target_rows: list[int] = field(default_factory=list)  # positions that the target computed, of every image
+    draft_calls: list[int] = field(default_factory=list)  # draft forward passes of every image
+    draft_rows: list[int] = field(default_factory=list)  # positions that the draft computed, of every image
+    intermediates: Intermediates | None = None  # named tensors, where the decoder exposes them
+    # probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None where which law
+    # that was hangs on those numbers, or is not shown
     law_BLV: Tensor | None = None
-    seconds: float = 0.0
-    cache_bytes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0  # wall time of the decode
+    cache_bytes: dict[str, int] = field(default_factory=dict)  # held by each network's cache, "draft" and "target"
+    # high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU
     peak_bytes: int = 0
 
     @property
