@@ -60,9 +60,12 @@ class Published:
         """Return what every published sampler is called with.
 
         Without labels they are the noise's; code that keeps its own numbers draws them itself. Raises `InputError` for
-        a label or top_k that is not.
+        a label or top_k that is not, and for filters by scale.
         """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
+        if request.filters:
+            rule = "are by scale, and published code has one filter for all"
+            raise InputError("filters", request.filters, rule, "pass top_k and top_p")
         label_B = None
         if request.labels is not None:
             label_B = torch.tensor(request.labels, device=self.models.device)

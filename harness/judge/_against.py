@@ -216,9 +216,8 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, draw_n: Tensor, may_t
             noise = evidence.numbers
             noise.labels(evidence.models.target.config.classes)  # drawn before all numbers
             E_nV = exponentials(noise, evidence.models.pyramid, row_n, draw_n)
-        allowed_n = torch.full_like(margin_n, allowed)
         one_n, other_n = (
-            margins_of_differing_tokens(exact_nV, E_nV, token_n, evidence.request.at(si), allowed_n).margin_N
+            margins_of_differing_tokens(exact_nV, E_nV, token_n, evidence.request.at(si), allowed).margin_N
             for token_n in tokens_2n
         )
         margin_n = torch.where(torch.isfinite(exact_nV).all(1), torch.maximum(one_n, other_n), torch.nan)

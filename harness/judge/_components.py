@@ -101,7 +101,7 @@ def wrong_at(
     guided, ulp = actual.guided_BLV[one, draws], guidance_ulp(evidence, actual, expected)
     if not _is_guided(evidence, guided, rows, si, ulp):
         if guided.isneginf().any() and _is_guided(evidence, guided, rows, si, ulp, of_finite=True):
-            detail = f"guided logits of scale {si} hold -inf: they are shown before the filter, which writes into them"
+            detail = f"guided logits of scale {si} hold -inf: they must be shown as they are before the filter"
             return WrongTensor(si, "filter", detail)
         word = guided_in_fewer_bits(evidence, guided[0], rows[:, 0], si)
         if word:

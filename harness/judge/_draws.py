@@ -1,8 +1,8 @@
 """What wrong tokens are, where the logits that they were drawn from are right: drawn anew with one thing changed.
 
 Promise: every answer is a race that gives the decoder's own tokens, under another filter, with other numbers or in
-fewer bits, and not by chance: all of them, or so many that another mistake hardly gives them. What nothing explains is
-"draw".
+fewer bits, and not by chance: all of them, or so many that another mistake hardly gives them. Where there is no such
+race, a filter is named only where it explains who wins. What nothing explains is "draw".
 """
 
 from collections.abc import Callable, Iterator
@@ -26,47 +26,68 @@ FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
     "drawn with top-k alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, top_k, 0.0),
     "drawn with top-p alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, 0, top_p),
 }
+# What is said where no way to draw gives the tokens: another part may have put them there.
+DROPS_FEW = "filter", "guided logits agree, and tokens win that must be dropped: the filter drops too few"
+DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would have won: the filter drops too many"
 UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
+OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
+CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED)
 
 
 @torch.inference_mode()
-def wrong_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
-    """Return (component, clause) of the wrong tokens of an image's first scales, whose logits are right."""
-    end = evidence.models.pyramid.draws.end(scales - 1)
-    token_n = evidence.actual.tokens_BL[image, :end]
-    wrong_n = token_n != evidence.expected.tokens_BL[image, :end]
-    guided_nV = _law(evidence, image, scales, None).double()
-    token_w1, guided_wV = token_n[wrong_n, None], guided_nV[wrong_n]
-    chance_n = guided_nV.softmax(-1).gather(1, token_n[:, None])[:, 0]
-    fits = dict[tuple[bool, float], tuple[str, str]]()
-    for component, clause, other_n in _others(evidence, image, scales):
-        hit_w, is_exact = other_n[wrong_n] == token_w1[:, 0], torch.equal(other_n, token_n)
-        share, chance = float(hit_w.double().mean()), float((chance_n if is_exact else chance_n[wrong_n][hit_w]).prod())
-        if share >= MOST_OF and chance <= CHANCE:
-            fits.setdefault((is_exact, share), (component, f"guided logits agree, and the tokens are {clause}"))
-    if fits:
-        return fits[max(fits)]
-    kept_wV = _law(evidence, image, scales, filter_logits)[wrong_n].isfinite()
-    if not bool(kept_wV.gather(1, token_w1).all()):
-        return "filter", "guided logits agree, and the filter drops a token that is drawn"
-    if not bool(kept_wV.all()) and not evidence.greedy and len(token_w1) >= FEW:
-        score_wV = guided_wV - _numbers(evidence, image, scales, TOKEN)[wrong_n].double().log()
-        ahead_wV, likelier_wV = (each > each.gather(1, token_w1) for each in (score_wV, guided_wV))
-        if not bool((kept_wV & ahead_wV & likelier_wV).any()):
-            return "filter", "guided logits agree, and only less likely tokens are ahead: the filter drops too many"
+def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
+    """Return (component, clause) of the wrong tokens of an image's first scales, whose logits are right.
+
+    Where its own logits give a token, nothing is wrong with the draw.
+    """
+    free_nV, law_nV = (_law(evidence, image, scales, change) for change in (None, filter_logits))
+    token_n, E_nV = evidence.actual.tokens_BL[image, : len(law_nV)], _numbers(evidence, image, scales, TOKEN)
+    wrong_n = token_n != (law_nV.argmax(-1) if evidence.greedy else draw(law_nV, E_nV))
+    if not bool(wrong_n.any()):
+        return OWN
+    if evidence.greedy:
+        return UNEXPLAINED
+    chance_n, chance_free_n = (
+        each.double().softmax(-1).gather(1, token_n[:, None])[:, 0] for each in (law_nV, free_nV)
+    )
+    chance_n = torch.where(chance_n > 0, chance_n, chance_free_n)  # a token that is dropped is drawn without a filter
+    fits = dict[tuple[bool, float], dict[str, tuple[str, float]]]()  # by how well: what each component says, and chance
+    for component, clause, other_n in _others(evidence, image, scales, law_nV, E_nV):
+        hit_w, is_exact = (other_n == token_n)[wrong_n], torch.equal(other_n, token_n)
+        # a temperature was chosen so that right tokens stay: these say nothing of it
+        chance = float((chance_n if is_exact and component != "draw" else chance_n[wrong_n][hit_w]).prod())
+        if (share := float(hit_w.double().mean())) >= MOST_OF:
+            fits.setdefault((is_exact, share), {}).setdefault(component, (clause, chance))
+    best = fits[max(fits)] if fits else {}
+    for component, (clause, chance) in best.items():
+        if len(best) == 1 and chance <= CHANCE:  # of two that fit alike neither is known to be it
+            which = "the tokens" if max(fits)[0] else "most wrong tokens"
+            return component, f"guided logits agree, and {which} are {clause}"
+    free_wV, kept_wV, token_w1 = free_nV[wrong_n].double(), law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
+    score_wV = free_wV - E_nV[wrong_n].double().log()
+    score_w, kept_w = (each.gather(1, token_w1)[:, 0] for each in (score_wV, kept_wV))
+    is_ahead_w = score_w > score_wV.masked_fill(~kept_wV, -torch.inf).amax(1)
+    if float((is_ahead_w & ~kept_w).double().mean()) >= MOST_OF:
+        return DROPS_FEW
+    if not bool(kept_wV.all()) and bool(kept_w.all()) and len(token_w1) >= FEW and "draw" not in best:
+        likelier_wV = free_wV > free_wV.gather(1, token_w1)
+        if not bool((kept_wV & (score_wV > score_w[:, None]) & likelier_wV).any()):
+            return DROPS_MANY
     return UNEXPLAINED
 
 
-def _others(evidence: Evidence, image: int, scales: int) -> Iterator[tuple[str, str, Tensor]]:
+def _others(
+    evidence: Evidence, image: int, scales: int, right_nV: Tensor, E_nV: Tensor
+) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (component, clause, tokens_n) of every known other way to draw some scales from their logits."""
-    right_nV = _law(evidence, image, scales, filter_logits)
-    filters = {clause: _law(evidence, image, scales, change) for clause, change in FILTERS.items()}
-    filters = {clause: law_nV for clause, law_nV in filters.items() if not torch.equal(law_nV, right_nV)}
-    if evidence.greedy:
-        yield from (("filter", clause, law_nV.argmax(-1)) for clause, law_nV in filters.items())
-        return
-    E_nV = _numbers(evidence, image, scales, TOKEN)
-    yield from (("filter", clause, draw(law_nV, E_nV)) for clause, law_nV in filters.items())
+    for clause, change in FILTERS.items():
+        if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
+            yield "filter", clause, draw(law_nV, E_nV)
+    token_n, likeliest_n = evidence.actual.tokens_BL[image, : len(right_nV)], right_nV.argmax(-1)
+    if torch.equal(token_n, likeliest_n):
+        yield "draw", "the most likely ones", likeliest_n
+    elif beta := _inverse_temperature(right_nV, E_nV, token_n[:, None]):
+        yield "draw", f"drawn at a temperature of {1 / beta:.2g}", draw(beta * right_nV, E_nV)
     for word, dtype in SHORT.items():
         yield "precision", f"drawn in {word}", race(right_nV, E_nV).to(dtype).argmax(-1)
         yield "precision", f"drawn from logits rounded to {word}", draw(right_nV.to(dtype).to(right_nV.dtype), E_nV)
@@ -77,6 +98,15 @@ def _others(evidence: Evidence, image: int, scales: int) -> Iterator[tuple[str, 
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))
+
+
+def _inverse_temperature(law_nV: Tensor, E_nV: Tensor, token_n1: Tensor) -> float:
+    """Return a factor of the logits with which all tokens win their races; 0 where there is none."""
+    gain_nV, early_nV = (each - each.gather(1, token_n1) for each in (-law_nV.double(), E_nV.double().log()))
+    edge_nV = -early_nV / gain_nV
+    low = float(torch.where(gain_nV > 0, edge_nV, 0.0).amax())
+    high = min(float(torch.where(gain_nV < 0, edge_nV, torch.inf).amin()), 2 * low + 1)
+    return (low + high) / 2 if low < high else 0.0
 
 
 def _law(evidence: Evidence, image: int, scales: int, change: Callable[[Tensor, int, float], Tensor] | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._passes import last_of
 from harness.judge._rounded import explains
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
@@ -60,5 +61,4 @@ def _passes(evidence: Evidence, image: int, si: int) -> list[tuple[int, int]]:
     turns = [turn for turn in (evidence.actual.rounds[image] if evidence.actual.rounds else []) if turn.first <= si]
     if not turns:
         return [(k, k) for k in range(si + 1)]
-    ends = [turn.first + max(turn.drafted + turn.bonus, turn.finished, 1) - 1 for turn in turns]
-    return [(turn.first, min(si, end)) for turn, end in zip(turns, ends, strict=True)]
+    return [(turn.first, min(si, last_of(turn, turn.first, evidence.models.pyramid))) for turn in turns]

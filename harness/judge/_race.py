@@ -31,9 +31,9 @@ class RaceMargins:
     bound_N: Tensor  # the largest margin that rounding explains
     error_N: Tensor  # how far the logits that were shown are from the precise ones, at most; 0 where none were
 
-    def is_tie_N(self, allowed_N: Tensor) -> Tensor:
-        """Tell where the margin is within its bound, and the logits that were shown within `allowed_N`."""
-        return (self.margin_N <= self.bound_N) & (self.error_N <= allowed_N)
+    def is_tie_N(self, allowed: Tensor | float) -> Tensor:
+        """Tell where the margin is within its bound, and the logits that were shown within `allowed`."""
+        return (self.margin_N <= self.bound_N) & (self.error_N <= allowed)
 
 
 def margins_of_differing_tokens(
@@ -41,17 +41,18 @@ def margins_of_differing_tokens(
     E_NV: Tensor | None,
     token_N: Tensor,
     request: Request,
-    allowed_N: Tensor,
+    allowed: Tensor | float,
     shown: Sequence[Tensor] = (),
 ) -> RaceMargins:
     """Race tokens (int64) by precise guided logits on the decoder's own prefix, before the request's filter.
 
     The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take
     part for certain. `E_NV` are the exponentials of these draws, None where the most likely token is taken: nobody is
-    slowed down. `allowed_N`, float64, is how far rounding may move a logit there, `shown` the guided logits (N, V) of
-    those that drew, each.
+    slowed down. `allowed`, one number or one a draw, is how far rounding may move a logit there, `shown` the guided
+    logits (N, V) of those that drew, each.
     """
     exact_NV, token_N1 = exact_NV.double(), token_N[:, None]
+    allowed_N = torch.as_tensor(allowed, dtype=torch.float64, device=exact_NV.device).expand(len(token_N))
     possible_NV, certain_NV = filter_survivors(exact_NV, request, allowed_N[:, None])
     score_NV = exact_NV if E_NV is None else exact_NV - E_NV.double().log()
     rivals_NV = certain_NV.scatter(1, token_N1, False)

@@ -30,12 +30,13 @@ LAW_ROUNDING = 2.0**-16  # of a sum of float32 probabilities, and of a race betw
 def judge_shown_law(along: Evidence, judgement: Judgement) -> None:
     """Find the first token that is not drawn from the law that the decoder shows. Effects: a defect, if any."""
     trace, pyramid = along.actual, along.models.pyramid
-    if trace.law_BLV is None or (wrong := wrong_draw(trace.law_BLV, trace.tokens_BL, along.numbers, pyramid)) is None:
+    if trace.law_BLV is None or (wrong := undrawn(trace.law_BLV, trace.tokens_BL, along.numbers, pyramid)) is None:
         return
     row, draw, why = wrong
     position, channel = pyramid.place(draw)
     actual, expected = (int(side.tokens_BL[row, draw]) for side in (trace, along.expected))
     where = along.request.where(row) | {"scale": pyramid.draws.level_of(draw), "position": position}
+    where["label"] = int(along.numbers.labels(along.models.target.config.classes)[row])
     judgement.defects.append(Divergence("law", why, **where, actual=actual, expected=expected, channel=channel))
 
 
@@ -53,7 +54,7 @@ def nats_of(models: ModelPair, budget: Budget, request: Request, trace: Trace) -
 
 
 @torch.inference_mode()
-def wrong_draw(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScalePyramid) -> tuple[int, int, str] | None:
+def undrawn(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScalePyramid) -> tuple[int, int, str] | None:
     """Return row and draw of the first token that a shown law does not draw, and why; None where all are drawn by it.
 
     `law_BLV` are probabilities, any floating point, `tokens_BL` int64; `noise` is not the decoder's copy.
@@ -68,9 +69,9 @@ def wrong_draw(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScaleP
         wrong = torch.nonzero(~(is_law_Bl & (loses_Bl <= allowed))).tolist()
         if wrong:
             row, place = wrong[0]
-            margin = float(loses_Bl[row, place])
-            why = f"the token loses the race of the law that is shown by {margin:.3g}"
-            return row, span.start + place, why if is_law_Bl[row, place] else "the law that is shown is none"
+            why = f"under the law that is shown the token loses its race by {float(loses_Bl[row, place]):.3g}"
+            none = "the law that is shown has no probabilities of sum 1"
+            return row, span.start + place, why if is_law_Bl[row, place] else none
     return None
 
 

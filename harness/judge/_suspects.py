@@ -79,18 +79,20 @@ def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
     return None
 
 
-def is_accepted_draft(evidence: Evidence, image: int, si: int) -> bool:
-    """Tell whether the wrong tokens of a scale are what the draft itself draws there: accepted, not rejected."""
-    turn = round_of(evidence, image, si)
-    if turn is None or si >= turn.first + turn.drafted:
-        return False
-    span = evidence.models.pyramid.draws.span(si)
-    actual_l = evidence.actual.tokens_BL[image, span]
-    wrong_l = actual_l != evidence.expected.tokens_BL[image, span]
-    if not bool(wrong_l.any()):
-        return False
-    same_l = drafted(evidence, image, si, TOKEN) == actual_l
-    return float(same_l[wrong_l].double().mean()) >= MOST_OF
+def is_accepted_draft(evidence: Evidence, image: int, scales: int) -> bool:
+    """Tell whether the wrong tokens of an image's first scales are what the draft draws there: accepted, not rejected.
+
+    A single one may be so by chance, where others are not.
+    """
+    wrong, same, differ_L = 0, 0, evidence.actual.tokens_BL[image] != evidence.expected.tokens_BL[image]
+    for si in range(scales):
+        span, turn = evidence.models.pyramid.draws.span(si), round_of(evidence, image, si)
+        if here := int(differ_L[span].sum()):
+            wrong += here
+            if turn is not None and si < turn.first + turn.drafted:
+                drafted_l = drafted(evidence, image, si, TOKEN)
+                same += int((drafted_l == evidence.actual.tokens_BL[image, span])[differ_L[span]].sum())
+    return wrong > 0 and same >= MOST_OF * wrong
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
-from harness.judge._draws import UNEXPLAINED, wrong_draws
+from harness.judge._draws import CLUES, explain_draws
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import costs_of_draws, weigh_decode
 from harness.judge._race import exponentials, margins_of_differing_tokens
@@ -71,20 +71,11 @@ def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
                     request, labels_b, tokens_bL = evidence.request, labels_B[some], tokens_BL[some]
                     _, exact_bnV, _ = teacher_forced(network, vae, request, labels_b, tokens_bL, last + 1)
             here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
-            for alike, same_N2 in _by_filter(evidence, here_N2):
-                for piece_n2 in same_N2.split(max(1, NUMBERS // models.target.config.V)):
+            scale_N = torch.tensor(models.pyramid.draws.levels(), device=some.device)[here_N2[:, 1]]
+            for si in scale_N.unique().tolist():
+                for piece_n2 in here_N2[scale_N == si].split(max(1, NUMBERS // models.target.config.V)):
                     at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
-                    yield from _raced_by(alike, piece_n2, exact_bnV[at, piece_n2[:, 1]])
-
-
-def _by_filter(evidence: Evidence, places_N2: Tensor) -> Iterator[tuple[Evidence, Tensor]]:
-    """Yield evidence and places that have one filter: all of them, or those of a scale where each has its own."""
-    if not evidence.request.filters:
-        yield evidence, places_N2
-        return
-    scale_N = torch.tensor(evidence.models.pyramid.draws.levels(), device=places_N2.device)[places_N2[:, 1]]
-    for si in scale_N.unique().tolist():
-        yield replace(evidence, request=evidence.request.at(si)), places_N2[scale_N == si]
+                    yield from _raced_by(evidence, si, piece_n2, exact_bnV[at, piece_n2[:, 1]])
 
 
 def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -95,33 +86,29 @@ def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[i
         yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)
 
 
-def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
-    """Race some differing tokens by their precise logits."""
-    models, request, (row_n, draw_n) = evidence.models, evidence.request, places_n2.T
-    scale_n = torch.tensor(models.pyramid.draws.levels(), device=models.device)[draw_n]
-    allowed_S = [evidence.allowance(si).logits for si in models.pyramid]
-    allowed_n = torch.tensor(allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
+def _raced_by(evidence: Evidence, si: int, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:
+    """Race some differing tokens of one scale by their precise logits."""
+    models, request, (row_n, draw_n) = evidence.models, evidence.request.at(si), places_n2.T
+    allowed, token_n = evidence.allowance(si).logits, evidence.actual.tokens_BL[row_n, draw_n]
     E_nV = None if evidence.greedy else exponentials(evidence.numbers, models.pyramid, row_n, draw_n)
-    token_n = evidence.actual.tokens_BL[row_n, draw_n]
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
     shown = [side.guided_BLV[row_n, draw_n] for side in (actual, expected) if side is not None]
-    races = margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed_n, shown)
-    is_tie_n = races.is_tie_N(allowed_n)
-    logits_n, f_hat_n = torch.full_like(allowed_n, torch.nan), torch.full_like(allowed_n, torch.nan)
+    races = margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed, shown)
+    is_tie_n = races.is_tie_N(allowed)
+    logits_n, f_hat_n = torch.full_like(races.margin_N, torch.nan), torch.full_like(races.margin_N, torch.nan)
     if actual is not None and expected is not None:
         # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
         # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
-        nothing_n = torch.zeros_like(allowed_n)
-        is_tie_n &= margins_of_differing_tokens(shown[0], E_nV, token_n, request, nothing_n).is_tie_N(nothing_n)
+        is_tie_n &= margins_of_differing_tokens(shown[0], E_nV, token_n, request, 0.0).is_tie_N(0.0)
         logits_n = (shown[0] - shown[1]).abs().amax(1).double()
-        f_hat_SB = (actual.f_hat_SBCPP - expected.f_hat_SBCPP).abs().flatten(2).amax(2)
-        f_hat_n = f_hat_SB[scale_n, row_n].double()
+        f_hat_B = (actual.f_hat_SBCPP[si] - expected.f_hat_SBCPP[si]).abs().flatten(1).amax(1)
+        f_hat_n = f_hat_B[row_n].double()
     labels = request.labels or evidence.numbers.labels(models.target.config.classes).tolist()
     expected_n = evidence.expected.tokens_BL[row_n, draw_n]
-    whole = torch.stack((row_n, scale_n, draw_n, token_n, expected_n), 1).tolist()
+    whole = torch.stack((row_n, draw_n, token_n, expected_n), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, logits_n, f_hat_n), 1).tolist()
     raced = []
-    for (row, si, draw, *tokens), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
+    for (row, draw, *tokens), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
         (seed, image), (position, channel) = request.addresses[row], models.pyramid.place(draw)
         token = Divergence("", "", seed, image, labels[row], si, position, *tokens, *reals)
         raced.append(Raced(row, replace(token, channel=channel), is_tie))
@@ -130,8 +117,8 @@ def _raced_by(evidence: Evidence, places_n2: Tensor, exact_nV: Tensor) -> list[R
 
 def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Raced]) -> list[Divergence]:
     """Name the component of wrong tokens: what `wrong` says at or before their scale, else acceptance or the draw."""
-    is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and scale
-    drawn_as = cache(partial(wrong_draws, evidence))  # by image and number of scales with right logits
+    is_draft_accepted = cache(partial(is_accepted_draft, evidence))  # by image and number of scales with right logits
+    drawn_as = cache(partial(explain_draws, evidence))  # likewise
     divergences = []
     for one in others:
         first = wrong[one.row]
@@ -141,8 +128,9 @@ def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Race
             component = "unknown"
             detail = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
         else:
-            component, detail = drawn_as(one.row, evidence.models.pyramid.S if first is None else first.scale)
-            if (component, detail) == UNEXPLAINED and is_draft_accepted(one.row, one.token.scale):
+            right = one.row, evidence.models.pyramid.S if first is None else first.scale
+            component, detail = drawn_as(*right)
+            if (component, detail) in CLUES and is_draft_accepted(*right):
                 component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
         divergences.append(replace(one.token, component=component, detail=detail))
     return divergences

@@ -73,12 +73,11 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         position_n = differ_n[differ_n < pyramid.draws.end(si)]
         exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
         allowed = budget.guided(request.guidance, pyramid.ramp(si), si).logits
-        allowed_n = torch.full(position_n.shape, allowed, dtype=torch.float64)
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
         of_scale = request.at(si)
         margins = [
-            margins_of_differing_tokens(exact_nV, E_nV, token_n, of_scale, allowed_n).margin_N for token_n in sides
+            margins_of_differing_tokens(exact_nV, E_nV, token_n, of_scale, allowed).margin_N for token_n in sides
         ]
         rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge import require, wrong_draw
+from harness.judge import require, undrawn
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._oracle import needs_exact
@@ -59,7 +59,7 @@ def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> l
     require_tokens(decoded.tokens_BL, tokens_BL, where)
     require_rounds(decoded.rounds, rounds, where)
     if decoded.law_BLV is not None:
-        wrong = wrong_draw(decoded.law_BLV, tokens_BL, case.noise(), case.pyramid)
+        wrong = undrawn(decoded.law_BLV, tokens_BL, case.noise(), case.pyramid)
         require(wrong is None, f"{where}: the law that is shown, at image and draw {wrong}", "law")
     return [turn for turns in rounds for turn in turns]
 

@@ -59,24 +59,16 @@ class Contract(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a decoder should speculate: what a factory gets besides the models.
+    """How a decoder should speculate: what a factory gets besides the models."""
 
-    Args:
-        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty
-            where the decoder is not asked for one.
-        bonus: submit the scale after the drafted ones too.
-        policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
-        options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
-        graphs: the harness's own decoder: record and replay its device work as CUDA graphs.
-        compiled: likewise: run its networks' blocks through PyTorch's compiler.
-    """
-
+    # scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty where the
+    # decoder is not asked for one
     draft_len: int | str = 5
-    bonus: bool = False
-    policy: str = "coupled"
-    options: tuple[tuple[str, str], ...] = ()
-    graphs: bool = False
-    compiled: bool = False
+    bonus: bool = False  # submit the scale after the drafted ones too
+    policy: str = "coupled"  # coupling and acceptance rule, as on the command line; empty where it has none of ours
+    options: tuple[tuple[str, str], ...] = ()  # (name, value) of ``--option NAME=VALUE``: settings of its own
+    graphs: bool = False  # the harness's own decoder: record and replay its device work as CUDA graphs
+    compiled: bool = False  # likewise: run its networks' blocks through PyTorch's compiler
 
     def option(self, name: str, default: str = "") -> str:
         """Return the value of an option, the last one where it was given twice."""
@@ -101,10 +93,10 @@ DECLINES: Mapping[str, Callable[[Settings, Request], bool]] = {
     "draft rules": lambda settings, request: isinstance(settings.draft_len, str) and settings.draft_len != "",
     "diverging batches": lambda settings, request: False,
     "several images": lambda settings, request: request.B > 1,
-    "top_k": lambda settings, request: any(top_k > 0 for top_k, _ in (request.filter(0), *request.filters)),
-    "top_p": lambda settings, request: any(top_p > 0 for _, top_p in (request.filter(0), *request.filters)),
+    "top_k": lambda settings, request: any(top_k > 0 for top_k, _ in request.every_filter),
+    "top_p": lambda settings, request: any(top_p > 0 for _, top_p in request.every_filter),
     "filters": lambda settings, request: bool(request.filters),
-    "guidance": lambda settings, request: request.cfg != 0,
+    "guidance": lambda settings, request: request.is_guided,
     "batch order": lambda settings, request: request.order == "batch",
     "more_smooth": lambda settings, request: request.more_smooth,
 }

@@ -137,6 +137,16 @@ class Request:
         """What the family's formula of guidance takes."""
         return self.scale_guidance if self.scale_guidance is not None else self.cfg
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether any scale is guided."""
+        return self.cfg != 0 if self.scale_guidance is None else self.scale_guidance.guided
+
+    @property
+    def every_filter(self) -> tuple[tuple[int, float], ...]:
+        """(top_k, top_p) of every scale, or the one of all."""
+        return self.filters or ((self.top_k, self.top_p),)
+
     def filter(self, si: int) -> tuple[int, float]:
         """Return top_k and top_p of scale `si`."""
         return self.filters[si] if self.filters else (self.top_k, self.top_p)

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.clock import timed
 from harness.decoders import Built, Runner, Terms, claimed_contract, is_own_decoder, start_runner
 from harness.errors import InputError
-from harness.judge import Judgement, malformed, nats_of, wrong_draw
+from harness.judge import Judgement, malformed, nats_of, undrawn
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
 from harness.quality._features import Features
@@ -171,7 +171,7 @@ class Artist:
             return Drawn.nothing(str(defect))
         if source.factory and trace.law_BLV is not None:
             noise, pyramid = models.noise(request), models.pyramid
-            if (wrong := wrong_draw(trace.law_BLV, trace.tokens_BL, noise, pyramid)) is not None:
+            if (wrong := undrawn(trace.law_BLV, trace.tokens_BL, noise, pyramid)) is not None:
                 row, draw, why = wrong
                 return Drawn.nothing(f"image {request.addresses[row][1]}, draw {draw}: {why}")
         features_BD, classes_B = self.features(models.vae.decode(trace.f_hat_BCPP.to(models.vae.dtype)))

@@ -49,19 +49,23 @@ def _several(of: Callable[[Settings, Request], object], count: int = 2) -> Test:
     return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) >= count
 
 
+def _filtered(holds: Callable[[int, float], bool]) -> Test:
+    return _any(lambda settings, request: any(holds(*each) for each in request.every_filter))
+
+
 BY_SCALE = "filters by scale"  # published samplers have one for all
 _DRAFTED, _PARTS, _BONUS = "drafts", "diverging batches", "a bonus scale"
 ASPECTS = (
-    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _any(lambda s, r: not (r.top_k or r.top_p or r.filters))),
-    Aspect("top-k alone", "filters", "--top-k 4", _any(lambda s, r: r.top_k > 0 and not r.top_p), declines=("top_k",)),
-    Aspect("top-p alone", "filters", "--top-p 0.9", _any(lambda s, r: r.top_p > 0 and not r.top_k),
-           declines=("top_p",)),
-    Aspect("top-k and top-p together", "filters", "--top-k 4 --top-p 0.9", _any(lambda s, r: r.top_k > 0 < r.top_p),
+    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _filtered(lambda k, p: not (k or p))),
+    Aspect("top-k alone", "filters", "--top-k 4", _filtered(lambda k, p: k > 0 and not p), declines=("top_k",)),
+    Aspect("top-p alone", "filters", "--top-p 0.9", _filtered(lambda k, p: p > 0 and not k), declines=("top_p",)),
+    Aspect("top-k and top-p together", "filters", "--top-k 4 --top-p 0.9", _filtered(lambda k, p: k > 0 < p),
            declines=("top_k", "top_p")),
     Aspect(BY_SCALE, "filters", "Request(filters=…)", _any(lambda s, r: bool(r.filters)),
-           declines=("filters",)),
-    Aspect("cfg 0", "guidance", "--cfg 0", _any(lambda s, r: r.cfg == 0)),
-    Aspect("several cfg", "guidance", "--cfg 4", _several(lambda s, r: r.cfg or None), declines=("guidance",)),
+           declines=("filters", "top_k", "top_p")),
+    Aspect("cfg 0", "guidance", "--cfg 0", _any(lambda s, r: not r.is_guided)),
+    Aspect("several cfg", "guidance", "--cfg 4", _several(lambda s, r: r.guidance if r.is_guided else None),
+           declines=("guidance",)),
     Aspect("noise by image", "noise", "--noise image", _any(lambda s, r: r.order == "image")),
     Aspect("noise by batch", "noise", "--noise batch", _any(lambda s, r: r.order == "batch"),
            declines=("batch order",)),
@@ -200,11 +204,8 @@ def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:
     if refused + declared > MOST_REFUSED * asked:
         away = f", and declares {declared} away" if declared else ""
         reasons.append(f"the decoder refused {refused} of {asked} decodes{away}")
-    for word, holds in (("filter", _any(lambda s, r: r.top_k > 0 or r.top_p > 0)), ("guidance", _any(_is_guided))):
+    asks = {"filter": _filtered(lambda k, p: k > 0 or p > 0), "guidance": _any(lambda s, r: r.is_guided)}
+    for word, holds in asks.items():
         if holds(decodes) and not holds(met):
             reasons.append(f"no {word} was exercised: the decoder refuses, or declares away, whatever asks for one")
     return reasons
-
-
-def _is_guided(settings: Settings, request: Request) -> bool:
-    return request.cfg != 0

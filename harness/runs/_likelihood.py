@@ -39,7 +39,7 @@ class LikelihoodTest:
     Raises:
         InputError: alpha outside its range, or a file that is no state, or of other weights, request or alternatives.
 
-    Images must be drawn independently: the same image twice, or two of one seed, count once.
+    Images must be drawn independently: nobody here sees a seed, so that an image that comes twice counts twice.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LikelihoodTest:
             raise InputError(
                 "tokens", shape, f"must be (images, {L}), with a label an image ({len(labels)})", "see to it"
             )
-        if tokens_BL.dtype.is_floating_point or tokens_BL.dtype in (torch.bool, torch.complex64):
+        if tokens_BL.dtype.is_floating_point or tokens_BL.dtype.is_complex or tokens_BL.dtype == torch.bool:
             raise InputError("tokens", tokens_BL.dtype, "must be integers", "pass the tokens themselves")
         tokens_BL = tokens_BL.to(self.models.device, torch.int64)
         outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= V))
@@ -166,7 +166,7 @@ class LikelihoodTest:
                 raise ValueError("counts that no state has")
             last_L = torch.tensor(state["last"], dtype=torch.int64, device=self.models.device)
             L, V = self.models.pyramid.draws.L, self.models.target.config.V
-            if len(last_L) and (len(last_L) != L or not 0 <= int(last_L.min()) <= int(last_L.max()) < V):
+            if last_L.shape != (0,) and (last_L.shape != (L,) or not 0 <= int(last_L.min()) <= int(last_L.max()) < V):
                 raise ValueError("tokens that there are not")
         except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
             raise InputError("file", file, f"is no state of a likelihood test ({error})", RESTART) from error

@@ -212,3 +212,11 @@ def test_ten_scales_in_a_process_of_its_own(shelf: Path, kind: str, checkout: st
         load_digits(), f"published:{kind}", [settings(make(shelf, checkout))], [Request((7,), 0)], terms=terms
     )
     assert result.verdict is (Verdict.IDENTICAL if kind == "var" else Verdict.CONSISTENT)
+
+
+def test_filters_by_scale_are_refused(shelf: Path):
+    """Published code has one filter for all scales: without one its tokens would look wrong."""
+    request = Request((0, 1), 0, filters=((2, 0.0),) * SMALL.pyramid.S)
+    decoder = load_factory("published:var")(SMALL, settings(make(shelf, "var")))
+    with pytest.raises(InputError, match="are by scale, and published code has one filter for all"):
+        decoder.decode(request, SMALL.noise(request))

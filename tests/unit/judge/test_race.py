@@ -177,3 +177,13 @@ def test_a_token_well_above_the_threshold_is_a_certain_rival():
     logits_V = torch.tensor([math.log(share) for share in (0.05, 0.17, 0.3, 0.48)], dtype=torch.float64)
     assert raced(logits_V, SECOND_WINS, 3, TOP_P, 1e-3) > margin_bound(1e-3)
     assert raced(logits_V, SECOND_WINS, 1, TOP_P, 1e-3) <= margin_bound(1e-3)
+
+
+def test_one_number_for_all_draws_lies_where_their_logits_do():
+    """A law's networks may be on a GPU."""
+    there = {"device": "meta"}
+    token_N = torch.zeros(2, dtype=torch.int64, **there)
+    races = margins_of_differing_tokens(
+        torch.zeros(2, 4, **there), torch.ones(2, 4, **there), token_N, Request((0,), top_k=2), 0.1
+    )
+    assert races.margin_N.device.type == races.bound_N.device.type == "meta"

@@ -165,9 +165,9 @@ def test_a_drafts_token_can_be_kept_where_something_was_drafted(turns: list[Roun
     drafted(found, 1, 4)
     found.actual.tokens_BL[0, PYRAMID.span(1)] = suspects.drafted(found, 0, 1, "token")
     found.actual.rounds = [turns, turns] if turns else []
-    assert is_accepted_draft(found, 0, 1) is kept
+    assert is_accepted_draft(found, 0, 2) is kept
     found.expected.tokens_BL.copy_(found.actual.tokens_BL)
-    assert is_accepted_draft(found, 0, 1) is False  # nothing is wrong
+    assert is_accepted_draft(found, 0, 2) is False  # nothing is wrong
 
 
 def test_most_of_the_wrong_tokens_must_be_the_drafts(monkeypatch: pytest.MonkeyPatch):
@@ -175,11 +175,11 @@ def test_most_of_the_wrong_tokens_must_be_the_drafts(monkeypatch: pytest.MonkeyP
     found = right()
     drafted(found, 1, 1)  # one of two wrong tokens
     found.actual.rounds = [[turn(0, 2, 2)], []]
-    assert not is_accepted_draft(found, 0, 1)
+    assert not is_accepted_draft(found, 0, 2)
     monkeypatch.setattr(suspects, "MOST_OF", 0.5)
-    assert is_accepted_draft(found, 0, 1)
+    assert is_accepted_draft(found, 0, 2)
     monkeypatch.setattr(suspects, "MOST_OF", 0.51)
-    assert not is_accepted_draft(found, 0, 1)
+    assert not is_accepted_draft(found, 0, 2)
 
 
 def test_without_rounds_no_scale_is_known_to_lack_a_target_pass():

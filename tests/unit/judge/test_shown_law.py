@@ -13,7 +13,7 @@ from harness.judge import judge
 from harness.judge._alternatives import TokenSource, usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, bet, rows_along
-from harness.judge._shown_law import nats_lost, nats_of, wrong_draw
+from harness.judge._shown_law import nats_lost, nats_of, undrawn
 from harness.judge._wealth import HELD, Bets, Wealth, gains
 from harness.protocol import Contract, Request, Settings
 from harness.protocol.pyramid import ScalePyramid
@@ -113,15 +113,17 @@ def test_a_draw_from_the_law_that_is_shown_and_one_from_another():
     trace = build_decoder(MODELS, Settings(2, policy="kl:0.05")).decode(SOME, MODELS.noise(SOME))
     law_BLV, noise = trace.law_BLV, MODELS.noise(SOME)
     assert law_BLV is not None
-    assert wrong_draw(law_BLV, trace.tokens_BL, noise, PYRAMID) is None
-    assert wrong_draw(law_BLV.bfloat16(), trace.tokens_BL, noise, PYRAMID) is None
+    assert undrawn(law_BLV, trace.tokens_BL, noise, PYRAMID) is None
+    assert undrawn(law_BLV.bfloat16(), trace.tokens_BL, noise, PYRAMID) is None
     other_BL = trace.tokens_BL.clone()
     other_BL[2, 3] = (other_BL[2, 3] + 1) % V
-    row, draw, why = wrong_draw(law_BLV, other_BL, noise, PYRAMID)
+    row, draw, why = undrawn(law_BLV, other_BL, noise, PYRAMID)
     assert (row, draw) == (2, 3)
-    assert why.startswith("the token loses the race of the law that is shown by ")
+    assert why.startswith("under the law that is shown the token loses its race by ")
     for none in (law_BLV * 1.01, -law_BLV, law_BLV * torch.nan):
-        assert wrong_draw(none, trace.tokens_BL, noise, PYRAMID)[2] == "the law that is shown is none"
+        assert (
+            undrawn(none, trace.tokens_BL, noise, PYRAMID)[2] == "the law that is shown has no probabilities of sum 1"
+        )
 
 
 @pytest.mark.parametrize("policy", ["kl:0.05", "kl:0.05+partial", "handoff:1", "collaborative:1", "code:1"])
@@ -142,8 +144,8 @@ def test_a_law_that_does_not_draw_its_tokens_is_a_defect_with_its_place():
     trace = build_decoder(MODELS, Settings(2, policy="handoff:1")).decode(SOME, MODELS.noise(SOME))
     trace.law_BLV = trace.law_BLV.roll(1, 2)
     first = judged(trace).defects[0]
-    assert (first.component, first.scale, first.position) == ("law", 0, 0)
-    assert "loses the race of the law that is shown" in first.detail
+    assert (first.component, first.label, first.scale, first.position) == ("law", SOME.labels[first.image], 0, 0)
+    assert "under the law that is shown the token loses its race" in first.detail
     trace.law_BLV = torch.zeros(6, PYRAMID.L, V + 1)
     assert "law_BLV is (6, 5, 4), not (6, 5, 3)" in str(judged(trace).defects[0])
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Terms, Trace, Verdict, build_decoder, verify
-from harness.protocol import DECLINES
+from harness.protocol import DECLINES, ScaleGuidance, declined
 from harness.report import show_verification
 from harness.report.html import run_page
 from harness.report.html._run import Seen
@@ -236,3 +236,18 @@ def test_verdict_and_what_was_not_exercised_take_three_lines(wrong: bool):
     text = " ".join(line.strip() for line in lines)
     for family in {aspect.family for aspect in ASPECTS} | {"laws"}:
         assert family in text, text
+
+
+def test_filters_by_scale_are_filters_and_guidance_by_scale_is_guidance():
+    off = ScaleGuidance((1.0, 1.0))
+    by_scale = Request((0,), 0, filters=((4, 0.0), (0, 0.9)), scale_guidance=off)
+    asked = {each.word for each in ASPECTS if each.family in ("filters", "guidance") and each.test([decode(by_scale)])}
+    assert asked == {"top-k alone", "top-p alone", "cfg 0"}
+    for word in ("top_k", "top_p"):
+        assert declined([word], Settings(), by_scale) == word
+    assert not declined(["guidance"], Settings(), by_scale)
+    assert declined(["guidance"], Settings(), replace(by_scale, cfg=0.0, scale_guidance=ScaleGuidance((1.0, 2.0))))
+
+
+def decode(request: Request) -> Decode:
+    return Decode(Settings(), request)
