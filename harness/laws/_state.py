@@ -207,7 +207,7 @@ def untouched(subject: Subject, case: Case) -> bool:
 def _refuses(subject: Subject, case: Case) -> bool:
     """A label that the networks do not have is refused, and so is `more_smooth` where f_hat is that of the tokens."""
     for policy in dict.fromkeys((case.policy, "rejection", "match:0.5")):
-        with suppress(InputError):
+        with suppress(InputError, ValueError, IndexError):
             tried = replace(case.at_least(2), policy=policy, labels=(0,))
             tried = tried if subject.follows(tried) else replace(tried, policy="coupled")
             soft = subject.decode(tried, request=replace(tried.request, more_smooth=True))

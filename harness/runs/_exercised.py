@@ -196,8 +196,10 @@ def _applies(aspect: Aspect, seen: Observed) -> bool:
 def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:
     """Return why a decoder that refuses or declares away so much has not been tested.
 
-    `unasked` are decodes that are not in the plan, since the decoder cannot be built for them.
+    `unasked` are decodes that are not in the plan, since the decoder cannot be built for them. Soft codes, which nobody
+    can speculate on, do not count.
     """
+    decodes = [one for one in decodes if not one.request.more_smooth]
     met = [one for one in decodes if not (one.refused or one.declared)]
     refused, declared = sum(one.refused for one in decodes) + unasked, sum(bool(one.declared) for one in decodes)
     asked, reasons = len(decodes) + unasked, list[str]()

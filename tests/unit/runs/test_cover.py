@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Round, Trace
-from harness.runs._cover import Block, covering, plan_of, requests_for, verify_coverage_plan
+from harness.runs._cover import (
+    Block,
+    covering,
+    filtered_by_scale,
+    plan_of,
+    requests_for,
+    soft_codes,
+    verify_coverage_plan,
+)
 from harness.runs._decodes import Decodes, Step
 from harness.runs._records import CLAIMS, Coverage
 from harness.runs._result import Verification
@@ -110,7 +119,13 @@ def test_an_amount_outside_its_range_is_refused(noise: float):
 def test_the_design_holds_what_it_promises():
     own, close = covering(digits())
     requests = own.requests
-    assert requests == close.requests == requests_for(digits())
+    assert requests == (*close.requests, soft_codes(digits()))
+    assert close.requests == (*requests_for(digits()), filtered_by_scale(digits()))
+    by_scale = close.requests[-1].filters
+    pairs = list(pairwise(by_scale))
+    assert any(a[0] == b[0] and a[1] != b[1] for a, b in pairs)  # top-p alone differs within a window
+    assert any(a[0] != b[0] for a, b in pairs)
+    requests = requests_for(digits())
     assert (own.models.draft_noise, close.models.draft_noise) == (None, CLOSE_NOISE)
     assert {setting.bonus for block in (own, close) for setting in block.settings} == {True, False}
     kinds = {type(setting.draft_len) for setting in close.settings}
@@ -132,7 +147,8 @@ def test_the_design_holds_what_it_promises():
 def test_the_design_fits_any_pyramid(layout: Layout):
     result = designed(covering(tiny(layout), noise=0.05), build_decoder)
     assert result.verdict in (Verdict.IDENTICAL, Verdict.INCONCLUSIVE), result.first_divergence
-    assert result.coverage.refused == 0
+    soft = sum(task.request.more_smooth for task in result.plan.tasks)
+    assert result.coverage.refused == soft * sum(noise is None for noise in result.plan.drafts)
 
 
 def test_what_was_never_exercised_is_said_and_inconclusive():

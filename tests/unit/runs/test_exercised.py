@@ -129,7 +129,8 @@ def test_the_default_question_reaches_all_but_what_is_no_decode(tmp_path: Path):
     terms = Terms(in_process=True, laws=0)
     question = Question(build_decoder, (Settings(1),), (), terms, cover=True)
     result = answer_question(MODELS, question, store=RunFileOptions(tmp_path / "run.db"))
-    assert set(result.exercised.missing) - BOUND == {"more_smooth", *KINDS}
+    assert set(result.exercised.missing) - BOUND == {*KINDS}
+    assert result.exercised.not_done == {"more_smooth": "refused"}
     again = recorded_result(tmp_path / "run.db")
     assert again.exercised == result.exercised
     document = json.loads(result.to_json())["exercised"]
@@ -150,10 +151,10 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
     )
     assert result.exercised.not_done == {
         "top-p alone": "declared", "top-k and top-p together": "declared", "bonus scales": "declared",
-        "bonus scales where images part": "declared",
+        "bonus scales where images part": "declared", "filters by scale": "declared", "more_smooth": "refused",
     }  # fmt: skip
-    assert result.exercised.declared == 2 * len(result.settings)
-    assert result.exercised.refused == 0
+    assert result.exercised.declared == 3 * len(result.settings)
+    assert result.exercised.refused == sum(noise is None for noise in result.plan.drafts)
     assert "declared: top-p alone" in told(result)
     assert not any(setting.settings.bonus for setting in result.settings)
     assert any(isinstance(setting.settings.draft_len, str) for setting in result.settings)
@@ -164,7 +165,7 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
     [
         (declining("top_k", "top_p"), "no filter was exercised"),
         (declining("guidance"), "no guidance was exercised"),
-        (refuses(lambda request: bool(request.top_k or request.top_p)), "no filter was exercised"),
+        (refuses(lambda request: any(k or p for k, p in request.every_filter)), "no filter was exercised"),
         (refuses(lambda request: request.cfg != 0), "no guidance was exercised"),
         (declining("several images"), "and declares "),
     ],
@@ -242,7 +243,7 @@ def test_filters_by_scale_are_filters_and_guidance_by_scale_is_guidance():
     off = ScaleGuidance((1.0, 1.0))
     by_scale = Request((0,), 0, filters=((4, 0.0), (0, 0.9)), scale_guidance=off)
     asked = {each.word for each in ASPECTS if each.family in ("filters", "guidance") and each.test([decode(by_scale)])}
-    assert asked == {"top-k alone", "top-p alone", "cfg 0"}
+    assert asked == {"top-k alone", "top-p alone", "filters by scale", "cfg 0"}
     for word in ("top_k", "top_p"):
         assert declined([word], Settings(), by_scale) == word
     assert not declined(["guidance"], Settings(), by_scale)
