@@ -95,6 +95,7 @@ def _others(
         if other != image:
             clause = f"drawn with the numbers of image {other} of the batch"
             yield "noise", clause, draw(right_nV, _numbers(evidence, other, scales, TOKEN))
+            yield "rows", f"those of image {other} of the batch", evidence.actual.tokens_BL[other, : len(token_n)]
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))

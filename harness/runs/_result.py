@@ -6,7 +6,7 @@ notebook.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge import Divergence, Verdict, worst_verdict
+from harness.judge import UNEXPLAINED, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
@@ -28,6 +28,7 @@ from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefl
 from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
 NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
@@ -156,7 +157,19 @@ class Verification:
         """The first defect, else the first tie, else None."""
         if self.early:
             return self.early[0]
-        return self.first_case[1] if self.first_case else None
+        first = self.first_case[1] if self.first_case else None
+        if first is not None and (first.component, first.detail) == UNEXPLAINED and self._is_wrong_when_filtered:
+            return replace(first, component="filter", detail=ONLY_FILTERED)
+        return first
+
+    @property
+    def _is_wrong_when_filtered(self) -> bool:
+        """Whether some decodes without a filter were judged, and defects are in those with one alone."""
+        requests, wrong = {task.number: task.request for task in self.plan.tasks}, dict[bool, bool]()
+        for row in (row for setting in self.settings for row in setting.rows if not row.refused):
+            is_filtered = any(top_k or top_p for top_k, top_p in requests[row.task].every_filter)
+            wrong[is_filtered] = wrong.get(is_filtered, False) or bool(row.judgement.defects)
+        return wrong == {False: False, True: True}
 
     @property
     def images(self) -> int:

@@ -1,4 +1,4 @@
-"""Wrong tokens drawn from right logits name filter, noise or precision where these give them, and "draw" else."""
+"""Wrong tokens drawn from right logits name what gives them: filter, noise, precision, another image; else "draw"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.judge._draws import OWN
 from harness.judge._evidence import Evidence
 from harness.judge._passes import passes
 from harness.judge._verdict import Judgement
-from harness.models._pair import close_pair
+from harness.models._pair import ModelPair, close_pair
 from harness.mutants.acceptance import ALL_STAND
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -24,7 +24,7 @@ from harness.reference._steps import draw, filter_logits, race
 from harness.reference._var import guide
 from harness.reference.sequential import sample_sequential
 from harness.rounding._budget import Budget
-from harness.speculative.sampler import build_decoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from tests.helpers import Layout, tiny, verify_here
 
 MODELS = tiny(Layout((1, 2, 3, 4, 5, 6, 8, 10, 13)), kin=float("inf"))
@@ -78,6 +78,8 @@ WAYS: dict[str, tuple[str, Drawn]] = {
         "noise", lambda g, noise, si: draw(right(g), noise.exponential(si, CORRECT, "t"))),
     "the most likely ones": ("draw", lambda g, noise, si: g.argmax(-1)),
     "drawn at a temperature of 2": ("draw", lambda g, noise, si: draw(right(g) / 2, noise.exponential(si, TOKEN, "t"))),
+    "those of image 0 of the batch": (
+        "rows", lambda g, noise, si: draw(right(g), noise.exponential(si, TOKEN, "t"))[:1].expand(2, -1)),
     "so filter, draw or noise is wrong": (
         "draw", lambda g, noise, si: draw(right(g), noise.exponential(si, TOKEN, "t").roll(1, -1))),
 }  # fmt: skip
@@ -206,3 +208,25 @@ def test_a_pass_that_catches_up_begins_where_its_rows_say():
     rounds = [[replace(late, first=0, drafted=2, accepted=2, target_rows=0), late], *found.actual.rounds[1:]]
     found = replace(found, actual=replace(found.actual, rounds=rounds))
     assert [(each.first, each.last) for each in passes(found, 0, 2)] == [(2, 2), (0, 2)]
+
+
+def test_wrong_draws_under_filters_alone_are_the_filters():
+    """Nothing in one decode says so; decodes without a filter that are right do."""
+
+    def moved(guided_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
+        kept_BlV = filter_logits(guided_BlV, top_k, top_p)
+        return kept_BlV.roll(1, -1) if top_k or top_p else kept_BlV
+
+    class Moved(SpeculativeDecoder):
+        def __init__(self, models: ModelPair, settings: Settings) -> None:
+            super().__init__(models, DecoderOptions(2))
+            self.parts = replace(self.parts, filter_logits=moved)
+
+    def first(*requests: Request) -> str:
+        found = verify_here(MODELS, Moved, [Settings(2)], requests)
+        assert found.first_divergence is not None
+        return found.first_divergence.component
+
+    plain, filtered = Request((0, 1), seed=3), replace(REQUEST, cfg=1.5)
+    assert first(filtered) == "draw"
+    assert first(plain, filtered) == "filter"
