@@ -94,8 +94,10 @@ def _others(
     for other in range(evidence.request.B):
         if other != image:
             clause = f"drawn with the numbers of image {other} of the batch"
-            yield "noise", clause, draw(right_nV, _numbers(evidence, other, scales, TOKEN))
-            yield "rows", f"those of image {other} of the batch", evidence.actual.tokens_BL[other, : len(token_n)]
+            theirs_nV = _numbers(evidence, other, scales, TOKEN)
+            yield "noise", clause, draw(right_nV, theirs_nV)
+            drawn_n = draw(_law(evidence, other, scales, filter_logits), theirs_nV)
+            yield "rows", f"those of image {other} of the batch", drawn_n
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))
