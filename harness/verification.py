@@ -19,15 +19,7 @@ from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_q
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
-from harness.quality import (
-    Conditions,
-    Means,
-    Measured,
-    Quality,
-    Study,
-    decoder_sources,
-    run_study,
-)
+from harness.quality import Conditions, Means, Measured, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
 from harness.runs import (
     TERMS,

@@ -62,10 +62,7 @@ class Family:
 
 
 def load_network(
-    source: Path | str,
-    name: str,
-    family: Family,
-    build: Callable[[Mapping[str, Tensor], str], Built],
+    source: Path | str, name: str, family: Family, build: Callable[[Mapping[str, Tensor], str], Built]
 ) -> tuple[Built, str]:
     """Return the one network of a file or folder that fits, and what was taken from where; empty where that is plain.
 
