@@ -154,7 +154,6 @@ def _drafted_or_given(probe: Probe, window: ProbeWindow) -> tuple[Any, list[Tens
 
 
 def _require_f_hat(probe: Probe, update: _Update, side: str, expected: Tensor, why: dict[str, Tensor]) -> None:
-    """Require the f_hat of one side's state."""
     what = f"{update}: the {side}'s f_hat"
     actual = require_tensor(getattr(update.state, f"{side}_f_hat"), expected.shape, what)
     require_close(actual, expected, 2 * probe.budget.f_hat, what, why)

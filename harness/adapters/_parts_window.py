@@ -112,7 +112,6 @@ def _tags(probe: Probe, window: ProbeWindow, more: int = 0) -> Tensor:
 
 
 def _split(probe: Probe, window: ProbeWindow, state: Any, logits_RnV: Tensor) -> list[Tensor]:
-    """Let the code split a window's logits."""
     tokens, method = probe.drafted(window), probe.sdvar._split_logits_by_stage
     pieces = call_by_known_names(method, target_logits=logits_RnV, draft_tokens=tokens, B=probe.request.B, state=state)
     return list(pieces)

@@ -61,7 +61,6 @@ class ProbeWindow:
 
     @property
     def scales(self) -> range:
-        """Scale indices of the window."""
         return range(self.first, self.first + self.count)
 
     def __str__(self) -> str:
@@ -148,7 +147,6 @@ class Probe:
 
     @property
     def code(self) -> Published:
-        """The checkout's modules."""
         return self.decoder.code
 
     @property
@@ -158,7 +156,6 @@ class Probe:
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """Scales."""
         return self.code.models.pyramid
 
     def windows(self) -> list[ProbeWindow]:
@@ -172,7 +169,6 @@ class Probe:
         return [self.tokens_BL[:, self.pyramid.span(si)].clone() for si in window.scales]
 
     def f_hat(self, done: int) -> Tensor:
-        """Return f_hat after `done` scales."""
         f_hat_SBCPP = self.target.run.f_hat_SBCPP
         return f_hat_SBCPP[done - 1].clone() if done else torch.zeros_like(f_hat_SBCPP[0])
 

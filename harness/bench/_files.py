@@ -44,7 +44,6 @@ class Speed:
         return f"{named}, {launched}{', compiled' if self.compiled else ''}"
 
     def document(self) -> bytes:
-        """Return the run as JSON, with what made it."""
         return compact({**_plain(asdict(self)), "precision": precision(), "versions": versions()})
 
 

@@ -39,12 +39,10 @@ class Column:
 
 
 def name_column(head: str, spare: int = 0) -> Column:
-    """Return a column of names."""
     return Column(head, spare, right=False)
 
 
 def prose_column(head: str) -> Column:
-    """Return a column of prose."""
     return Column(head, right=False, prose=True)
 
 

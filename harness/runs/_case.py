@@ -93,7 +93,6 @@ class KeptCase:
         return replace(self, settings=settings[0], against=other)
 
     def identity(self, models: ModelPair) -> Identity:
-        """Return what it is of here."""
         return identity_of(models, (self.implementation, self.settings), self.against)
 
     def __str__(self) -> str:

@@ -174,7 +174,6 @@ class GrowingFile:
             return notes_of(self.base).get(key)
 
     def close(self) -> None:
-        """Close the file and let go of it."""
         self.base.close()
         os.close(self._descriptor)  # last: closing any descriptor of a file ends SQLite's own locks on it
 

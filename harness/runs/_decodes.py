@@ -57,7 +57,6 @@ class Step:
 
     @classmethod
     def of(cls, rows: Sequence[JudgedRow]) -> Self:
-        """Return what rows add."""
         done = [row.judgement for row in rows if not row.refused]
         off = sum(row.judgement.images for row in rows if row.refused)
         return cls(sum(each.images for each in done), sum(each.count("defects") for each in done), off)

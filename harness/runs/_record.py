@@ -46,7 +46,6 @@ class NetworksUsed:
 
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
-        """Describe networks."""
         target, draft = mode_name(models.target), mode_name(models.draft)
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
@@ -56,7 +55,6 @@ class NetworksUsed:
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """Their scales."""
         return ScalePyramid(self.patch_nums, self.sides, self.channels)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +94,6 @@ class RunHeader:
     counted_by: str = HARNESS  # who counted calls, rows and rounds: one of `HARNESS` and `DECODER`
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         terms = self.terms
         done = {"workers": self.workers, "certifying": self.certifying, "isolation": self.isolation}
         return {
@@ -120,7 +117,6 @@ class RunHeader:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
-        """Return what `as_dict` and JSON made these values of."""
         terms = {"strict": False, **values["terms"]}
         return cls(
             Identity.from_dict(values["identity"]) if values["identity"] else None,

@@ -47,7 +47,6 @@ class Coverage:
 
     @classmethod
     def of(cls, trace: Trace) -> Coverage:
-        """Count one decode."""
         diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
         rejects = any(turn.accepted < turn.drafted for turn in trace.turns)
         together = len(trace.rounds) > 1 and rejects and not diverged
@@ -89,7 +88,6 @@ class Coverage:
         return cls(**{**values, "accepted": Counter({int(k): n for k, n in values["accepted"].items()})})
 
     def as_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
         return {**vars(self), "accepted": {str(k): self.accepted[k] for k in sorted(self.accepted)}}
 
     def __str__(self) -> str:
@@ -273,7 +271,6 @@ class LawsTried:
 
     @classmethod
     def from_dict(cls, values: Any) -> LawsTried:
-        """Return what `as_dict`, or JSON made of it, says."""
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **lists, "broken": tuple(BrokenLaw(*law) for law in values["broken"])})
 
@@ -292,7 +289,6 @@ class KeptFigures:
     kept: dict[str, object]
 
     def values(self) -> dict[str, object]:
-        """Return what ``quality --json`` writes."""
         return self.kept
 
 
@@ -309,5 +305,4 @@ class QualityClaims:
 
     @classmethod
     def from_dict(cls, values: Any) -> QualityClaims:
-        """Return what `as_dict`, or JSON made of it, says."""
         return cls(tuple(map(str, values["broken"])), tuple(map(str, values["open"])))
