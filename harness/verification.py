@@ -37,6 +37,7 @@ from harness.runs import (
     cut_batches,
     default_batch,
     plan_of,
+    record_of,
     verify_coverage_plan,
     verify_decodes,
 )
@@ -234,7 +235,7 @@ def _add_laws(
     if file is not None:
         with closing(RunFile.go_on(file)) as kept:
             noted = kept.noted("laws")
-            tried = None if noted is None else LawsTried.from_dict(noted)
+            tried = None if noted is None else record_of(LawsTried, noted)
     stopped = 0
     if count and (tried is None or tried.left or tried.cases != count):
         own = question.in_process or is_own_decoder(question.decoder)

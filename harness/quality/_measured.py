@@ -13,9 +13,8 @@ from harness.provenance import versions
 from harness.quality._distances import LEVEL, Estimate
 from harness.quality._loss import Quality, judge_quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
-from harness.quality._two_samples import Tokens
 from harness.rounding import precision
-from harness.runs import typed
+from harness.runs import record_of
 
 SCHEMA = 1  # docs/quality.md describes it
 ESTIMATES = (
@@ -93,16 +92,13 @@ def _measured(document: Any) -> Measured:
     header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
     if not rows:
         raise ValueError("no row")
-    return typed(Measured(**header, rows=rows))
+    return record_of(Measured, {**header, "rows": rows})
 
 
-def _row_of(values: Any) -> QualityRow:
+def _row_of(values: Any) -> dict[str, Any]:
     values.pop("verdict", None)
-    tokens = values.pop("tokens")
-    stated = {name: values.pop(name, None) for name in ESTIMATES}
-    estimates = {name: None if each is None else _estimate_of(each) for name, each in stated.items()}
-    nats_S = tuple(map(_estimate_of, values.pop("nats_S", ())))
-    return QualityRow(**{**values, **estimates, "nats_S": nats_S, "tokens": Tokens(**tokens) if tokens else None})
+    estimates = {name: values[name] and _estimate_of(values[name]) for name in ESTIMATES if name in values}
+    return {**values, **estimates, "nats_S": [_estimate_of(each) for each in values.get("nats_S", ())]}
 
 
 def _estimate_of(values: Any) -> Estimate:
