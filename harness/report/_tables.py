@@ -38,8 +38,8 @@ class Column:
     prose: bool = False  # text of any length: broken between words, below its row where it has little room
 
 
-def name_column(head: str, spare: int = 0) -> Column:
-    return Column(head, spare, right=False)
+def name_column(head: str) -> Column:
+    return Column(head, right=False)
 
 
 def prose_column(head: str) -> Column:
