@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.bench._policy_costs import PolicyRow
 from harness.bench._speed import Machine, SpeedRow
-from harness.files import compact, read_json
+from harness.files import compact, finite, read_json
 from harness.provenance import versions
 from harness.quality import DRAFT
 from harness.rounding import precision
@@ -42,16 +42,7 @@ class Speed:
         return f"{named}, {launched}{', compiled' if self.compiled else ''}"
 
     def document(self) -> bytes:
-        return compact({**_plain(asdict(self)), "precision": precision(), "versions": versions()})
-
-
-def _plain(value: Any) -> Any:
-    """Return the value with null for NaN, which is not JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return compact({**finite(asdict(self)), "precision": precision(), "versions": versions()})
 
 
 def _numbers(values: Any) -> Any:

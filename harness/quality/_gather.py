@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from harness import runs
@@ -25,14 +26,14 @@ from harness.quality._features import Features
 from harness.signals import held
 
 TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL", "nats_BX")
-COLUMNS = "portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL"
-BLOBS = ", ".join(f"{name} BLOB NOT NULL" for name in TENSORS)
-DRAWN_FILE = runs.FileKind(
-    application=0x5D7A5ADB,  # a verification's ends with A
-    schema=2,
-    tables=(f"CREATE TABLE drawn ({COLUMNS}, shapes TEXT NOT NULL, {BLOBS}, PRIMARY KEY (portion, source))",),
-    command="quality",
+TABLE = """
+CREATE TABLE drawn (
+    portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL,
+    tensors BLOB NOT NULL, PRIMARY KEY (portion, source)
 )
+"""
+# a verification's mark ends with A; 2 had a column a tensor
+DRAWN_FILE = runs.FileKind(application=0x5D7A5ADB, schema=3, tables=(TABLE,), command="quality")
 
 
 class DrawnFile(runs.GrowingFile):
@@ -57,30 +58,17 @@ class DrawnFile(runs.GrowingFile):
     def portions(self) -> dict[int, list[Drawn]]:
         drawn: dict[int, list[Drawn]] = {}
         with self.kind.readable(self.path):
-            names = ", ".join(TENSORS)
-            for portion, seconds, failed, shapes, *blobs in self.base.execute(
-                f"SELECT portion, seconds, failed, shapes, {names} FROM drawn ORDER BY portion, source"
-            ):
-                tensors = [_tensor(blob, *shape) for blob, shape in zip(blobs, json.loads(shapes), strict=True)]
-                named = dict(zip(TENSORS, tensors, strict=True))
-                drawn.setdefault(portion, []).append(Drawn(**named, seconds=seconds, failed=failed))
+            rows = self.base.execute("SELECT portion, seconds, failed, tensors FROM drawn ORDER BY portion, source")
+            for portion, seconds, failed, tensors in rows:
+                drawn.setdefault(portion, []).append(Drawn(**load(tensors), seconds=seconds, failed=failed))
         return drawn
 
     def write(self, portion: int, drawn: Sequence[Drawn]) -> None:
         """Add one portion of every source; all of it or nothing."""
         with self.transaction():
             for source, each in enumerate(drawn):
-                tensors = [getattr(each, name) for name in TENSORS]
-                shapes = runs.to_json(
-                    [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors]
-                )
-                blobs = [tensor.contiguous().numpy().tobytes() for tensor in tensors]
-                self.insert("drawn", (portion, source, each.seconds, each.failed, shapes, *blobs))
-
-
-def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
-    kind = getattr(torch, dtype)
-    return torch.frombuffer(bytearray(blob), dtype=kind).reshape(shape) if blob else torch.zeros(shape, dtype=kind)
+                tensors = save({name: getattr(each, name).contiguous() for name in TENSORS})
+                self.insert("drawn", (portion, source, each.seconds, each.failed, tensors))
 
 
 @dataclass(frozen=True)

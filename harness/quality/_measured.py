@@ -59,7 +59,7 @@ class Measured:
 
     def values(self) -> dict[str, object]:
         """Return the run as JSON values; null where there is no figure."""
-        rows = [_row_values(row) for row in self.rows]
+        rows = [finite(asdict(row)) for row in self.rows]
         for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
             values["verdict"] = verdict.value
         header = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
@@ -68,15 +68,6 @@ class Measured:
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
         return compact({**self.values(), "precision": precision(), "versions": versions()})
-
-
-def _row_values(row: QualityRow) -> dict[str, object]:
-    values = asdict(row)
-    for name in ESTIMATES:
-        if values[name] is not None:
-            values[name] = finite(values[name])
-    values["nats_S"] = [finite(each) for each in values["nats_S"]]
-    return values
 
 
 def read_quality(path: Path) -> Measured:
