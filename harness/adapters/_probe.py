@@ -49,7 +49,8 @@ class PartQuestion:
     part: str
     law: str
     statement: str
-    test: Callable[[Probe], None]
+    test: Callable[..., None]  # it gets the probe, and one of the cases
+    cases: Callable[[Probe], Iterable[object]] | None = None  # each is looked at aside; None = `test` finds its own
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,12 @@ class Probe:
         self._found = {}
         try:
             with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad(), self.aside():
-                question.test(self)
+                if question.cases is None:
+                    question.test(self)
+                else:
+                    for case in question.cases(self):
+                        with self.aside():
+                            question.test(self, case)
             verdict, said = self._summed_up()
         except PartNoted as noted:
             verdict, said = PartVerdict.TOLD, str(noted)
