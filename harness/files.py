@@ -206,9 +206,13 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def finite(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the values with None for what JSON has no number for."""
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+def finite(value: Any) -> Any:
+    """Return a value with None for what JSON has no number for, however deep it lies."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compact(document: object) -> bytes:

@@ -19,15 +19,7 @@ from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_q
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
-from harness.quality import (
-    Conditions,
-    Means,
-    Measured,
-    Quality,
-    Study,
-    decoder_sources,
-    run_study,
-)
+from harness.quality import Conditions, Means, Measured, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
 from harness.runs import (
     TERMS,
@@ -45,6 +37,7 @@ from harness.runs import (
     cut_batches,
     default_batch,
     plan_of,
+    record_of,
     verify_coverage_plan,
     verify_decodes,
 )
@@ -242,7 +235,7 @@ def _add_laws(
     if file is not None:
         with closing(RunFile.go_on(file)) as kept:
             noted = kept.noted("laws")
-            tried = None if noted is None else LawsTried.from_dict(noted)
+            tried = None if noted is None else record_of(LawsTried, noted)
     stopped = 0
     if count and (tried is None or tried.left or tried.cases != count):
         own = question.in_process or is_own_decoder(question.decoder)

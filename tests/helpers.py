@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.__main__ import main
 from harness.decoders._factory import Factory
 from harness.decoders._runner import Terms
+from harness.laws import LAWS, Law
 from harness.models._pair import ModelPair, load_digits
 from harness.models.network import TransformerConfig
 from harness.models.var import autoencoder, transformer
@@ -191,3 +192,8 @@ def bend(monkeypatch: pytest.MonkeyPatch, name: str, thing: object) -> None:
         monkeypatch.setitem(families.FAMILIES, "var", replace(families.VAR, **{name: thing}))
     else:
         monkeypatch.setattr(sequential, name, thing)
+
+
+def laws_of(family: str) -> list[Law]:
+    """Return the laws of a family, in order."""
+    return [law for law in LAWS if law.family == family]

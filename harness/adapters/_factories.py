@@ -47,7 +47,6 @@ class _Order:
         return cls(Published(options["checkout"], models, options), options)
 
     def require(self, owner: Any, method: str, *parameters: str) -> None:
-        """Require a method that takes these parameters by name."""
         self.code.checkout.method(owner, method, parameters)
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
@@ -63,7 +62,6 @@ class _Order:
         return value
 
     def number(self, name: str, default: float) -> float:
-        """Return an option that is a finite number."""
         text = self.options.get(name)
         try:
             return default if text is None else real(text)

@@ -82,7 +82,6 @@ class Turn:
 
 
 def _places(seen: SeenPass, piece: Tensor) -> list[int]:
-    """Return where in a pass rows stand."""
     rows_RnV, l = seen.rows_RnV, piece.shape[1]
     if rows_RnV is None or len(rows_RnV) != len(piece) or rows_RnV.shape[1] != seen.n:
         return []

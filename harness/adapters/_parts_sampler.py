@@ -5,7 +5,7 @@ reference along the tokens that were drawn: its input, its mask, its cache, what
 f_hat. A scale is called the entry scale where the target takes over from a draft.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,7 +48,7 @@ def sampler_laws(decoder: Sampler, request: Request, budget: Budget) -> list[Par
     )
     steps = list(_steps(probe, seen))
     questions = [
-        PartQuestion(f"sampler: {word}", f"sampler.{word}", statement, partial(_of_every, steps=steps, ask=ask))
+        PartQuestion(f"sampler: {word}", f"sampler.{word}", statement, ask, lambda probe: steps)
         for word, statement, ask in laws
     ]
     probe.ask(questions, lambda part: True)
@@ -88,13 +88,6 @@ def _steps(probe: Probe, seen: Recorder) -> Iterator[_Step]:
         title = f"the entry scale {si}" if entry else f"scale {si}{' of the draft' * (made.side == 'draft')}"
         before = made.side
         yield _Step(si, side, write, made, made.made_by, rows_l, title)
-
-
-def _of_every(probe: Probe, steps: list[_Step], ask: Callable[[Probe, _Step], None]) -> None:
-    """Ask every step, each aside."""
-    for step in steps:
-        with probe.aside():
-            ask(probe, step)
 
 
 def _input(probe: Probe, step: _Step) -> None:

@@ -27,20 +27,18 @@ from harness.reference import draw, filter_logits, guide, next_input
 CLOSE_RACE = 1e-3  # in log: float32 logits of these sizes move by less, so that closer races are rounding's to decide
 
 
-def _draft_tokens(probe: Probe) -> None:
-    for window in probe.windows():
-        with probe.aside():
-            tokens, recorder = probe.draft_from(probe.state_at(window))
-            require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
-            for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
-                si = window.first + k
-                require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
-                wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
-                if wrong:
-                    seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
-                    cache = f"; its pass saw {seen} cached positions, not {K}" if seen != K else ""
-                    share = f"{len(wrong)} of {expected.numel()} tokens of scale {si} are not the draft's there"
-                    raise Broken(f"{window}: {share}, first at (image, token) {tuple(wrong[0])}{cache}")
+def _draft_tokens(probe: Probe, window: ProbeWindow) -> None:
+    tokens, recorder = probe.draft_from(probe.state_at(window))
+    require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
+    for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
+        si = window.first + k
+        require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
+        wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
+        if wrong:
+            seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
+            cache = f"; its pass saw {seen} cached positions, not {K}" if seen != K else ""
+            share = f"{len(wrong)} of {expected.numel()} tokens of scale {si} are not the draft's there"
+            raise Broken(f"{window}: {share}, first at (image, token) {tuple(wrong[0])}{cache}")
 
 
 def _draft_oracle(probe: Probe, window: ProbeWindow, drafted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -154,21 +152,18 @@ def _drafted_or_given(probe: Probe, window: ProbeWindow) -> tuple[Any, list[Tens
 
 
 def _require_f_hat(probe: Probe, update: _Update, side: str, expected: Tensor, why: dict[str, Tensor]) -> None:
-    """Require the f_hat of one side's state."""
     what = f"{update}: the {side}'s f_hat"
     actual = require_tensor(getattr(update.state, f"{side}_f_hat"), expected.shape, what)
     require_close(actual, expected, 2 * probe.budget.f_hat, what, why)
 
 
-def _update_f_hat(probe: Probe) -> None:
-    for update in _updates(probe):
-        with probe.aside():
-            k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
-            why = {f"{more} drafted scales are in it": f_hat for more, f_hat in enumerate(along) if more != k}
-            if k:
-                why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
-                why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
-            _require_f_hat(probe, update, "target", along[k], why)
+def _update_f_hat(probe: Probe, update: _Update) -> None:
+    k, along = update.accepted, probe.f_hats_along(update.window.first, update.tokens)
+    why = {f"{more} drafted scales are in it": f_hat for more, f_hat in enumerate(along) if more != k}
+    if k:
+        why["the accepted scales are in it twice"] = 2 * along[k] - along[0]
+        why["the last accepted scale is in it twice"] = 2 * along[k] - along[k - 1]
+    _require_f_hat(probe, update, "target", along[k], why)
 
 
 def _update_sync(probe: Probe) -> None:
@@ -209,39 +204,36 @@ def _tensors(tokens: object) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _update_tokens(probe: Probe) -> None:
+def _update_tokens(probe: Probe, update: _Update) -> None:
     nothing = probe.tokens_BL[:, :0]
-    for update in _updates(probe):
-        with probe.aside():
-            accepted = [*probe.drafted(ProbeWindow(0, update.window.first)), *update.tokens[: update.accepted]]
-            held = list(_tensors(update.state.accepted_tokens))
-            expected, actual = (torch.cat(each, 1) if each else nothing for each in (accepted, held))
-            n, wanted = actual.shape[1], expected.shape[1]
-            require(n == wanted, f"{update}: accepted_tokens holds {n} tokens, not {wanted}")
-            same = n == 0 or torch.equal(actual, expected)
-            require(same, f"{update}: accepted_tokens holds {n} tokens, others than were accepted")
+    accepted = [*probe.drafted(ProbeWindow(0, update.window.first)), *update.tokens[: update.accepted]]
+    held = list(_tensors(update.state.accepted_tokens))
+    expected, actual = (torch.cat(each, 1) if each else nothing for each in (accepted, held))
+    n, wanted = actual.shape[1], expected.shape[1]
+    require(n == wanted, f"{update}: accepted_tokens holds {n} tokens, not {wanted}")
+    same = n == 0 or torch.equal(actual, expected)
+    require(same, f"{update}: accepted_tokens holds {n} tokens, others than were accepted")
 
 
-def _update_stage(probe: Probe) -> None:
-    for update in _updates(probe):
-        with probe.aside():
-            stage = int(update.state.current_stage)
-            due = (update.window.first, update.done)
-            require(stage in due, f"{update}: current_stage is {stage}, not {update.done}")
+def _update_stage(probe: Probe, update: _Update) -> None:
+    stage = int(update.state.current_stage)
+    due = (update.window.first, update.done)
+    require(stage in due, f"{update}: current_stage is {stage}, not {update.done}")
 
 
 _DRAFT, _UPDATE = "draft_generate_batch", "update_state_with_accepted_tokens"
 UPDATE_QUESTIONS = (
     PartQuestion(_DRAFT, "draft.tokens",
-        "The tokens are the draft's own draws on the committed prefix.", _draft_tokens),
+        "The tokens are the draft's own draws on the committed prefix.", _draft_tokens, Probe.windows),
     PartQuestion(_DRAFT, "draft.state",
         "Drafting leaves the target's f_hat alone; the draft's holds all or none.", _draft_state),
     PartQuestion(_UPDATE, "state.f_hat",
-        "The target's f_hat holds every accepted scale once, and no rejected one.", _update_f_hat),
+        "The target's f_hat holds every accepted scale once, and no rejected one.", _update_f_hat, _updates),
     PartQuestion(_UPDATE, "state.sync", "The draft's f_hat is the target's, where anything reads it.", _update_sync),
     PartQuestion(_UPDATE, "state.next-input",
         "Both next inputs are those of the scale after the accepted ones.", _update_maps),
-    PartQuestion(_UPDATE, "state.tokens", "accepted_tokens holds the accepted scales.", _update_tokens),
+    PartQuestion(_UPDATE, "state.tokens", "accepted_tokens holds the accepted scales.", _update_tokens,
+        _updates),
     PartQuestion(_UPDATE, "state.stage",
-        "current_stage moves by the accepted scales, or is left to the loop.", _update_stage),
+        "current_stage moves by the accepted scales, or is left to the loop.", _update_stage, _updates),
 )  # fmt: skip

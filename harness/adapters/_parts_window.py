@@ -92,15 +92,13 @@ def require_input(probe: Probe, actual: Tensor, of: tuple[ProbeSide, int], error
     require_close(actual, expected, error, f"{what}{places}", why)
 
 
-def _query_arguments(probe: Probe) -> None:
-    for window in probe.windows():
-        with probe.aside():
-            state, tokens = probe.state_at(window), probe.drafted(window)
-            before, f_hats = [idx.clone() for idx in tokens], [state.draft_f_hat.clone(), state.target_f_hat.clone()]
-            probe.sdvar._build_combined_query(tokens, state, probe.request.B)
-            require(all(map(torch.equal, tokens, before)), f"{window}: it wrote into the drafted tokens")
-            same = torch.equal(state.draft_f_hat, f_hats[0]) and torch.equal(state.target_f_hat, f_hats[1])
-            require(same, f"{window}: f_hat is another one after it: drafted scales will be counted twice")
+def _query_arguments(probe: Probe, window: ProbeWindow) -> None:
+    state, tokens = probe.state_at(window), probe.drafted(window)
+    before, f_hats = [idx.clone() for idx in tokens], [state.draft_f_hat.clone(), state.target_f_hat.clone()]
+    probe.sdvar._build_combined_query(tokens, state, probe.request.B)
+    require(all(map(torch.equal, tokens, before)), f"{window}: it wrote into the drafted tokens")
+    same = torch.equal(state.draft_f_hat, f_hats[0]) and torch.equal(state.target_f_hat, f_hats[1])
+    require(same, f"{window}: f_hat is another one after it: drafted scales will be counted twice")
 
 
 def _tags(probe: Probe, window: ProbeWindow, more: int = 0) -> Tensor:
@@ -112,7 +110,6 @@ def _tags(probe: Probe, window: ProbeWindow, more: int = 0) -> Tensor:
 
 
 def _split(probe: Probe, window: ProbeWindow, state: Any, logits_RnV: Tensor) -> list[Tensor]:
-    """Let the code split a window's logits."""
     tokens, method = probe.drafted(window), probe.sdvar._split_logits_by_stage
     pieces = call_by_known_names(method, target_logits=logits_RnV, draft_tokens=tokens, B=probe.request.B, state=state)
     return list(pieces)
@@ -181,43 +178,39 @@ def _block_causal(probe: Probe) -> Tensor:
     return block_causal(probe.pyramid, torch.device("cpu"), torch.float32) == 0
 
 
-def _mask(probe: Probe) -> None:
-    whole = _block_causal(probe)[0, 0]
-    for window in probe.windows():
-        with probe.aside():
-            allowed, expected = _masked(probe, window)
-            wrong = torch.nonzero(allowed != expected).tolist()
-            if not wrong:
-                continue
-            n, begin = len(expected), probe.pyramid.begin(window.first)
-            token_causal = torch.ones(n, n, dtype=torch.bool).tril()
-            why = ": it is the token-causal one" if torch.equal(allowed, token_causal) else ""
-            if torch.equal(allowed, whole[:n, :n]):
-                why = ": it is the top-left corner of the whole mask"
-            row, column = wrong[0]
-            sees = "sees" if bool(allowed[row, column]) else "does not see"
-            entries = f"{len(wrong)} of {n * n} entries are wrong, first position {begin + row} {sees} {begin + column}"
-            raise Broken(f"{window}: {entries}{why}")
+def _mask(probe: Probe, window: ProbeWindow) -> None:
+    allowed, expected = _masked(probe, window)
+    wrong = torch.nonzero(allowed != expected).tolist()
+    if not wrong:
+        return
+    n, begin = len(expected), probe.pyramid.begin(window.first)
+    token_causal = torch.ones(n, n, dtype=torch.bool).tril()
+    why = ": it is the token-causal one" if torch.equal(allowed, token_causal) else ""
+    if torch.equal(allowed, _block_causal(probe)[0, 0, :n, :n]):
+        why = ": it is the top-left corner of the whole mask"
+    row, column = wrong[0]
+    sees = "sees" if bool(allowed[row, column]) else "does not see"
+    entries = f"{len(wrong)} of {n * n} entries are wrong, first position {begin + row} {sees} {begin + column}"
+    raise Broken(f"{window}: {entries}{why}")
 
 
-def _visible(probe: Probe) -> None:
-    for window in probe.windows():
-        with probe.aside():
-            allowed, _ = _masked(probe, window)
-            blind = torch.nonzero(~allowed.any(-1)).flatten().tolist()
-            require(not blind, f"{window}: rows {blind[:6]} see nothing, and softmax gives NaN")
+def _visible(probe: Probe, window: ProbeWindow) -> None:
+    allowed, _ = _masked(probe, window)
+    blind = torch.nonzero(~allowed.any(-1)).flatten().tolist()
+    require(not blind, f"{window}: rows {blind[:6]} see nothing, and softmax gives NaN")
 
 
 WINDOW_QUESTIONS = (
     PartQuestion("_build_combined_query", "positions.query",
         "The query of scales a..b is their inputs, conditional half first.", _query),
     PartQuestion("_build_combined_query", "state.arguments",
-        "Building it changes neither tokens nor f_hat.", _query_arguments),
+        "Building it changes neither tokens nor f_hat.", _query_arguments, Probe.windows),
     PartQuestion("_split_logits_by_stage", "positions.split",
         "Every scale gets its own rows of both halves.", _split_by_scale),
     PartQuestion("_split_logits_by_stage", "positions.refusal",
         "Logits of another length are refused.", _split_refuses),
     PartQuestion("_get_attention_mask", "masks.definition",
-        "Rows a..b of the block-causal mask, not its top-left corner.", _mask),
-    PartQuestion("_get_attention_mask", "masks.visible", "No row is without a visible column.", _visible),
+        "Rows a..b of the block-causal mask, not its top-left corner.", _mask, Probe.windows),
+    PartQuestion("_get_attention_mask", "masks.visible", "No row is without a visible column.", _visible,
+        Probe.windows),
 )  # fmt: skip

@@ -49,7 +49,8 @@ class PartQuestion:
     part: str
     law: str
     statement: str
-    test: Callable[[Probe], None]
+    test: Callable[..., None]  # it gets the probe, and one of the cases
+    cases: Callable[[Probe], Iterable[object]] | None = None  # each is looked at aside; None = `test` finds its own
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,6 @@ class ProbeWindow:
 
     @property
     def scales(self) -> range:
-        """Scale indices of the window."""
         return range(self.first, self.first + self.count)
 
     def __str__(self) -> str:
@@ -148,7 +148,6 @@ class Probe:
 
     @property
     def code(self) -> Published:
-        """The checkout's modules."""
         return self.decoder.code
 
     @property
@@ -158,7 +157,6 @@ class Probe:
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """Scales."""
         return self.code.models.pyramid
 
     def windows(self) -> list[ProbeWindow]:
@@ -172,7 +170,6 @@ class Probe:
         return [self.tokens_BL[:, self.pyramid.span(si)].clone() for si in window.scales]
 
     def f_hat(self, done: int) -> Tensor:
-        """Return f_hat after `done` scales."""
         f_hat_SBCPP = self.target.run.f_hat_SBCPP
         return f_hat_SBCPP[done - 1].clone() if done else torch.zeros_like(f_hat_SBCPP[0])
 
@@ -280,7 +277,12 @@ class Probe:
         self._found = {}
         try:
             with self.code.checkout.active(), on_device(self.code.models.device), torch.no_grad(), self.aside():
-                question.test(self)
+                if question.cases is None:
+                    question.test(self)
+                else:
+                    for case in question.cases(self):
+                        with self.aside():
+                            question.test(self, case)
             verdict, said = self._summed_up()
         except PartNoted as noted:
             verdict, said = PartVerdict.TOLD, str(noted)

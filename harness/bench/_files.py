@@ -5,19 +5,17 @@ Promise: a file says what was measured on what; reading it back gives the same r
 """
 
 import math
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from harness.bench._policy_costs import PolicyRow
-from harness.bench._speed import Machine, Sequential, SpeedRow
-from harness.files import compact, read_json
-from harness.judge import Distance
+from harness.bench._speed import Machine, SpeedRow
+from harness.files import compact, finite, read_json
 from harness.provenance import versions
 from harness.quality import DRAFT
 from harness.rounding import precision
-from harness.runs import typed
+from harness.runs import record_of
 
 DISTANCES = ("tokens", "f_hat", "pixels")
 
@@ -44,22 +42,14 @@ class Speed:
         return f"{named}, {launched}{', compiled' if self.compiled else ''}"
 
     def document(self) -> bytes:
-        """Return the run as JSON, with what made it."""
-        return compact({**_plain(asdict(self)), "precision": precision(), "versions": versions()})
-
-
-def _plain(value: Any) -> Any:
-    """Return the value with null for NaN, which is not JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return compact({**finite(asdict(self)), "precision": precision(), "versions": versions()})
 
 
 def _numbers(values: Any) -> Any:
-    """Return the values of JSON with NaN for null."""
-    return {key: math.nan if value is None else value for key, value in values.items()}
+    """Return the value of JSON with NaN for null."""
+    if isinstance(values, dict):
+        return {key: _numbers(item) for key, item in values.items()}
+    return math.nan if values is None else values
 
 
 def read_speed(path: Path) -> Speed:
@@ -68,16 +58,11 @@ def read_speed(path: Path) -> Speed:
 
 
 def _speed(document: Any) -> Speed:
-    rows = []
-    for values in document["rows"]:
-        for side in ("target", "draft"):
-            values[side] = Sequential(**_numbers(values[side]))
-        rows.append(SpeedRow(**_numbers(values)))
-    words = {name: document[name] for name in ("models", "mode", "draft_dtype", "graphs", "bonus")}
-    words["compiled"] = document.get("compiled", False)
-    if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in rows):
+    stated = {field.name: document[field.name] for field in fields(Speed) if field.name in document}
+    run = record_of(Speed, {**stated, "rows": [_numbers(values) for values in document["rows"]]})
+    if not all(isinstance(row.ms, float) and row.ms > 0 and row.policy.strip() for row in run.rows):
         raise ValueError("a row without a time")
-    return typed(Speed(**words, machine=Machine(**document["machine"]), rows=rows))
+    return run
 
 
 def policies_document(models: str, device: str, rows: list[PolicyRow]) -> bytes:
@@ -96,11 +81,8 @@ def read_policies(path: Path) -> tuple[str, list[PolicyRow]]:
 def _policies(document: Any) -> tuple[str, list[PolicyRow]]:
     rows = []
     for values in document["rows"]:
-        columns = values["distances"]
-        values["distances"] = [Distance(*each) for each in zip(*(columns[name] for name in DISTANCES), strict=True)]
-        for name in ("scales_per_round", "judged", "whole"):  # JSON has text keys only
-            values[name] = Counter({int(key): count for key, count in values[name].items()})
-        rows.append(typed(PolicyRow(**values)))
+        distances = zip(*(values["distances"][name] for name in DISTANCES), strict=True)
+        rows.append(record_of(PolicyRow, {**values, "distances": list(distances)}))
     if not any(row.policy == DRAFT for row in rows) or not all(_is_whole(row) for row in rows):
         raise ValueError("a row without numbers, or no row of the draft alone")
     models: str = document["models"].strip()

@@ -48,7 +48,6 @@ class PolicyRow:
         return statistics.fmean(getattr(self, name))
 
     def join(self, other: PolicyRow) -> None:
-        """Count what another row counted, after what this one did."""
         for part in fields(self):
             value, more = getattr(self, part.name), getattr(other, part.name)
             if isinstance(value, list):
@@ -57,7 +56,6 @@ class PolicyRow:
                 value.update(more)
 
     def add(self, models: ModelPair, actual: Trace, expected: Trace) -> None:
-        """Count one batch."""
         self.target_calls += actual.target_calls
         self.target_rows += actual.target_rows
         self.draft_rows += actual.draft_rows or [0] * len(actual.tokens_BL)
@@ -154,7 +152,6 @@ def policy_cells(row: PolicyRow) -> list[str]:
 
 
 def policy_markdown(rows: Sequence[PolicyRow]) -> str:
-    """Return the rows as a table of means."""
     lines = [f"| {' | '.join(HEADS)} |", "|---|---|---|---:|---:|---:|---:|---:|---|"]
     lines += [f"| {' | '.join(policy_cells(row))} |" for row in rows]
     return "\n".join(lines) + "\n" + "".join(f"\n{text}\n" for text in acceptance_sentences(rows))

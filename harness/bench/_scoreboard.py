@@ -46,7 +46,6 @@ class BoardLine:
     loss: str | None = None  # loss and drift; None = they were not measured
 
     def cells(self, with_quality: bool) -> list[str]:
-        """Return the line as text."""
         figures = [self.decoder, self.contract, self.calls, self.speed_up, self.memory, self.pixels]
         if with_quality:
             figures.append(self.loss or ("imposed" if self.is_imposed else "-"))
@@ -63,7 +62,6 @@ class Scoreboard:
 
     @property
     def rows(self) -> list[list[str]]:
-        """The lines as text."""
         return [line.cells(self.with_quality) for line in self.lines]
 
     def markdown(self) -> str:

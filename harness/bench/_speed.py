@@ -196,7 +196,6 @@ class Bench:
         decoder.workspaces.clear()
 
     def sequential(self, network: Network, request: Request) -> Sequential:
-        """Measure sequential decoding by one network."""
         decoder = build_sequential(self.models, network, self.graphs)
         ms, peak, _ = self._measure(decoder, request)
         turns = [("draft", si, si, si) for si in self.models.pyramid]

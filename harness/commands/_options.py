@@ -71,8 +71,7 @@ FactoryOptions = Annotated[
     list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
 Stubs = Annotated[
-    list[str] | None,
-    Option("NAME=FILE: a file in place of a module that a checkout wants.", name="--stub", rare=True),
+    list[str] | None, Option("NAME=FILE: a file in place of a module that a checkout wants.", name="--stub", rare=True)
 ]
 Contract = Annotated[str, Option(DEMAND, offers=("A", "B", "C"))]
 Budgets = Annotated[Path, Option(MEASURES, rare=True, shown="those that ship", panel=JUDGED)]

@@ -98,9 +98,7 @@ def check(cases: CheckOptions) -> None:
     show_recordings(results, console, cases.quiet, cases.verbose)
     pairs = list(zip(recorded, parsed, strict=True))
     write_asked(
-        paths,
-        json=lambda: recordings_json(results, device),
-        html=lambda: recordings_page(results, pairs, str(device)),
+        paths, json=lambda: recordings_json(results, device), html=lambda: recordings_page(results, pairs, str(device))
     )
     raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 

@@ -62,7 +62,6 @@ class FileResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of the file and its cases."""
         own = [Verdict.DEFECT] * bool(self.defects) + [Verdict.INCONCLUSIVE] * bool(self.unverified)
         return worst_verdict(own + [case.verdict for case in self.cases])
 

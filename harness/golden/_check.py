@@ -117,7 +117,6 @@ def check_recording(
 
 @torch.inference_mode()
 def check_case(case: RecordedCase, recording: Recording) -> CaseResult:
-    """Judge one case."""
     recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
     result = CaseResult(case.id, case.request)
     for line in structure(case, recorded):

@@ -112,7 +112,6 @@ class GoldenCase:
             )
 
     def as_values(self) -> dict[str, object]:
-        """Return the case as JSON values, as files hold it."""
         flat = asdict(self)
         flat |= {**flat.pop("drawing"), **(flat.pop("recipe") or {})}
         return {key: value for key, value in flat.items() if value is not None or key == "labels"}

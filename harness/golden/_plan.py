@@ -48,7 +48,6 @@ def cases(models: str) -> tuple[GoldenCase, ...]:
 
 
 def planned_ids() -> list[str]:
-    """Return the ids of all cases of all files."""
     return [case.id for models in FILES for case in cases(models)]
 
 

@@ -14,13 +14,14 @@ Source: spec §7, `more_smooth`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from harness.golden._cases import RecordedCase
 from harness.models import ModelPair
-from harness.models.network import Condition, Network
+from harness.models.network import Around, Condition, Network
 from harness.protocol import Request, Trace
 from harness.protocol.noise import SMOOTH
 from harness.protocol.pyramid import ScalePyramid
@@ -29,26 +30,21 @@ from harness.reference import filter_logits, next_input
 Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, moved
 
 
-class Nudged:
+@dataclass(frozen=True, eq=False)
+class Nudged(Around):
     """One network; `nudge` moves its logits, and `raw` replaces the raw input raw_BlC of the scales that it names.
 
     Scales are named by number of tokens, which tells those of a pyramid apart.
     """
 
-    def __init__(self, network: Network, nudge: Nudge, raw: Mapping[int, Tensor]) -> None:
-        self._network, self._nudge, self._raw = network, nudge, raw
-        self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
-        self.device, self.dtype, self.start_1D = network.device, network.dtype, network.start_1D
-        self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
-        self.bytes, self.to, self.converted = network.bytes, network.to, network.converted
-        self.condition, self.hidden = network.condition, network.hidden
+    nudge: Nudge
+    raw: Mapping[int, Tensor]
 
     def embed(self, raw_BnC: Tensor) -> Tensor:
-        given = self._raw.get(raw_BnC.shape[1])
-        return self._network.embed(raw_BnC if given is None else given)
+        return self.network.embed(self.raw.get(raw_BnC.shape[1], raw_BnC))
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        return self._nudge(self._network.logits(h_RnD, condition))
+        return self.nudge(self.network.logits(h_RnD, condition))
 
 
 def as_they_are(logits_RlV: Tensor) -> Tensor:
@@ -58,7 +54,7 @@ def as_they_are(logits_RlV: Tensor) -> Tensor:
 
 def nudged(models: ModelPair, nudge: Nudge = as_they_are, raw: Mapping[int, Tensor] | None = None) -> ModelPair:
     """Return a pair whose draft and target are nudged alike."""
-    draft, target = (Nudged(network, nudge, raw or {}) for network in (models.draft, models.target))
+    draft, target = (cast(Network, Nudged(network, nudge, raw or {})) for network in (models.draft, models.target))
     return replace(models, draft=draft, target=target)
 
 

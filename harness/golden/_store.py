@@ -116,7 +116,6 @@ def _no_recording(path: Path, rule: str, remedy: str) -> InputError:
 
 
 def as_bytes(metadata: Mapping[str, str], cases: Sequence[GoldenCase], tensors: Mapping[str, Tensor]) -> bytes:
-    """Return a file's content."""
     whole = {"format": FORMAT, **metadata, "cases": canonical(cases)}
     content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)}, metadata=whole)
     return content

@@ -34,7 +34,6 @@ class Rivals:
     names: tuple[str, str]  # of the decoders, each with its commit where it has one
 
     def swapped(self) -> Self:
-        """Return them the other way round."""
         evidence = replace(self.evidence, actual=self.evidence.expected, expected=self.evidence.actual)
         return replace(self, evidence=evidence, names=(self.names[1], self.names[0]))
 

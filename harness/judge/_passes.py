@@ -39,7 +39,6 @@ class TargetPass:
 
     @property
     def condition(self) -> Condition:
-        """That of the rows."""
         network = self.evidence.models.target
         label_1 = torch.tensor([self.label], device=network.device)
         return family_of(network).condition(network, self.evidence.request, label_1)
@@ -240,7 +239,6 @@ def _not_rolled_back(made: TargetPass, image: int) -> Iterator[tuple[str, Growin
 
 
 def _put(tensor: Tensor, other: Tensor, span: slice) -> Tensor:
-    """Return a tensor that holds another's positions of a span."""
     return torch.cat((tensor[:, :, : span.start], other[:, :, span], tensor[:, :, span.stop :]), 2)
 
 

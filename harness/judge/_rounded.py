@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.judge._evidence import Evidence
 from harness.models import ModelPair, product_dtype
-from harness.models.network import Cache, Condition, Network
+from harness.models.network import Around, Cache, Condition, Network
 from harness.protocol import Intermediates
 from harness.protocol.noise import RowsOf
 from harness.reference import family_of
@@ -103,16 +103,12 @@ def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:
     yield "TF32", models, _ShortOperands()
 
 
-@dataclass(frozen=True)
-class _Passes:
+@dataclass(frozen=True, eq=False)
+class _Passes(Around):
     """A network of which blocks and head run in a context, and what depends on the label alone does not."""
 
-    network: Network
     context: AbstractContextManager[Any]
     kept: torch.dtype | None = None  # of keys and values, where that is another
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
 
     def hidden(
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,

@@ -86,8 +86,7 @@ class Divergence:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for JSON, where NaN and an infinite margin become null."""
-        values = vars(self)
-        return finite(values if self.channel >= 0 else {name: values[name] for name in values if name != "channel"})
+        return {name: finite(value) for name, value in vars(self).items() if name != "channel" or value >= 0}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, BinaryIO
@@ -27,7 +27,7 @@ from harness.laws._engine import CaseSource, LawResult, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
 from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
-from harness.runs import typed
+from harness.runs import record_of
 
 DEAF_S = 10.0  # for code to hear that its time is over
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
@@ -150,11 +150,6 @@ def answer_of(row: LawResult) -> bytes:
     return json.dumps(values).encode() + b"\n"
 
 
-def late_answer(why: str) -> bytes:
-    """Return what is sent of a law whose time is over."""
-    return json.dumps({"late": why}).encode() + b"\n"
-
-
 COUNTS, TEXTS = ("examples", "exercised", "refused"), ("skipped", "why")
 
 
@@ -171,17 +166,11 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
         row.skipped, row.why = (str(values[name])[:MOST_TEXT] for name in TEXTS)
         if values["broken"] is not None:
             found, case, part = values["broken"]
-            row.violation = Violation(law, case_of(case), str(found)[:MOST_TEXT], *told, str(part)[:MOST_TEXT])
+            whole = record_of(Case, {each.name: case[each.name] for each in fields(Case)})
+            row.violation = Violation(law, whole, str(found)[:MOST_TEXT], *told, str(part)[:MOST_TEXT])
         return row
     except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
         raise UnreadableError(f"its process answers with another form ({one_line(text_of(error))[:100]})") from None
-
-
-def case_of(values: Mapping[str, Any]) -> Case:
-    """Return the case of JSON values. Raises `TypeError` or `KeyError` for others."""
-    named: dict[str, Any] = {each.name: values[each.name] for each in fields(Case)}
-    named = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
-    return typed(Case(**named))
 
 
 def serve(job: str, device: str, conversation: str) -> None:
@@ -213,7 +202,7 @@ def _serve(job: LawJob, device: str, conversation: int) -> None:
                 with in_time(seconds):
                     answer = answer_of(try_law(law, subject, job.source))
             except OutOfTimeError as error:
-                answer = late_answer(str(error))
+                answer = json.dumps({"late": str(error)}).encode() + b"\n"
             _say(replies, answer)
 
 

@@ -16,9 +16,8 @@ from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
-from harness.laws._scripted import Around
 from harness.models import ModelPair, product_dtype, var_config
-from harness.models.network import Condition
+from harness.models.network import Around, Condition
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid

@@ -14,8 +14,8 @@ from harness.judge import require, undrawn
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._oracle import needs_exact
-from harness.laws._scripted import Around, Ranked, Scripted, decode_drafted, levelled
-from harness.models.network import Cache, Condition
+from harness.laws._scripted import Ranked, Scripted, decode_drafted, levelled
+from harness.models.network import Around, Cache, Condition
 from harness.protocol import Request, Round, Trace
 from harness.protocol.noise import TOKEN, SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
@@ -189,8 +189,7 @@ class _Spy(Around):
         R, n = x_RnD.shape[:2]
         self.counts["calls"] += R // 2
         self.counts["rows"] += R // 2 * n
-        hidden: Tensor = self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
-        return hidden
+        return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
 
 
 @law("rules.coin", "accept", "noise")

@@ -16,23 +16,11 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.laws._case import Case
 from harness.laws._law import NotOffered, Subject
-from harness.models.network import Condition
+from harness.models.network import Around, Condition
 from harness.protocol import Request, Trace
 
 Script = Collection[tuple[int, int]]  # (label, scale) that the draft has wrong
 _SURE = 1e3  # nats: no other token is drawn, whatever the numbers, guidance and filter
-
-
-@dataclass(frozen=True)
-class Around:
-    """A network that is the one inside it, but for the methods of a class derived from this one."""
-
-    network: Any
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.network, name)
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ class Scripted(Around):
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
-        rows_RnV: Tensor = self.network.logits(h_RnD, condition).clone()
+        rows_RnV = self.network.logits(h_RnD, condition).clone()
         pyramid, n = self.network.pyramid, h_RnD.shape[1]
         table_LD = self.network.weights.get("class_emb.weight")
         if table_LD is None:
@@ -70,7 +58,7 @@ class Ranked(Around):
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV that hold one token."""
-        rows_RnV: Tensor = self.network.logits(h_RnD, condition)
+        rows_RnV = self.network.logits(h_RnD, condition)
         order_RnV = rows_RnV.argsort(-1, descending=True)
         at_Rn1 = order_RnV[..., self.rank - 1 : self.rank]
         return rows_RnV.scatter_add(-1, at_Rn1, torch.full_like(rows_RnV[..., :1], _SURE))

@@ -142,3 +142,15 @@ class Network(Protocol):
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV of the draws of n positions, position by position, in float32 at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A network that is the one inside it, but for the methods of a class derived from this one."""
+
+    network: Network
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.network, name)

@@ -22,7 +22,7 @@ from harness.models.network import Codec, Network
 
 MOST_DEPTH, MOST_NAMED = 32, 6  # of mappings in mappings; keys or entries that a message names
 MOST_SAID = 400  # characters on what was taken from where
-PACKED = tuple(getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name))  # several in a byte
+PACKED = (torch.float4_e2m1fn_x2,)  # several in a byte
 # What PyTorch's wrappers put into the names of whatever they wrap, at any depth.
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 SHARD = re.compile(r"-0*(\d+)-of-0*([2-9]|\d{2,})\.")
@@ -62,10 +62,7 @@ class Family:
 
 
 def load_network(
-    source: Path | str,
-    name: str,
-    family: Family,
-    build: Callable[[Mapping[str, Tensor], str], Built],
+    source: Path | str, name: str, family: Family, build: Callable[[Mapping[str, Tensor], str], Built]
 ) -> tuple[Built, str]:
     """Return the one network of a file or folder that fits, and what was taken from where; empty where that is plain.
 

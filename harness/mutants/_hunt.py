@@ -8,6 +8,7 @@ say. The bugs are whatever the families' modules name, in the order in which the
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Self
 
 import torch
@@ -16,30 +17,14 @@ from harness.decoders import Terms
 from harness.judge import Verdict
 from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_law, try_laws_quickly
 from harness.models import load_digits
-from harness.mutants import (
-    acceptance,
-    batch,
-    guidance,
-    labour,
-    masks,
-    numbers,
-    positions,
-    randomness,
-    reuse,
-    rules,
-    sensitivity,
-    state,
-    streams,
-    windows,
-    work,
-)
 from harness.mutants._mutant import Mutant, production
 from harness.runs import Decodes, covering, plan_of, verify_coverage_plan
 
-FAMILIES = (
-    positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, labour, windows, work, batch,
-    sensitivity, numbers,
+WORDS = (
+    "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "labour",
+    "windows", "work", "batch", "sensitivity", "numbers",
 )  # fmt: skip
+FAMILIES = tuple(import_module(f"harness.mutants.{word}") for word in WORDS)
 MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))
 
 

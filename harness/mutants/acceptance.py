@@ -22,7 +22,6 @@ def whole_scales(change: Callable[[Tensor], Tensor]) -> Factory:
 
 
 def _whole_in_bfloat16(self: Window, accepted_bn: Tensor) -> Tensor:
-    """Average in bfloat16: one wrong token of more than 512 is none."""
     return torch.stack([accepted_bl.bfloat16().mean(1) == 1 for accepted_bl in self.split(accepted_bn)], 1)
 
 
@@ -32,8 +31,6 @@ def _under_law(change: Callable[[Policy], Policy]) -> Factory:
 
 
 def _shared_noise(true: Policy) -> Policy:
-    """Draft and target race under the same numbers, and u < target/draft decides between the two tokens."""
-
     def propose(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
         tokens_bn: Tensor = used.draw(probs_bnV, window.read_as("correct").exponential(CORRECT))
         return tokens_bn
@@ -50,7 +47,6 @@ def _one_call(trace: Trace) -> None:
 
 
 def _from_target(draft_probs_BnV: Tensor, target_probs_BnV: Tensor) -> Tensor:
-    """Redraw from the target's law, which favours what was just rejected."""
     return target_probs_BnV
 
 

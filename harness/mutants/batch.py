@@ -16,7 +16,6 @@ from harness.speculative.sampler import SpeculativeDecoder
 
 
 def _interleaved(window: CacheWindow, cache: KVCache, images: list[int]) -> CacheWindow:
-    """Take the rows of a part of the batch for pairs (conditional, unconditional) of neighbours."""
     if window.rows_R is not None:
         window.rows_R = torch.tensor([2 * b + half for half in (0, 1) for b in images], device=cache.kv.device)
     return window

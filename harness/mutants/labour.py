@@ -33,7 +33,6 @@ def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Wind
 
 
 def _inputs_lost(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
-    """Fill the draft's cache from empty inputs: those of scales that it never drafted."""
     raw_before = state.raw_BLC.clone()
     if window.first and not state.draft.cache.lengths[window.images[0]]:
         state.raw_BLC[window.images, : window.span.start] = 0
@@ -51,7 +50,6 @@ def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> 
 
 
 def _filled_along(state: DecodeState, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
-    """Let the draft follow scale by scale where the target decides alone: the cache is the same, and calls are more."""
     if not window.scales:
         step = replace(window, last=window.first, reader="draft")
         forward_window(state, parts, state.draft, step, forward)

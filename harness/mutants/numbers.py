@@ -30,7 +30,6 @@ def _ticks(si: int, S: int, n: int) -> int:
 
 
 def _highest(self: Quantizer, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
-    """Take the highest index of a tie: search the codebook backwards."""
     turned = replace(self, codebook_VC=self.codebook_VC.flip(0))
     tokens_BL, margin_BL = _ENCODE(turned, z_BCPP, pyramid)
     return self.V - 1 - tokens_BL, margin_BL
@@ -41,7 +40,6 @@ def _rounded(dtype: torch.dtype) -> Callable[..., Tensor]:
 
 
 def _by_way_of(dtype: torch.dtype, to: Callable[..., Any]) -> Callable[..., Any]:
-    """Let weights take a detour through a precision."""
     return given(to, lambda network, device, own: (to(network, device, dtype), device, own))
 
 

@@ -90,7 +90,6 @@ def _exactly_k(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Drop what ties with the k-th largest, but for the largest."""
     if top_k:
         kth_Bn1 = logits_BnV.topk(top_k).values[..., -1:]
         tied_BnV = (logits_BnV == kth_Bn1) & ((logits_BnV == kth_Bn1).sum(-1, keepdim=True) > 1)

@@ -16,7 +16,6 @@ _RECORD = "harness.speculative._round:record_round"
 
 
 def _by_set(self: Side) -> Condition:
-    """Remember the condition of a set of labels on the network, in the order in which they were first met."""
     known: dict[Any, Condition] = vars(self.network).setdefault("conditions", {})
     key = (len(self.labels_B), *self.labels_B.unique().tolist())
     if key not in known:
@@ -37,8 +36,6 @@ def _beginning(change: Callable[[dict[Any, Any], DecodeState], None]) -> Factory
 
 
 def _stale_condition(*sides: str) -> Factory:
-    """Compute the condition of a batch size once."""
-
     def changed(kept: dict[Any, Any], state: DecodeState) -> None:
         for name in sides:
             side = getattr(state, name)
@@ -66,8 +63,6 @@ def _stale_lengths(kept: dict[Any, Any], state: DecodeState) -> None:
 
 
 def _first(*names: str) -> Factory:
-    """Decode every request with some parameters of the first one."""
-
     def around(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
         first = vars(decoder).setdefault("first_of_all", {name: getattr(request, name) for name in names})
         return decoder.decode(replace(request, **first), noise)

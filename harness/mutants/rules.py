@@ -46,7 +46,6 @@ def _not_partial(rule: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _reversed(true: Policy) -> Policy:
-    """Judge `kl` by the draft's law under the target's, and draw by the true one."""
     if not true.name.startswith("kl"):
         return true
     inner: Any = true.accept
@@ -154,7 +153,6 @@ def _whole_of_group(self: Acceptance, proposal: Proposal, window: Window) -> lis
 
 
 def _draft_rows(trace: Trace) -> None:
-    """Count the draft's new positions, and not those that it computed again."""
     trace.draft_rows = [min(count, sum(t.draft_rows for t in trace.rounds[0])) for count in trace.draft_rows]
     trace.draft_calls = [len(rounds) for rounds in trace.rounds]
 

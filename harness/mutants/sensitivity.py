@@ -25,8 +25,6 @@ SHIFTED = Mutant("sensitivity.low-addresses", "addresses are taken modulo 10", "
 
 
 def _one_filter(at: int) -> Factory:
-    """Draw all scales through the filter of one."""
-
     def chosen(request: Request, si: int) -> tuple[int, float]:
         return request.filters[at] if request.filters else (request.top_k, request.top_p)
 

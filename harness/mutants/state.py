@@ -84,7 +84,6 @@ class _StaleWindow(CacheWindow):
 
 
 def _reused(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
-    """Empty the caches at the end of a decode, which an exception skips."""
     kept: dict[Any, KVCache] = vars(decoder).setdefault("kept_caches", {})
     decoder.parts = replace(PARTS, new_cache=lambda network, *size: kept.setdefault(
         (id(network), *size), KVCache(network, *size)))  # fmt: skip
@@ -95,7 +94,6 @@ def _reused(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trac
 
 
 def _shared_buffers(decoder: SpeculativeDecoder, request: Request, noise: Noise) -> Trace:
-    """Hand out the same memory for every decode of one batch size: the trace before still holds it."""
     trace = decoder.decode(request, noise)
     buffers = vars(decoder).setdefault("kept_buffers", {})
     tokens_BL, f_hat = buffers.setdefault(request.B, (trace.tokens_BL.clone(), trace.f_hat_BCPP.clone()))

@@ -75,7 +75,6 @@ def _cfg(change: Callable[[float], float]) -> Factory:
 
 
 def _drafted(state: DecodeState, window: Window) -> Proposal:
-    """Take the first rows for a group that is not the whole batch: drafted tokens of other images."""
     b = len(window.images)
     return Proposal(state.drafted_tokens_BL[:b, window.span], state.drafted_probs_BLV[:b, window.span])
 
@@ -106,13 +105,11 @@ def _later_raw_lost(state: DecodeState, image: int, first: int, finished: int, t
 
 
 def _half_kept(cache: KVCache, images: list[int]) -> tuple[KVCache, list[int]]:
-    """Round what is stored before it is read again."""
     cache.kv.copy_(cache.kv.half().to(cache.kv.dtype))
     return cache, images
 
 
 def _accepted_less(outcome: Outcome, verified: Any, window: Window, bonus: bool) -> Outcome:
-    """Take one whole scale less where all of several are accepted, and correct the last, which needs none."""
     count = len(window.scales)
     accepted = [n - (n == count > 1 and not bonus) for n in outcome.accepted]
     finished = [min(n, a + 1) for n, a in zip(outcome.finished, accepted, strict=True)]

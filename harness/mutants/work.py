@@ -5,13 +5,11 @@ from harness.speculative import DecodeState
 
 
 def _round_again(state: DecodeState, image: int, first: int, finished: int, tried: int) -> None:
-    """Take a corrected scale for one that the target has not seen: it computes the whole round again."""
     if finished < tried:
         state.target.cache.rollback(image, state.pyramid.begin(first))
 
 
 def _short_draft(state: DecodeState, image: int, first: int, finished: int, tried: int) -> None:
-    """Let the draft see its last final scale again, once more than it must."""
     state.draft.cache.rollback(image, state.pyramid.begin(first + finished - 1))
 
 

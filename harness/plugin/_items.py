@@ -32,7 +32,6 @@ class Suite(pytest.Collector):
 
     @classmethod
     def of(cls, session: pytest.Session, options: PluginOptions) -> Self:
-        """Make the suite of a decoder."""
         place, line = _place_of(options.name)
         if not place or not place.is_relative_to(session.path):
             place, line = session.path, None
@@ -56,7 +55,6 @@ class CheckItem(pytest.Item):
         self.subject = subject
 
     def runtest(self) -> None:
-        """Check it."""
         with alone():
             if isinstance(self.subject, Law):
                 check_law(self.subject, self.parent.options, self.stash)

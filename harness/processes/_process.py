@@ -97,7 +97,6 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
         return self._popen.poll() is None
 
     def send(self, number: signal.Signals) -> None:

@@ -47,10 +47,7 @@ class Contract(StrEnum):
 
     @classmethod
     def of(cls, text: str) -> Contract:
-        """Return the contract of a letter or a name.
-
-        Raises `InputError`: neither.
-        """
+        """Return the contract of a letter or a name. Raises `InputError` for neither."""
         for contract in cls:
             if text in (contract.letter, contract.value):
                 return contract

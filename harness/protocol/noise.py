@@ -60,10 +60,7 @@ class Ledger:
         self.notes: list[str] = []
 
     def enter(self, si: int, stream: str, reader: str) -> None:
-        """Note one reading.
-
-        Raises `NoiseError`: the ledger is exclusive and somebody else read this address before.
-        """
+        """Note one reading. Raises `NoiseError` where the ledger is exclusive and somebody else read this address."""
         readers = self.readers.setdefault((si, stream), [])
         if self.exclusive and readers and reader not in readers:
             raise NoiseError(

@@ -121,7 +121,6 @@ class Moments:
 
     @classmethod
     def of(cls, features_ND: Tensor) -> Self:
-        """Return those of features."""
         x_ND = features_ND.double()
         return cls(len(x_ND), x_ND.sum(0), x_ND.T @ x_ND)
 
@@ -183,7 +182,6 @@ class Blocks:
 
     @cached_property
     def parts(self) -> list[Tensor]:
-        """Features of every block."""
         return [self.features_ND[a:b] for a, b in pairwise(self.edges)]
 
     @cached_property
@@ -209,7 +207,6 @@ class Jackknifed:
 
     @property
     def estimate(self) -> Estimate:
-        """The statistic with its interval."""
         return jackknife(self.whole, self.without)
 
 

@@ -106,7 +106,6 @@ class Drawn:
 
     @classmethod
     def nothing(cls, why: str) -> Drawn:
-        """Return the record of a failure: why."""
         none = torch.zeros(0, dtype=torch.int64)
         return cls(torch.zeros(0, 0), none, none, torch.zeros(0, 0, dtype=torch.int16), torch.zeros(0), failed=why)
 
@@ -153,11 +152,9 @@ class Artist:
 
     @torch.inference_mode()
     def do(self, task: Task) -> list[Drawn]:
-        """Draw one portion of every source."""
         return [self._drawn(k, source, task.request) for k, source in enumerate(self.work.sources)]
 
     def close(self) -> None:
-        """End the decoders' processes."""
         self._stack.close()
 
     def _drawn(self, k: int, source: Source, asked: Request) -> Drawn:

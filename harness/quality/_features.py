@@ -67,7 +67,6 @@ class NoFeatures:
     classes: int = 0
 
     def to(self, device: torch.device) -> Self:
-        """Return it."""
         return self
 
     def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
+from harness import runs
 from harness.decoders import OWN_DECODER, Terms
 from harness.errors import InputError, StopSignal
 from harness.models import ModelPair
@@ -21,40 +23,26 @@ from harness.pool import ALONE, Died, Parallelism, WorkerError, employ
 from harness.protocol import Request, request_values
 from harness.quality._draw import NONE, Drawn, DrawWork, Source, check_distinct
 from harness.quality._features import Features
-from harness.runs import (
-    TERMS,
-    UNKEPT,
-    FileKind,
-    GrowingFile,
-    RunFileOptions,
-    Task,
-    code_of,
-    differences,
-    identity_of,
-    is_begun,
-    notes_of,
-    to_json,
-)
 from harness.signals import held
 
 TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL", "nats_BX")
-COLUMNS = "portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL"
-BLOBS = ", ".join(f"{name} BLOB NOT NULL" for name in TENSORS)
-DRAWN_FILE = FileKind(
-    application=0x5D7A5ADB,  # a verification's ends with A
-    schema=2,
-    tables=(f"CREATE TABLE drawn ({COLUMNS}, shapes TEXT NOT NULL, {BLOBS}, PRIMARY KEY (portion, source))",),
-    command="quality",
+TABLE = """
+CREATE TABLE drawn (
+    portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL,
+    tensors BLOB NOT NULL, PRIMARY KEY (portion, source)
 )
+"""
+# a verification's mark ends with A; 2 had a column a tensor
+DRAWN_FILE = runs.FileKind(application=0x5D7A5ADB, schema=3, tables=(TABLE,), command="quality")
 
 
-class DrawnFile(GrowingFile):
+class DrawnFile(runs.GrowingFile):
     """The file of a drawing that this process writes: what is read back is what was written, bit for bit."""
 
     kind = DRAWN_FILE
 
     @classmethod
-    def open(cls, store: RunFileOptions, about: Mapping[str, object]) -> Self | None:
+    def open(cls, store: runs.RunFileOptions, about: Mapping[str, object]) -> Self | None:
         """Return the file of a drawing, new or gone on with; None where nothing is kept.
 
         `about` says what the drawing is of, as JSON values, and is compared by name with what a file says. Raises
@@ -62,37 +50,25 @@ class DrawnFile(GrowingFile):
         """
         if store.file is None:
             return None
-        if not (store.resume and is_begun(store.file)):
+        if not (store.resume and runs.is_begun(store.file)):
             return cls._create(store.file, about)
-        here = json.loads(to_json(dict(about)))
-        return cls.go_on(store.file, lambda file: differences(here, notes_of(file.base)))
+        here = json.loads(runs.to_json(dict(about)))
+        return cls.go_on(store.file, lambda file: runs.differences(here, runs.notes_of(file.base)))
 
     def portions(self) -> dict[int, list[Drawn]]:
-        """Return what is drawn, by portion."""
         drawn: dict[int, list[Drawn]] = {}
         with self.kind.readable(self.path):
-            names = ", ".join(TENSORS)
-            for portion, seconds, failed, shapes, *blobs in self.base.execute(
-                f"SELECT portion, seconds, failed, shapes, {names} FROM drawn ORDER BY portion, source"
-            ):
-                tensors = [_tensor(blob, *shape) for blob, shape in zip(blobs, json.loads(shapes), strict=True)]
-                named = dict(zip(TENSORS, tensors, strict=True))
-                drawn.setdefault(portion, []).append(Drawn(**named, seconds=seconds, failed=failed))
+            rows = self.base.execute("SELECT portion, seconds, failed, tensors FROM drawn ORDER BY portion, source")
+            for portion, seconds, failed, tensors in rows:
+                drawn.setdefault(portion, []).append(Drawn(**load(tensors), seconds=seconds, failed=failed))
         return drawn
 
     def write(self, portion: int, drawn: Sequence[Drawn]) -> None:
         """Add one portion of every source; all of it or nothing."""
         with self.transaction():
             for source, each in enumerate(drawn):
-                tensors = [getattr(each, name) for name in TENSORS]
-                shapes = to_json([[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in tensors])
-                blobs = [tensor.contiguous().numpy().tobytes() for tensor in tensors]
-                self.insert("drawn", (portion, source, each.seconds, each.failed, shapes, *blobs))
-
-
-def _tensor(blob: bytes, shape: list[int], dtype: str) -> Tensor:
-    kind = getattr(torch, dtype)
-    return torch.frombuffer(bytearray(blob), dtype=kind).reshape(shape) if blob else torch.zeros(shape, dtype=kind)
+                tensors = save({name: getattr(each, name).contiguous() for name in TENSORS})
+                self.insert("drawn", (portion, source, each.seconds, each.failed, tensors))
 
 
 @dataclass(frozen=True)
@@ -100,8 +76,8 @@ class Conditions:
     """How images are drawn."""
 
     parallelism: Parallelism = ALONE  # who does it
-    store: RunFileOptions = UNKEPT  # where what is drawn is kept
-    terms: Terms = TERMS  # how decoders under test run
+    store: runs.RunFileOptions = runs.UNKEPT  # where what is drawn is kept
+    terms: Terms = runs.TERMS  # how decoders under test run
 
 
 USUAL = Conditions()
@@ -141,7 +117,7 @@ def gather(
     """
     check_distinct(sources)
     models.check_finite()
-    tasks = [Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
+    tasks = [runs.Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
     work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), conditions.terms)
     about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
     file, stopped = DrawnFile.open(conditions.store, about), 0
@@ -191,14 +167,14 @@ def about_of(
     models: ModelPair, features: Features, sources: Sequence[Source], requests: Sequence[Request]
 ) -> dict[str, object]:
     """Return what a drawing is of, as JSON values: two that are equal draw the same."""
-    codes = [code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else None for s in sources]
+    codes = [runs.code_of(s.factory, s.settings.option("checkout")) if s.factory != NONE else None for s in sources]
     drawn = [
         f"{place}: {_digest(repr((sorted(asdict(source).items()), sorted(asdict(code).items() if code else ()))))}"
         for place, (source, code) in enumerate(zip(sources, codes, strict=True))
     ]
     first = next((source for source in sources if source.factory != NONE), sources[0])
     return {
-        **identity_of(models, (first.factory or OWN_DECODER, first.settings)).as_dict(),
+        **runs.identity_of(models, (first.factory or OWN_DECODER, first.settings)).as_dict(),
         "sources": dict(zip((source.name for source in sources), drawn, strict=True)),
         "images": {
             "number": sum(request.B for request in requests),

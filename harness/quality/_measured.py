@@ -13,9 +13,8 @@ from harness.provenance import versions
 from harness.quality._distances import LEVEL, Estimate
 from harness.quality._loss import Quality, judge_quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
-from harness.quality._two_samples import Tokens
 from harness.rounding import precision
-from harness.runs import typed
+from harness.runs import record_of
 
 SCHEMA = 1  # docs/quality.md describes it
 ESTIMATES = (
@@ -60,7 +59,7 @@ class Measured:
 
     def values(self) -> dict[str, object]:
         """Return the run as JSON values; null where there is no figure."""
-        rows = [_row_values(row) for row in self.rows]
+        rows = [finite(asdict(row)) for row in self.rows]
         for values, verdict in zip(rows[1:], self.verdicts, strict=bool(self.verdicts)):
             values["verdict"] = verdict.value
         header = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
@@ -69,15 +68,6 @@ class Measured:
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
         return compact({**self.values(), "precision": precision(), "versions": versions()})
-
-
-def _row_values(row: QualityRow) -> dict[str, object]:
-    values = asdict(row)
-    for name in ESTIMATES:
-        if values[name] is not None:
-            values[name] = finite(values[name])
-    values["nats_S"] = [finite(each) for each in values["nats_S"]]
-    return values
 
 
 def read_quality(path: Path) -> Measured:
@@ -93,16 +83,13 @@ def _measured(document: Any) -> Measured:
     header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
     if not rows:
         raise ValueError("no row")
-    return typed(Measured(**header, rows=rows))
+    return record_of(Measured, {**header, "rows": rows})
 
 
-def _row_of(values: Any) -> QualityRow:
+def _row_of(values: Any) -> dict[str, Any]:
     values.pop("verdict", None)
-    tokens = values.pop("tokens")
-    stated = {name: values.pop(name, None) for name in ESTIMATES}
-    estimates = {name: None if each is None else _estimate_of(each) for name, each in stated.items()}
-    nats_S = tuple(map(_estimate_of, values.pop("nats_S", ())))
-    return QualityRow(**{**values, **estimates, "nats_S": nats_S, "tokens": Tokens(**tokens) if tokens else None})
+    estimates = {name: values[name] and _estimate_of(values[name]) for name in ESTIMATES if name in values}
+    return {**values, **estimates, "nats_S": [_estimate_of(each) for each in values.get("nats_S", ())]}
 
 
 def _estimate_of(values: Any) -> Estimate:

@@ -127,12 +127,7 @@ class Progress:
 
 @torch.inference_mode()
 def sample_sequential(
-    network: Network,
-    vae: Codec,
-    request: Request,
-    noise: Noise,
-    forced_BL: Tensor | None = None,
-    greedy: bool = False,
+    network: Network, vae: Codec, request: Request, noise: Noise, forced_BL: Tensor | None = None, greedy: bool = False
 ) -> Trace:
     """Draw a batch of images sequentially, every token by one network (spec §7); return a trace with all intermediates.
 

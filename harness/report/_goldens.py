@@ -127,7 +127,6 @@ def _case(case: CaseResult) -> dict[str, object]:
 
 
 def show_golden_changes(title: str, changes: Sequence[Change], console: Console) -> None:
-    """Print what a regeneration changes, a row a case."""
     rows = [
         [one_line(change.id), change.what, "-" if change.first_scale < 0 else str(change.first_scale),
          str(change.tokens), number(change.f_hat), number(change.image)]

@@ -45,14 +45,12 @@ class RunSummary:
 
     @property
     def cells(self) -> list[str]:
-        """Its row in a table of runs."""
         ended, of = date_of(self.ended) if self.ended else "", f"{self.decoder} {self.commit}".strip()
         counts = (f"{count:,}" for count in (self.images, self.wrong_tokens))
         return [str(self.file), self.verdict, self.why, ended, of, self.models, *counts]
 
 
 def summary_of(path: Path) -> RunSummary:
-    """Return what a run came to."""
     try:
         with RUN_FILE.reading(path) as base:
             keys = "'identity', 'networks', 'outcome'"
@@ -144,7 +142,6 @@ def _facts_of(run: Verification) -> dict[str, str]:
 
 
 def show_changes(changes: Sequence[Change], names: tuple[str, str], console: Console) -> None:
-    """Print what differs between two runs, called `names`."""
     columns = [name_column("what"), prose_column(one_line(names[0])), prose_column(one_line(names[1]))]
     print_table(console, "", columns, [[one_line(text) or "-" for text in change] for change in changes])
     say(console, f"{count_of(len(changes), 'difference')} between the two runs")

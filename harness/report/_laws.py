@@ -27,12 +27,10 @@ class CheckRow:
     known: str = ""  # why it is known to fail; empty where it is not
 
     def to_json(self) -> str:
-        """Return it as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return what `to_json` wrote."""
         values = json.loads(text)
         verdict = values["verdict"] and Verdict(values["verdict"])
         return cls(**{**values, "watches": tuple(values["watches"]), "verdict": verdict})

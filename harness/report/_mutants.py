@@ -57,7 +57,6 @@ def _has_stages(hunt: Hunt) -> bool:
 
 
 def why_survived(caught: Caught) -> str:
-    """Return why a mutant counts as surviving."""
     elsewhere = ", ".join(violation.law.id for violation in caught.elsewhere)
     if caught.own:
         return f"caught outside its family, too, by {elsewhere}"
@@ -112,7 +111,6 @@ def hunt_markdown(hunt: Hunt) -> str:
 
 
 def hunt_json(hunt: Hunt) -> bytes:
-    """Return the hunt as JSON."""
     return compact(
         {
             "device": hunt.device,

@@ -86,7 +86,6 @@ class LongWork:
         self.told()
 
     def line(self) -> str:
-        """Return the plain line."""
         found = count_of(self.defects, "defect")
         return f"{self.done} of {self.total} {self.unit}, {self._pace()}, {self._left()} left, {found}"
 

@@ -76,7 +76,6 @@ def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
 
 
 def quality_markdown(run: Measured) -> str:
-    """Return the rows as a Markdown table."""
     lines = [f"| {' | '.join(WORDS['markdown'])} |", f"|{'---|' * 2}{'---:|' * (len(WORDS['markdown']) - 3)}---|"]
     verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
     for row, verdict in zip(run.rows, verdicts, strict=True):

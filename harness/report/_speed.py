@@ -27,7 +27,6 @@ def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
 
 
 def show_scoreboard(board: Scoreboard, console: Console) -> None:
-    """Print the report's promises against what was measured."""
     rows = [[cell.replace("`", "") for cell in row] for row in board.rows]
     quality = [Column("loss; drift (<\u00a00.1)")] if board.with_quality else []
     *columns, kept = columns_of("scoreboard")

@@ -38,13 +38,11 @@ class Column:
     prose: bool = False  # text of any length: broken between words, below its row where it has little room
 
 
-def name_column(head: str, spare: int = 0) -> Column:
-    """Return a column of names."""
-    return Column(head, spare, right=False)
+def name_column(head: str) -> Column:
+    return Column(head, right=False)
 
 
 def prose_column(head: str) -> Column:
-    """Return a column of prose."""
     return Column(head, right=False, prose=True)
 
 

@@ -190,7 +190,6 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
 
 
 def setting_name(setting: SettingResult) -> str:
-    """Return a setting in words, with its draft."""
     return one_line(f"{setting.settings}{f', {setting.draft} draft' if setting.draft else ''}")
 
 
@@ -245,7 +244,6 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
 
 
 def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
-    """Return the rows as JSON."""
     return compact({"verdict": verdict.value, "parts": [vars(row) for row in rows], "versions": versions()})
 
 

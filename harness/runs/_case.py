@@ -25,9 +25,9 @@ from harness.protocol import Request, Settings, request_of, request_values
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
 from harness.runs._identity import Identity, identity_of
 from harness.runs._record import RunHeader, against_of, against_values
-from harness.runs._records import settings_of, settings_values, to_json, unreadable
+from harness.runs._records import readable, settings_of, settings_values, to_json
 from harness.runs._runfile import exhibit_of, read_run
-from harness.runs._schema import typed
+from harness.runs._schema import record_of, typed
 from harness.wording import count_of
 
 MOST_SCALES = 2**10
@@ -93,7 +93,6 @@ class KeptCase:
         return replace(self, settings=settings[0], against=other)
 
     def identity(self, models: ModelPair) -> Identity:
-        """Return what it is of here."""
         return identity_of(models, (self.implementation, self.settings), self.against)
 
     def __str__(self) -> str:
@@ -199,7 +198,7 @@ def is_bundle(path: Path) -> bool:
 def read_bundle(path: Path) -> KeptCase:
     """Read a bundle. Raises `InputError` where it is none, or of another schema."""
     metadata, tensors = read_safetensors(path, "file", "pass a file of replay --bundle")
-    try:
+    with readable("file", path):
         values = json.loads(metadata[KEY])
         if values["schema"] != SCHEMA:
             rule = f"has schema {values['schema']}, and this version reads {SCHEMA}"
@@ -214,7 +213,7 @@ def read_bundle(path: Path) -> KeptCase:
             typed(RunHeader.from_dict(values["about"])),
             settings,
             typed(request_of(values["request"])),
-            typed(Divergence(*values["found"])),
+            record_of(Divergence, values["found"]),
             values["scales"],
             RecordedNumbers(numbers, typed(request_of(values["recorded"]))),
             exhibit,
@@ -224,10 +223,6 @@ def read_bundle(path: Path) -> KeptCase:
         if case.record.identity is None or not 0 <= case.scales <= MOST_SCALES or type(case.scales) is not int:
             raise ValueError("it does not say of what it is")
         return case
-    except InputError:
-        raise
-    except Exception as error:  # whatever somebody else's file makes of it
-        raise unreadable("file", path, error) from None
 
 
 def repeat_line(

@@ -11,15 +11,15 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from harness.content import refuse_other
-from harness.errors import HarnessError, InputError
+from harness.errors import InputError
 from harness.files import check_readable
-from harness.runs._records import to_json, unreadable
+from harness.runs._records import readable, to_json
 from harness.runs._seals import BEGIN, SEALS, broken_seal, last_seal, seal
 
 REMEDY = "pass --resume to go on with it, or another --run"
@@ -41,15 +41,9 @@ class FileKind:
         """What to do about a file that is none of them."""
         return f"pass a file of {self.command} --run"
 
-    @contextmanager
-    def readable(self, path: Path, name: str = "run") -> Iterator[None]:
+    def readable(self, path: Path, name: str = "run") -> AbstractContextManager[None]:
         """Turn what a damaged file does into one `InputError`."""
-        try:
-            yield
-        except HarnessError:
-            raise
-        except Exception as error:  # whatever somebody else's file makes of it
-            raise unreadable(name, path, error, self.remedy) from None
+        return readable(name, path, self.remedy)
 
     def check(self, base: sqlite3.Connection, path: Path, name: str) -> None:
         """Refuse a file of another kind or schema. Raises `InputError`."""
@@ -174,7 +168,6 @@ class GrowingFile:
             return notes_of(self.base).get(key)
 
     def close(self) -> None:
-        """Close the file and let go of it."""
         self.base.close()
         os.close(self._descriptor)  # last: closing any descriptor of a file ends SQLite's own locks on it
 

@@ -57,7 +57,6 @@ class Step:
 
     @classmethod
     def of(cls, rows: Sequence[JudgedRow]) -> Self:
-        """Return what rows add."""
         done = [row.judgement for row in rows if not row.refused]
         off = sum(row.judgement.images for row in rows if row.refused)
         return cls(sum(each.images for each in done), sum(each.count("defects") for each in done), off)
@@ -148,9 +147,7 @@ def is_counted(factory: Factory | str) -> bool:
 
 def check_pairs(plan: Plan, terms: Terms) -> None:
     """Refuse two decoders whose settings do not pair up. Raises `InputError`."""
-    if terms.against is None:
-        return
-    if len(terms.against.settings) != len(plan.settings):
+    if terms.against is not None and len(terms.against.settings) != len(plan.settings):
         rule = f"has {len(terms.against.settings)} settings, and the decoder {len(plan.settings)}"
         raise InputError("against", terms.against.name, rule, "pass one --draft-len")
 

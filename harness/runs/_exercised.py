@@ -45,8 +45,8 @@ def _any(holds: Callable[[Settings, Request], bool]) -> Test:
     return lambda decodes: any(holds(one.settings, one.request) for one in decodes)
 
 
-def _several(of: Callable[[Settings, Request], object], count: int = 2) -> Test:
-    return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) >= count
+def _several(of: Callable[[Settings, Request], object]) -> Test:
+    return lambda decodes: len({of(one.settings, one.request) for one in decodes} - {None}) > 1
 
 
 def _filtered(holds: Callable[[int, float], bool]) -> Test:

@@ -75,7 +75,6 @@ class Plan:
 
     @property
     def images(self) -> int:
-        """Decoded images."""
         return sum(task.images for task in self.tasks)
 
     @property

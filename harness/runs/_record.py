@@ -14,11 +14,11 @@ import torch
 
 from harness.decoders import Limits, Other, Terms
 from harness.models import MODES, ModelPair, mode_name
-from harness.protocol import Contract
+from harness.protocol import Contract, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Budget
 from harness.runs._identity import Identity, differences
-from harness.runs._records import settings_of
+from harness.runs._schema import record_of
 
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
@@ -46,7 +46,6 @@ class NetworksUsed:
 
     @classmethod
     def of(cls, models: ModelPair) -> NetworksUsed:
-        """Describe networks."""
         target, draft = mode_name(models.target), mode_name(models.draft)
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
@@ -56,20 +55,12 @@ class NetworksUsed:
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """Their scales."""
         return ScalePyramid(self.patch_nums, self.sides, self.channels)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values; how a layout differs from VAR's stands there where it does."""
         plain = {"sides": (), "channels": 1}
         return {name: value for name, value in asdict(self).items() if name not in plain or value != plain[name]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NetworksUsed:
-        """Return what `as_dict` and JSON made these values of."""
-        sides = tuple((h, w) for h, w in values.get("sides", ()))
-        lists = {key: tuple(values.get(key, ())) for key in ("patch_nums", "taken")}
-        return cls(**{**values, **lists, "sides": sides})
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
@@ -96,7 +87,6 @@ class RunHeader:
     counted_by: str = HARNESS  # who counted calls, rows and rounds: one of `HARNESS` and `DECODER`
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         terms = self.terms
         done = {"workers": self.workers, "certifying": self.certifying, "isolation": self.isolation}
         return {
@@ -120,17 +110,16 @@ class RunHeader:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
-        """Return what `as_dict` and JSON made these values of."""
         terms = {"strict": False, **values["terms"]}
         return cls(
             Identity.from_dict(values["identity"]) if values["identity"] else None,
-            NetworksUsed.from_dict(values["networks"]),
+            record_of(NetworksUsed, values["networks"]),
             Terms(
                 Contract.of(terms["contract"]) if terms["contract"] else None, limits=Limits(**terms["limits"]),
                 against=against_of(terms["against"]), **{name: terms[name] for name in PLAIN},
             ),
             tuple(map(Contract.of, values["contracts"])),
-            Budget(**values["budget"]),
+            record_of(Budget, values["budget"]),
             values["images"],
             values["recipe"],
             tuple(values["command"]),
@@ -163,5 +152,4 @@ def against_of(values: Mapping[str, Any] | None) -> Other | None:
     """Return what `against_values` and JSON made these values of."""
     if values is None:
         return None
-    settings = tuple(settings_of({**each, "draft_noise": None})[0] for each in values["settings"])
-    return Other(str(values["name"]), settings)
+    return Other(str(values["name"]), tuple(record_of(Settings, each) for each in values["settings"]))

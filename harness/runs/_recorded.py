@@ -7,27 +7,22 @@ from pathlib import Path
 
 import torch
 
-from harness.errors import InputError
 from harness.runs._cover import say_what_was_covered
 from harness.runs._decodes import keeps_dying, put_together, widest
-from harness.runs._records import JudgedRow, unreadable
+from harness.runs._records import JudgedRow, readable
 from harness.runs._result import Verification
 from harness.runs._runfile import Kept, read_run
 from harness.runs._setting import SettingResult
 
 
-def recorded_result(path: Path, name: str = "run") -> Verification:
-    """Return the result of a run file, of a run that goes on or was stopped, too; `name` is what it is to the user.
+def recorded_result(path: Path) -> Verification:
+    """Return the result of a run file, of a run that goes on or was stopped, too.
 
     Raises `InputError` where it is no run file, of another schema, or does not say what its run was of.
     """
-    run, rows = read_run(path, name)
-    try:
+    run, rows = read_run(path)
+    with readable("run", path):
         return _result(run, rows)
-    except InputError:
-        raise
-    except Exception as error:  # whatever somebody else's file makes of it
-        raise unreadable(name, path, error) from None
 
 
 def _result(run: Kept, rows: list[JudgedRow]) -> Verification:

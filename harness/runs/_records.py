@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields
 from typing import Any, Protocol
 
-from harness.errors import InputError
-from harness.judge import Distance, Divergence, Judgement
+from harness.errors import HarnessError, InputError
+from harness.judge import Judgement
 from harness.protocol import Round, Settings, Trace
-from harness.runs._schema import typed
-from harness.runs.pictures import Picture
+from harness.runs._schema import record_of
 from harness.wording import count_of
 
 Values = Mapping[str, Any]
-LISTS = ("ties", "defects")
+LISTS = ("ties", "defects", "distances")
 
 
 @dataclass
@@ -47,7 +47,6 @@ class Coverage:
 
     @classmethod
     def of(cls, trace: Trace) -> Coverage:
-        """Count one decode."""
         diverged = len({tuple(turn.first for turn in rounds) for rounds in trace.rounds}) > 1
         rejects = any(turn.accepted < turn.drafted for turn in trace.turns)
         together = len(trace.rounds) > 1 and rejects and not diverged
@@ -85,11 +84,9 @@ class Coverage:
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
         """Return the counts that `as_dict` made these values of. Raises `TypeError` for other names."""
         # files of before have no `judged`: they claim what they claimed
-        values = {"judged": values.get("rounds", 0), **values}
-        return cls(**{**values, "accepted": Counter({int(k): n for k, n in values["accepted"].items()})})
+        return record_of(cls, {"judged": values.get("rounds", 0), **values})
 
     def as_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
         return {**vars(self), "accepted": {str(k): self.accepted[k] for k in sorted(self.accepted)}}
 
     def __str__(self) -> str:
@@ -175,31 +172,17 @@ class JudgedRow:
     peak_bytes: int = 0  # high-water mark of memory as the decoder says; 0 where it does not
 
 
-def picture_of(values: Values, decoder: bytes, reference: bytes) -> Picture:
-    """Return the picture that these JSON values without its pixels were made of."""
-    rounds = [Round(**turn) for turn in values["rounds"]]
-    distance = Distance(**values["distance"]) if values["distance"] else None
-    return typed(Picture(**{**values, "rounds": rounds, "distance": distance}, decoder=decoder, reference=reference))
-
-
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:
     """Return settings as JSON values, with the draft that they meet (`Plan.drafts`)."""
     return vars(settings) | {"draft_noise": draft_noise}
 
 
 def judgement_values(judgement: Judgement) -> dict[str, Any]:
-    """Return a judgement as JSON values; a divergence is a list of its fields, since there may be many."""
+    """Return a judgement as JSON values; a divergence, or a distance, is a list of its fields: there may be many."""
     values = {f.name: getattr(judgement, f.name) for f in fields(Judgement) if f.name != "partial"}  # judged already
     for name in LISTS:
-        values[name] = [list(astuple(divergence)) for divergence in values[name]]
-    values["distances"] = [list(asdict(distance).values()) for distance in judgement.distances]
+        values[name] = [list(astuple(each)) for each in values[name]]
     return values
-
-
-def judgement_of(values: Values) -> Judgement:
-    """Return the judgement that these values were made of."""
-    lists = {name: [Divergence(*row) for row in values[name]] for name in LISTS}
-    return typed(Judgement(**{**values, **lists, "distances": [Distance(*row) for row in values["distances"]]}))
 
 
 def to_json(values: Any) -> str:
@@ -214,20 +197,24 @@ def to_json(values: Any) -> str:
 
 def settings_of(values: Values) -> tuple[Settings, float | None]:
     """Return what `settings_values` made these values of."""
-    fields_of_it = {name: value for name, value in values.items() if name != "draft_noise"}
-    options = tuple((str(name), str(value)) for name, value in values["options"])
     noise = values["draft_noise"]
     if noise is not None and not isinstance(noise, int | float):
         raise TypeError(f"draft_noise is {noise!r}")
-    return typed(Settings(**{**fields_of_it, "options": options})), noise
+    return record_of(Settings, {name: value for name, value in values.items() if name != "draft_noise"}), noise
 
 
-def unreadable(
-    name: str, path: object, error: Exception, remedy: str = "pass a file of verify --run, or of replay --bundle"
-) -> InputError:
-    """Return the refusal of a file whose records have another form."""
-    rule = f"holds no record of a run that can be read ({type(error).__name__}: {error})"
-    return InputError(name, str(path), rule, remedy)
+@contextmanager
+def readable(
+    name: str, path: object, remedy: str = "pass a file of verify --run, or of replay --bundle"
+) -> Iterator[None]:
+    """Turn whatever a file of another form, or a damaged one, makes of its reader into one `InputError`."""
+    try:
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        rule = f"holds no record of a run that can be read ({type(error).__name__}: {error})"
+        raise InputError(name, str(path), rule, remedy) from None
 
 
 THE_LAW = "acceptance.distribution"  # the law that compares what is drawn with the target's law: contract B's claim
@@ -271,12 +258,6 @@ class LawsTried:
         """Return what a run file and ``verify --json`` keep."""
         return {**vars(self), "broken": [(law.component, law.clause, law.seed) for law in self.broken]}
 
-    @classmethod
-    def from_dict(cls, values: Any) -> LawsTried:
-        """Return what `as_dict`, or JSON made of it, says."""
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
-        return cls(**{**values, **lists, "broken": tuple(BrokenLaw(*law) for law in values["broken"])})
-
 
 class QualityFigures(Protocol):
     """What was measured of the quality of images (`quality.stored.Measured`)."""
@@ -292,7 +273,6 @@ class KeptFigures:
     kept: dict[str, object]
 
     def values(self) -> dict[str, object]:
-        """Return what ``quality --json`` writes."""
         return self.kept
 
 
@@ -306,8 +286,3 @@ class QualityClaims:
     def as_dict(self) -> dict[str, object]:
         """Return what a run file and ``verify --json`` keep."""
         return {"broken": list(self.broken), "open": list(self.open)}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> QualityClaims:
-        """Return what `as_dict`, or JSON made of it, says."""
-        return cls(tuple(map(str, values["broken"])), tuple(map(str, values["open"])))

@@ -129,17 +129,12 @@ def _shorter(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
         return
     most = int(length) if str(length).isdigit() else models.pyramid.S + 1
     for shorter in range(1, most):
-        yield case.under([_drafting(settings, shorter) for settings in case.settings_of_both])
+        yield case.under([s if s.draft_len == "" else replace(s, draft_len=shorter) for s in case.settings_of_both])
 
 
 def _fewer_scales(case: KeptCase, models: ModelPair) -> Iterator[KeptCase]:
     for scales in range(1, models.pyramid.S):
         yield replace(case.under([_fitting(settings, scales) for settings in case.settings_of_both]), scales=scales)
-
-
-def _drafting(settings: Settings, length: int) -> Settings:
-    """Return settings with another draft_len, where the decoder is asked for one."""
-    return settings if settings.draft_len == "" else replace(settings, draft_len=length)
 
 
 def _fitting(settings: Settings, scales: int) -> Settings:

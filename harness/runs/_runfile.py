@@ -8,7 +8,7 @@ named. docs/runs.md describes the tables.
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,6 @@ from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, note
 from harness.runs._plan import Plan, Task
 from harness.runs._record import RunHeader
 from harness.runs._records import (
-    Counts,
     Coverage,
     JudgedRow,
     KeptFigures,
@@ -31,7 +30,7 @@ from harness.runs._records import (
     settings_of,
     to_json,
 )
-from harness.runs._schema import typed
+from harness.runs._schema import record_of, typed
 from harness.runs._seals import origin_mark
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.wording import count_of
@@ -160,8 +159,8 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
             tuple(noise for _, noise in settings),
         )
         notes = notes_of(base)
-        laws = typed(LawsTried.from_dict(notes["laws"])) if "laws" in notes else None
-        claims = typed(QualityClaims.from_dict(notes["claims"])) if "claims" in notes else None
+        laws = record_of(LawsTried, notes["laws"]) if "laws" in notes else None
+        claims = record_of(QualityClaims, notes["claims"]) if "claims" in notes else None
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
         said = [to_json(notes[name]) for name in NAMES_CODE] + [value for (value,) in rows]
         is_own = notes.get("origin") == origin_mark(said)
@@ -233,7 +232,7 @@ def pictures_of(path: Path) -> list[Picture]:
     """Return the pictures that a run file keeps, worst first."""
     with RUN_FILE.reading(path, again=True) as base:
         rows = base.execute(f"SELECT value, decoder, reference FROM pictures {WORST_FIRST}").fetchall()
-        return [records.picture_of(json.loads(value), ours, theirs) for value, ours, theirs in rows]
+        return [record_of(Picture, {**json.loads(v), "decoder": ours, "reference": theirs}) for v, ours, theirs in rows]
 
 
 def _columns(row: JudgedRow) -> tuple[object, ...]:
@@ -249,11 +248,10 @@ def _columns(row: JudgedRow) -> tuple[object, ...]:
 
 
 def _rows(base: sqlite3.Connection) -> Iterator[JudgedRow]:
-    names = "task, setting, judgement, counts, changes, peak_bytes, seconds, reference_seconds, ended, host_bytes"
-    for task, setting, judgement, counts, changes, peak, *rest in base.execute(
-        f"SELECT {names}, device_bytes, refused FROM judged ORDER BY task, setting"
-    ):
-        values = json.loads(counts) if counts else None
-        counted = Counts(**{**values, "covered": Coverage.from_dict(values["covered"])}) if values is not None else None
-        row = JudgedRow(task, setting, records.judgement_of(json.loads(judgement)), counted, *rest)
-        yield typed(replace(row, changes=tuple(map(str, json.loads(changes))), peak_bytes=peak))
+    names = [each.name for each in fields(JudgedRow)]
+    for values in base.execute(f"SELECT {', '.join(names)} FROM judged ORDER BY task, setting"):
+        row = dict(zip(names, values, strict=True))
+        row |= {name: json.loads(row[name]) for name in ("judgement", "counts", "changes") if row[name] is not None}
+        if row["counts"] is not None:
+            row["counts"]["covered"] = Coverage.from_dict(row["counts"]["covered"])
+        yield record_of(JudgedRow, row)

@@ -5,15 +5,49 @@ could not hold; another one is a `TypeError` that names the field.
 """
 
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from harness.errors import shown
 
 Record = TypeVar("Record")
 MOST = 2**63  # of an integer's size
+
+
+def record_of(kind: type[Record], values: Any) -> Record:
+    """Return the record that JSON made these values of: of its fields by name, or of a list of them in order.
+
+    Records, tuples, members of an enumeration and counters of whole numbers in it come back, too. Raises `TypeError` or
+    `ValueError` for values of another form.
+    """
+    hints = _hints(kind)  # type: ignore[arg-type]  # it can be hashed
+    if isinstance(values, Mapping):
+        return typed(kind(**{name: _made(value, hints.get(name, Any)) for name, value in values.items()}))
+    return typed(kind(*_each(values, hints.values())))
+
+
+def _made(value: Any, hint: Any) -> Any:
+    origin, words = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return value if value is None else _made(value, words[0])
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, list | tuple | dict):
+        return record_of(hint, value)
+    if isinstance(value, list | tuple) and origin in (list, tuple):
+        return origin(_each(value, repeat(words[0]) if origin is list or words[1:] == (Ellipsis,) else words))
+    if isinstance(value, Mapping) and origin is Counter:
+        return Counter({int(key): count for key, count in value.items()})
+    return value
+
+
+def _each(values: Iterable[Any], hints: Iterable[Any]) -> Iterator[Any]:
+    return map(_made, values, chain(hints, repeat(Any)))  # a record, or `typed`, refuses what is too much
 
 
 def typed(record: Record) -> Record:

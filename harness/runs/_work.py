@@ -149,7 +149,9 @@ class Verifier:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
             try:
-                self._check_declared(number, request)
+                word = declined(self.about.declines[number], work.settings[number], request)
+                if word:
+                    raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
                 row, shown, seen, seconds = (
                     self._compared(task, number)
                     if work.terms.against is not None
@@ -169,12 +171,6 @@ class Verifier:
             if work.terms.first_only and row.judgement.defects:
                 break
         return Done(task.number, rows, exhibits, total, pictures=made)
-
-    def _check_declared(self, number: int, request: Request) -> None:
-        """Refuse in the decoder's place what it declared not to do. Raises `InputError`."""
-        word = declined(self.about.declines[number], self.work.settings[number], request)
-        if word:
-            raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
 
     def _row(self, task: Task, number: int, free: Free) -> Judged:
         actual, remarks, seconds = self._decoded(task, number)

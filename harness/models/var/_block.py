@@ -106,8 +106,7 @@ def compiled() -> tuple[Before, After]:
         warnings.simplefilter("ignore")
         import torch._inductor.compile_fx  # noqa: PLC0415
         from torch._dynamo import config, maybe_mark_dynamic  # noqa: PLC0415
-    bound = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    setattr(config, bound, max(MOST_KERNELS, getattr(config, bound)))
+    config.recompile_limit = max(MOST_KERNELS, config.recompile_limit)
     # whole or not at all; rows and positions vary from pass to pass, nothing else does
     inner_before = torch.compile(before, fullgraph=True, dynamic=False)
     inner_after = torch.compile(after, fullgraph=True, dynamic=False)

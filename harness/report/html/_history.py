@@ -14,7 +14,6 @@ NOTHING = page.State("final", "", "")
 
 
 def history_page(history: History) -> bytes:
-    """Return the page of several runs as one HTML file."""
     runs, worst = history.runs, history.runs[0].verdict
     decoders = page.counted(len({run.decoder for run in runs}), "decoder")
     head = page.Head(

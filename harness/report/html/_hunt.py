@@ -12,7 +12,6 @@ LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWH
 
 
 def hunt_page(hunt: Hunt) -> bytes:
-    """Return the page of a hunt as one HTML file."""
     word, tone = ("SURVIVED", "bad") if hunt.verdict is Verdict.DEFECT else ("CAUGHT", "good")
     sections = page.sections_of(
         "hunt", {"legend": LEGEND}, result=[_facts(hunt)], left=_left(hunt), matrix=_matrix(hunt), bugs=[_bugs(hunt)],

@@ -21,7 +21,6 @@ OPTIONAL = ("not claimed", "wrong tensors", "refused")  # columns that are left 
 
 
 def key_facts(result: Verification) -> Facts:
-    """Return the numbers that matter most."""
     names = ("draws", "identical", "ties", "wrong_tokens", "unclaimed")
     draws, identical, ties, wrong, unclaimed = (result.totals[name] for name in names)
     calls = [count for setting in result.settings for count in setting.target_calls]

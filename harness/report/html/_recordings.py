@@ -7,16 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.golden import (
-    WHOLE_FILE,
-    FileResult,
-    RecordedCase,
-    Recording,
-    Regeneration,
-    golden_totals,
-    read_recording,
-    recorded_networks,
-)
+from harness import golden
 from harness.judge import Verdict, worst_verdict
 from harness.report.html import _page as page
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
@@ -26,10 +17,10 @@ SIDES = "recording", "code of today"
 MOST_IMAGES = 40  # of cases that do not hold; each is decoded again
 SHOWN = 5  # defects of one case
 HEADLINES, CHANGES = WORDS["recordings"], WORDS["changes"]  # by verdict; by kind of change
-RecordedCases = Sequence[tuple[Recording, Sequence[RecordedCase]]]
+RecordedCases = Sequence[tuple[golden.Recording, Sequence[golden.RecordedCase]]]
 
 
-def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, device: str) -> bytes:
+def recordings_page(results: Sequence[golden.FileResult], recorded: RecordedCases, device: str) -> bytes:
     """Return the page of judgements on recordings as one HTML file; images come from what is `recorded`."""
     verdict = worst_verdict([result.verdict for result in results])
     pairs, count = _pairs_that_differ(results, recorded)
@@ -44,7 +35,7 @@ def recordings_page(results: Sequence[FileResult], recorded: RecordedCases, devi
     return page.as_html(head, [*sections, page.origin(f"On {device}.")])
 
 
-def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
+def regeneration_page(files: Sequence[golden.Regeneration], device: str) -> bytes:
     """Return the page of a comparison of goldens with this code as one HTML file; what is on disk is read again."""
     count = sum(len(file.changes) for file in files)
     word, tone = ("CHANGED", "open") if count else ("UNCHANGED", "good")
@@ -58,18 +49,18 @@ def regeneration_page(files: Sequence[Regeneration], device: str) -> bytes:
     )
 
 
-def _result_facts(results: Sequence[FileResult]) -> page.Facts:
+def _result_facts(results: Sequence[golden.FileResult]) -> page.Facts:
     cases = [case for result in results for case in result.cases]
     bad = sum(case.verdict is Verdict.DEFECT for case in cases)
     return page.Facts([
         ("cases", f"{len(cases):,}", f"in {page.counted(len(results), 'file')}"),
         ("cases with a defect", f"{bad:,}", "none may"),
-        ("draws", f"{sum(case.draws for case in cases):,}", golden_totals(results)),
+        ("draws", f"{sum(case.draws for case in cases):,}", golden.golden_totals(results)),
         ("certified ties", f"{sum(len(case.ties) for case in cases):,}", "rounding alone decides these"),
     ])  # fmt: skip
 
 
-def _wrong(results: Sequence[FileResult]) -> list[object]:
+def _wrong(results: Sequence[golden.FileResult]) -> list[object]:
     parts: list[object] = []
     for path, case in ((result.path, case) for result in results for case in result.cases if case.defects):
         items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
@@ -79,7 +70,7 @@ def _wrong(results: Sequence[FileResult]) -> list[object]:
     return parts
 
 
-def _cases(results: Sequence[FileResult]) -> list[object]:
+def _cases(results: Sequence[golden.FileResult]) -> list[object]:
     """Return a table a file: open where something in it is wrong, folded where all of it holds."""
     parts: list[object] = []
     for result in results:
@@ -96,7 +87,7 @@ def _cases(results: Sequence[FileResult]) -> list[object]:
     return parts
 
 
-def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -> tuple[list[PicturePair], int]:
+def _pairs_that_differ(results: Sequence[golden.FileResult], recorded: RecordedCases) -> tuple[list[PicturePair], int]:
     """Return images of the cases that do not hold, up to `MOST_IMAGES`, and how many there are in all."""
     sources = {(str(recording.path), case.id): (recording, case) for recording, cases in recorded for case in cases}
     pairs: list[PicturePair] = []
@@ -115,16 +106,16 @@ def _pairs_that_differ(results: Sequence[FileResult], recorded: RecordedCases) -
     return pairs, count
 
 
-def _change_facts(files: Sequence[Regeneration]) -> page.Facts:
+def _change_facts(files: Sequence[golden.Regeneration]) -> page.Facts:
     changes = [change for file in files for change in file.changes]
     return page.Facts([
         ("cases on record", f"{sum(len(file.cases) for file in files):,}", f"in {page.counted(len(files), 'file')}"),
-        ("would change", f"{len({c.id for c in changes if c.id != WHOLE_FILE}):,}", "cases"),
+        ("would change", f"{len({c.id for c in changes if c.id != golden.WHOLE_FILE}):,}", "cases"),
         ("tokens that change", f"{sum(change.tokens for change in changes):,}", "in those cases"),
     ])  # fmt: skip
 
 
-def _change_sheets(files: Sequence[Regeneration]) -> list[object]:
+def _change_sheets(files: Sequence[golden.Regeneration]) -> list[object]:
     sheets: list[object] = []
     for file in files:
         rows = [
@@ -137,16 +128,16 @@ def _change_sheets(files: Sequence[Regeneration]) -> list[object]:
     return sheets
 
 
-def _pairs_that_change(file: Regeneration) -> list[PicturePair]:
+def _pairs_that_change(file: golden.Regeneration) -> list[PicturePair]:
     """Return the images of every case that changes, those of a case together."""
-    before = read_recording(file.path) if file.path.exists() else Recording(file.path, {}, (), {})
-    after = Recording(file.path, {}, file.cases, file.tensors)
+    before = golden.read_recording(file.path) if file.path.exists() else golden.Recording(file.path, {}, (), {})
+    after = golden.Recording(file.path, {}, file.cases, file.tensors)
     pairs: list[PicturePair] = []
     for change in file.changes:
-        if change.id != WHOLE_FILE:
+        if change.id != golden.WHOLE_FILE:
             both = before.of(change.id), after.of(change.id)
             alone = f"{CHANGES[change.what].capitalize()}."
             case = next((case for case in file.cases if case.id == change.id), None)  # None: no longer planned
-            layout = recorded_networks(case, file.models).pyramid if case else None
+            layout = golden.recorded_networks(case, file.models).pyramid if case else None
             pairs += side_by_side(change.id, both, SIDES, layout, alone)
     return pairs

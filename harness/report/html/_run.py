@@ -43,7 +43,6 @@ def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
 
 
 def run_page(result: Verification, seen: Seen) -> bytes:
-    """Return the page of a verification as one HTML file."""
     notes = []
     if not result.is_whole:
         whole = counted(result.plan.images, "image")

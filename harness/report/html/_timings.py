@@ -1,7 +1,6 @@
 """The page of `bench`: what speculation buys against what is accepted."""
 
 import math
-from collections.abc import Sequence
 
 from harness.bench import Speed, SpeedRow
 from harness.report import sequential_rows, speculative_rows
@@ -16,7 +15,9 @@ def timings_page(run: Speed, device: str) -> bytes:
     text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."
     if not gains:
         text = f"No setting is faster than sequential decoding; the best is {best.speed_up:.2f} times as fast."
-    tables = {"speculative": _speculative(run.rows), "sequential": sequential_rows(run.rows)}
+    rows = zip(run.rows, speculative_rows(run.rows), strict=True)
+    speculative = [[*cells[:3], number(row.kept, ".0%"), *cells[3:]] for row, cells in rows]  # with what was accepted
+    tables = {"speculative": speculative, "sequential": sequential_rows(run.rows)}
     # a page's dash in place of a terminal's
     sheets = {
         name: [sheet_of(name, [["–" if cell == "-" else cell for cell in row] for row in rows])]
@@ -53,11 +54,3 @@ def _plot(run: Speed) -> Drawing:
     caption = "Above the dashed line speculation gains; right of it more drafted scales are accepted."
     x, y = Axis("judged scales that were accepted, %", low=0), Axis("speed-up", low=0)
     return Drawing("Line plot", plot(series, x, y, (1.0, "sequential"), "speed"), caption)
-
-
-def _speculative(rows: Sequence[SpeedRow]) -> list[list[str]]:
-    """Return the terminal's rows with the share of accepted scales."""
-    return [
-        [*cells[:3], number(row.kept, ".0%"), *cells[3:]]
-        for row, cells in zip(rows, speculative_rows(rows), strict=True)
-    ]

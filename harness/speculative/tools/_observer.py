@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from safetensors.torch import save
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.files import write_whole
 from harness.models import ModelPair
-from harness.models.network import Cache, Condition, Network
+from harness.models.network import Around, Cache, Condition, Network
 from harness.speculative import DecodeState, KVCache
 from harness.speculative.parts import Parts
 
@@ -73,7 +73,8 @@ class Observer:
 
     def watch(self, models: ModelPair, parts: Parts) -> tuple[ModelPair, Parts]:
         """Return the same networks and parts, observed."""
-        draft, target = _Watched(models.draft, "draft", self), _Watched(models.target, "target", self)
+        sides = (("draft", models.draft), ("target", models.target))
+        draft, target = (cast(Network, _Watched(network, side, self)) for side, network in sides)
         watched = Parts(**{f.name: partial(self.call, f.name, getattr(parts, f.name)) for f in fields(parts)})
         return replace(models, draft=draft, target=target), watched
 
@@ -128,36 +129,33 @@ class Observer:
         self._round += 1
 
 
-class _Watched:
+@dataclass(frozen=True, eq=False)
+class _Watched(Around):
     """A network whose passes are observed; all else is the network's own."""
 
-    def __init__(self, network: Network, side: str, observer: Observer) -> None:
-        self._network, self.side, self._observer = network, side, observer
-        self.config, self.weights, self.pyramid = network.config, network.weights, network.pyramid
-        self.dtype, self.start_1D = network.dtype, network.start_1D
-        self.pos_LD, self.lvl_SD = network.pos_LD, network.lvl_SD
-        self.bytes, self.to, self.converted, self.embed = network.bytes, network.to, network.converted, network.embed
+    side: str
+    observer: Observer
 
     @property
     def _at_work(self) -> Network:
-        self._observer.side = self.side
-        return self._network
+        self.observer.side = self.side
+        return self.network
 
     @property
     def device(self) -> torch.device:
         return self._at_work.device  # a mask that is made for it next knows no network
 
     def condition(self, labels_R: Any) -> Condition:
-        return self._observer.call("condition", self._at_work.condition, labels_R)
+        return self.observer.call("condition", self._at_work.condition, labels_R)
 
     def hidden(
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return self._observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK, positions)
+        return self.observer.call("hidden", self._at_work.hidden, x_RnD, condition, cache, mask_11nK, positions)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        return self._observer.call("logits", self._at_work.logits, h_RnD, condition)
+        return self.observer.call("logits", self._at_work.logits, h_RnD, condition)
 
 
 def _tensors(result: Any) -> list[Tensor]:

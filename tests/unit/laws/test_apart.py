@@ -15,12 +15,13 @@ import pytest
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 from harness.decoders import Limits
 from harness.laws import LAWS, Case, Law
-from harness.laws._apart import answer_of, case_of, read_answer
+from harness.laws._apart import answer_of, read_answer
 from harness.laws._conformance import LawWork, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases
 from harness.laws._law import Violation
 from harness.pool import Crew, Died
 from harness.processes import UnreadableError
+from harness.runs import record_of
 
 HERE = "tests.unit.laws.test_apart"
 BY_ID = {law.id: law for law in LAWS}
@@ -131,5 +132,5 @@ def test_what_is_sent_is_what_is_read():
     back = read_answer(answer_of(row), LAW, TOLD)
     assert isinstance(back, LawResult)
     assert seen(back) == seen(row)
-    assert case_of(json.loads(json.dumps(CASE))) == Case()
+    assert record_of(Case, json.loads(json.dumps(CASE))) == Case()
     assert read_answer(b'{"late": "no answer within 1 s"}', LAW, TOLD) == Died("no answer within 1 s")

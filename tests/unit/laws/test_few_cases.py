@@ -27,6 +27,7 @@ from harness.protocol._decoder import Settings
 from harness.report._terminal import laws_line
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._result import Verification
+from harness.runs._schema import record_of
 from harness.speculative.sampler import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}
@@ -122,7 +123,7 @@ def test_what_proves_nothing_is_told_apart():
     assert found == LawsTried(
         2, 1, (seen,), (laws_[2].id,), (laws_[3].id,), "x=1: no", not_applicable=(laws_[4].id,), left=(laws_[5].id,)
     )
-    assert LawsTried.from_dict(json.loads(json.dumps(found.as_dict()))) == found  # as a run file keeps it
+    assert record_of(LawsTried, json.loads(json.dumps(found.as_dict()))) == found  # as a run file keeps it
     assert laws_line(found) == (
         "laws, in 2 cases each: 1 held, 1 broken, 1 trivial in so few, 1 refused, 1 not applicable, 1 not tried"
     )

@@ -17,7 +17,7 @@ from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
-from harness.quality._gather import TENSORS, Conditions, ImageSet, gather
+from harness.quality._gather import Conditions, ImageSet, gather
 from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
 from harness.runs._runfile import RunFileOptions
@@ -146,7 +146,7 @@ def test_a_damaged_row_is_one_error(tmp_path: Path):
     path = tmp_path / "q.db"
     drawn(10, kept(path))
     with closing(sqlite3.connect(path)) as base, base:
-        base.execute(f"UPDATE drawn SET {TENSORS[0]} = x'00' WHERE portion = 1")
+        base.execute("UPDATE drawn SET tensors = x'00' WHERE portion = 1")
     with pytest.raises(InputError, match=r"^run=.*can be read"):
         drawn(10, kept(path, resume=True))
 

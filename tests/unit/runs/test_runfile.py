@@ -19,8 +19,9 @@ from harness.rounding import quick_budget
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._record import NetworksUsed, RunHeader
-from harness.runs._records import Counts, JudgedRow, judgement_of, judgement_values
+from harness.runs._records import Counts, JudgedRow, judgement_values
 from harness.runs._runfile import Kept, RunFile, RunFileOptions, exhibit_of, read_run
+from harness.runs._schema import record_of
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
@@ -58,7 +59,7 @@ def test_a_row_is_what_was_written(tmp_path: Path):
         2, 20, 17, [replace(found, margin=1e-7)], 1, defects=[found], distances=[Distance(0.1, 0.2, 0.3)]
     )
     judgement.surprise = [[0.25, -1.5, 2.0]]
-    again = judgement_of(judgement_values(judgement))
+    again = record_of(Judgement, judgement_values(judgement))
     assert str(again) == str(judgement)  # NaN is not equal to itself
     request = Request((3, 1), 7, seeds=(7, 9), images=(0, 4), top_p=0.9)
     assert request_of(request_values(request)) == request
