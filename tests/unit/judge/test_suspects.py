@@ -54,7 +54,7 @@ IN_TURNS = Mutant("positions.in-turns", "rows in turns", "another order", parts(
         (windows.SECOND_FREE, "accept"), (windows.LATE_FREE, "accept"), (windows.FIRST_CONDITION, "condition"),
         (reuse.STALE_CONDITION, "condition"), (batch.FIRST_LABEL, "condition"), (IN_TURNS, "rows"),
         (randomness.REDRAWN, "draw"), (randomness.WRONG_SCALE, "draw"), (windows.BONUS_GREEDY, "draw"),
-        (windows.BONUS_FIRST, "draw"), (positions.OFFSET, "positions"), (windows.LATE_MASK, "mask"),
+        (windows.BONUS_FIRST, "rows"), (positions.OFFSET, "positions"), (windows.LATE_MASK, "mask"),
         (windows.INTERLEAVED_ROWS, "guidance"),
     ],
     ids=lambda value: getattr(value, "id", value),
