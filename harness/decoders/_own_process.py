@@ -45,8 +45,6 @@ from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
 
 ACCIDENTS = "a process of its own: accidents only (no Landlock of version 6; docs/boundary.md)"
-# Seen on an H200 (driver of CUDA 13): within a domain cudaGetDeviceCount fails, "OS call failed" (error 304).
-ACCIDENTS_ON_CUDA = "a process of its own: accidents only (CUDA does not start in a domain; docs/boundary.md)"
 LOG, LAST_LINES, PRINTED_LINES = "decoder.log", 3, 20
 SERVE = "harness.decoders._child:serve"
 # Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
@@ -69,7 +67,7 @@ class OwnProcess:
         self.name = factory if isinstance(factory, str) else factory_name(factory)
         sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
-        version, on_cuda = domain_version(), models.device.type == "cuda"
+        version = domain_version()
         alone = "" if limits.connects else ", which connects to nobody by TCP"
         isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
         self._folder = OwnFolder()
@@ -80,7 +78,7 @@ class OwnProcess:
         self._line: ProcessLine | None = None
         self._job = -1
         try:
-            self._place = own_place(self._folder.path, limits, on_cuda)
+            self._place = own_place(self._folder.path, limits)
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             self._job = sealed(partial(write_job, job))
             reply = self._start()
@@ -88,7 +86,7 @@ class OwnProcess:
                 raise reply.refused
             if len(reply.built.contracts) != len(settings) or len(reply.built.declines) != len(settings):
                 raise UnreadableError("it says what other decoders claim")
-            self.built = replace(reply.built, isolation=ACCIDENTS_ON_CUDA if on_cuda else isolation)
+            self.built = replace(reply.built, isolation=isolation)
         except (GoneError, UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             self.close()
@@ -223,7 +221,7 @@ def write_job(job: DecoderJob, stream: BinaryIO) -> None:
         torch.save(job, stream)
 
 
-def own_place(folder: Path, limits: Limits, on_cuda: bool) -> Place:
+def own_place(folder: Path, limits: Limits) -> Place:
     """Return where the process of a decoder may work: what is temporary, and what is cached, lies in its own folder.
 
     What the user's cache holds is found all the same. A variable of the user's that names a folder which may be written
@@ -241,5 +239,5 @@ def own_place(folder: Path, limits: Limits, on_cuda: bool) -> Place:
         with suppress(OSError):
             for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
                 (folder / "cache" / there.name).symlink_to(there)
-    writable = (str(folder), *limits.allow_write) if domain_version() and not on_cuda else None
+    writable = (str(folder), *limits.allow_write) if domain_version() else None
     return Place(str(folder), writable, tuple(environment.items()), connects=limits.connects)

@@ -61,8 +61,7 @@ class LawProcesses:
         self._job = -1
         try:
             self._job = sealed(lambda stream: pickle.dump(job, stream))
-            on_cuda = any(device.startswith("cuda") for device in devices)
-            place = own_place(self._folder.path, job.limits or Limits(), on_cuda)
+            place = own_place(self._folder.path, job.limits or Limits())
             self._processes = [_LawProcess((self._job, device), place, job.limits, told) for device in devices]
         except BaseException:
             self.close()

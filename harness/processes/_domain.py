@@ -1,9 +1,9 @@
 """What a process may write to, and whom it may signal: a domain of Landlock, which Linux holds it in.
 
-Promise: inside a domain a process, and whatever it starts, writes to no file outside the folders that are named, opens
-no other process's memory, and signals nobody outside; root is no exception. Reading is free, and so are sockets, but
-where it `connects` to nobody by TCP. Where the system has no such domain nothing is refused, and `domain_version` says
-so: what is kept then is kept against accidents only.
+Promise: inside a domain a process, and whatever it starts, writes to no file outside the folders that are named, but to
+what `/proc` says of it, opens no other process's memory, and signals nobody outside; root is no exception. Reading is
+free, and so are sockets, but where it `connects` to nobody by TCP. Where the system has no such domain nothing is
+refused, and `domain_version` says so: what is kept then is kept against accidents only.
 
 Why ctypes: three system calls, and no library of them that is kept.
 """
@@ -59,7 +59,8 @@ def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
     ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)
     descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
     devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
-    _allow(descriptor, (*writable, *devices))
+    # what this process says of itself: CUDA names its threads there as it starts, and fails where it cannot
+    _allow(descriptor, (*writable, *devices, "/proc/self"))
     _checked(ctypes.CDLL(None, use_errno=True).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     _checked(_call(RESTRICT_SELF, descriptor, 0))
     os.close(descriptor)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def works(own: str) -> None:
     memory = os.memfd_create("x")
     with open(f"/dev/fd/{memory}", "w") as stream:
         stream.write("x")
-    assert Path("/proc/self/stat").read_text()
+    Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("named")  # as CUDA names its threads
     assert subprocess.run(["true"], check=True).returncode == 0
     child = subprocess.Popen(["sleep", "100"])
     child.kill()
@@ -109,6 +110,7 @@ def test_outside_it_reads_and_does_not_write(tmp_path: Path):
     assert run("writes", own, file) == f"ended with status 1: ['{file}']"
     assert run("writes", own, tmp_path / "new") == f"ended with status 1: ['{tmp_path / 'new'}']"
     assert "PermissionError" in run("removes", own, file)
+    assert run("writes", own, f"/proc/{os.getpid()}/comm").startswith("ended with status 1")
     assert (file.read_text(), sorted(path.name for path in tmp_path.iterdir())) == ("theirs", ["file", "own"])
 
 
