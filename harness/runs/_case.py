@@ -244,7 +244,7 @@ def repeat_line(
     words += _image_options(request, divergence)
     for name, usual in USUAL.items():
         if getattr(request, name) != usual:
-            words += [f"--{name.replace('_', '-')}", f"{getattr(request, name):g}"]
+            words += [f"--{name.replace('_', '-')}", repr(getattr(request, name)).removesuffix(".0")]
     words += ["--draft-len", str(settings.draft_len)] if settings.draft_len != "" else []
     words += ["--bonus"] if settings.bonus else []
     policy = settings.policy or (against.settings[0].policy if against else "")  # published code has none

@@ -262,12 +262,14 @@ class Verification:
 
     @property
     def alone(self) -> str:
-        """The command line that shows the first divergence alone; empty where no command line made the run."""
+        """The command line that shows the first divergence alone; empty where none made the run, or could ask it."""
         case, record, plan = self.first_case, self.record, self.plan
         if case is None or record is None or record.recipe is None or self.early:
             return ""
         row, divergence = case
         request = next(task.request for task in plan.tasks if task.number == row.task)
+        if request.filters or request.more_smooth:  # no option asks these
+            return ""
         settings, draft = plan.settings[row.setting], plan.drafts[row.setting]
         return repeat_line(record.recipe, settings, request, divergence, draft, record.against(row.setting))
 

@@ -118,3 +118,17 @@ def test_quiet_leaves_the_verdict_and_verbose_adds_how_it_was_judged(monkeypatch
     assert said[1][-2] == said[0][0]
     assert said[1][-1] == "next: ask what was not exercised: sdvar-harness verify"
     assert OWN_DECODER not in said[1][-1]
+
+
+def test_a_request_is_repeated_to_the_last_digit_or_not_at_all(tmp_path: Path):
+    result = made(tmp_path, OFFSET)
+    tasks = result.plan.tasks
+
+    def asked(**other: object) -> str:
+        changed = tuple(replace(task, request=replace(task.request, **other)) for task in tasks)  # type: ignore[arg-type]
+        result.plan = replace(result.plan, tasks=changed)
+        return result.alone
+
+    assert "--cfg -0.5772156649015329 --top-p 0.30000000000000004" in asked(cfg=-0.5772156649015329, top_p=0.1 + 0.2)
+    assert "--cfg 4 " in asked(cfg=4.0)
+    assert asked(more_smooth=True) == asked(filters=((2, 0.5),) * 2) == ""  # no option asks these
