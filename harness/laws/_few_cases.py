@@ -8,6 +8,7 @@ that hangs, or ends its process, ends the laws: what is left would end as that o
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.decoders import Factory, Limits
 from harness.errors import InputError, StopSignal, one_line, shortened
@@ -15,13 +16,26 @@ from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._conformance import LawWork, Options, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases, isolated_parts, most_specific
-from harness.laws._law import Violation
+from harness.laws._law import Law, Subject, Violation
 from harness.pool import Crew
+from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.runs import ADALN, BrokenLaw, LawsTried
 
 LAW_CASES = 2  # seconds for all laws
 _SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
 _MOST_SAID = 300  # characters of what a decoder says
+
+
+PUBLISHED_ALONE = "on the published pyramid alone, since it raises on small ones"
+
+
+def _decode_plainly(subject: Subject, case: Case) -> bool:
+    subject.decode(replace(case, labels=(0,), draft_len=1, bonus=False, policy="coupled", top_k=0, top_p=0.0))
+    return True
+
+
+_PLAIN = Law("few.plain", "A plain request is decoded.", ("decode",), _decode_plainly)
+_REAL: dict[str, Any] = {"patch_nums": PATCH_NUMS_256, "D": 16, "depth": 1}
 
 
 class LawsInterrupted(StopSignal):
@@ -55,9 +69,10 @@ def try_laws_quickly(
 ) -> LawsTried:
     """Try every law in `count` cases, small networks in float64, where rounding decides nothing.
 
-    A decoder that refuses them all is asked in float32, on pyramids of several scales, as published code has them. A
-    process that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the
-    id of every law that is done.
+    A decoder that refuses them all is asked in float32, on pyramids of several scales, as published code has them; one
+    that raises on those whatever it is asked, on the published pyramid alone (`LawsTried.pyramid` says so). A process
+    that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the id of
+    every law that is done.
 
     Raises:
         InputError: `count` below 1; no such factory.
@@ -69,8 +84,14 @@ def try_laws_quickly(
     cases = [replace(case, device=where.device) for case in fixed_cases(count, _SEED)]
     taken = [replace(case, dtype=where.dtype or "float32", draft_dtype="", exact=False) for case in cases]
     tried = LawsTried(count, 0)
+
+    def work_on(some: Sequence[Case]) -> LawWork:
+        return LawWork(implementation, options, CaseList(tuple(some), every_policy=True), where.limits)
+
+    if where.limits is not None and any(row.violation for row in try_laws(work_on(taken), crew, (_PLAIN,))):
+        cases, taken = ([replace(case, **_REAL) for case in some] for some in (cases, taken))
     for some in (taken,) if where.dtype else (cases, taken):
-        work = LawWork(implementation, options, CaseList(tuple(some), every_policy=True), where.limits)
+        work = work_on(some)
         rows: list[LawResult] = []
         try:
             with closing(try_laws(work, crew, LAWS)) as results:
@@ -91,7 +112,8 @@ def _of(cases: Sequence[Case], rows: Sequence[LawResult]) -> LawsTried:
     """Return what laws saw in some cases, and of which networks these are."""
     dtypes = {case.dtype for case in cases} | ({"float64"} if cases[0].exact else set())
     adaln = {ADALN} if any(case.shared_adaln for case in cases) else set[str]()
-    return replace(summed_up(rows, len(cases)), networks=tuple(sorted(dtypes | adaln)))
+    alone = PUBLISHED_ALONE if all(case.patch_nums == PATCH_NUMS_256 for case in cases) else ""
+    return replace(summed_up(rows, len(cases)), networks=tuple(sorted(dtypes | adaln)), pyramid=alone)
 
 
 def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:

@@ -120,7 +120,8 @@ def laws_line(tried: LawsTried) -> str:
     counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
                (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]
-    return f"laws, in {count_of(tried.cases, 'case')} each: {', '.join(words)}"
+    where = f" {tried.pyramid}" * bool(tried.pyramid)
+    return f"laws, in {count_of(tried.cases, 'case')} each{where}: {', '.join(words)}"
 
 
 def first_word(result: Verification) -> str:

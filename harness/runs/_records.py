@@ -242,6 +242,7 @@ class LawsTried:
     not_applicable: tuple[str, ...] = ()  # ids of those that say nothing about such a decoder
     left: tuple[str, ...] = ()  # ids of those that nobody tried
     networks: tuple[str, ...] = ()  # of which kinds networks were: dtypes, and "shared AdaLN"
+    pyramid: str = ""  # on which one alone they were tried, and why; empty = on several
 
     @property
     def tested_the_law(self) -> bool:

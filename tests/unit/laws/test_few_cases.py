@@ -24,6 +24,10 @@ from harness.models._pair import ModelPair
 from harness.mutants._hunt import MUTANTS
 from harness.pool._employ import Crew
 from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.protocol._trace import Trace
+from harness.protocol.noise import Noise
+from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.report._terminal import laws_line
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._result import Verification
@@ -86,6 +90,36 @@ def test_a_decoder_that_hangs_is_a_defect_and_nobody_waits_for_the_other_laws(mo
     (broken,) = found.broken
     assert broken.clause.startswith("law masks.definition: the process died: no answer within 0.2 s (timeout); ")
     assert found.left == ("numbers.encode", "state.once", "acceptance.keep")
+
+
+class OfOnePyramid:
+    """A right decoder that has written the scales of VAR into its code; `crashes` on all of them, too."""
+
+    contract, crashes = "token-identical", False
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.inner = build_decoder(models, settings)
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        if self.inner.models.pyramid.patch_nums != PATCH_NUMS_256 or self.crashes:
+            raise RuntimeError("the size of tensor a (9) must match the size of tensor b (4)")
+        return self.inner.decode(request, noise)
+
+
+class Crashes(OfOnePyramid):
+    crashes = True
+
+
+@pytest.mark.usefixtures("few")
+def test_a_decoder_of_one_pyramid_is_asked_on_that_one_and_the_line_says_so():
+    tried = try_laws_quickly(OfOnePyramid, where=LawsPlace(limits=Limits()))
+    assert (tried.held, tried.broken) == (2, ())
+    assert laws_line(tried) == (
+        "laws, in 2 cases each on the published pyramid alone, since it raises on small ones: 2 held, 2 not applicable"
+    )
+    assert try_laws_quickly(build_decoder, where=LawsPlace(limits=Limits())).pyramid == ""
+    crashed = try_laws_quickly(Crashes, where=LawsPlace(limits=Limits()))
+    assert (crashed.held, len(crashed.broken)) == (1, 1)
 
 
 @pytest.mark.usefixtures("few")
