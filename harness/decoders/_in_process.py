@@ -23,7 +23,7 @@ from harness.decoders._crash import crash_of, traceback_of
 from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge import Asked, CodeLine, Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
+from harness.judge import CodeLine, Divergence, Judgement, PartLaw, WrongDecode, made_plain, unreadable, wrong_shape
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
@@ -104,7 +104,9 @@ def search_line(decoder: Implementation, models: ModelPair, request: Request, gr
     try:
         with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop():
             claims = decoder.contract == Contract.TOKENS
-            return Asked(models, request, greedy, claims, lambda: decoder.decode(request, models.noise(request))).line()
+            return WrongDecode(
+                models, request, greedy, claims, lambda: decoder.decode(request, models.noise(request))
+            ).line()
     except (InputError, StopSignal):
         raise
     except BaseException as error:

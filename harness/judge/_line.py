@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._decode import unverified_scales
-from harness.judge._recorder import Known, Recorder, Rows, Step, rows_of
+from harness.judge._recorder import Known, Operation, OperationRecorder, TensorRows, rows_of
 from harness.models import ModelPair
 from harness.protocol import Request, Trace
 from harness.reference import block_causal
@@ -48,17 +48,18 @@ class CodeLine:
         return f"{where} ({self.operation}; wrong: {self.wrong})"
 
 
-Found = tuple[Step, str]  # an operation, and what there is to say of it
+Found = tuple[Operation, str]  # an operation, and what there is to say of it
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong value of a trace: all that it shows of one scale and image."""
+    """A wrong value of a trace, of one scale and row of the batch."""
 
     name: str
     scale: int
     actual: Tensor
     expected: Tensor
+    batch: Tensor  # the decoder's, all rows
 
     @property
     def is_tokens(self) -> bool:
@@ -75,9 +76,9 @@ class Wrong:
 class Stream:
     """The operations of a decode, by the rows that each made first; `ends` are the numbers of keys of a right pass."""
 
-    def __init__(self, steps: list[Step], known: Sequence[Known], ends: Collection[int]) -> None:
+    def __init__(self, steps: list[Operation], known: Sequence[Known], ends: Collection[int]) -> None:
         self.steps, self._known, self._ends = steps, known, ends
-        self._made: dict[tuple[str, int], list[tuple[int, Rows]]] = {}
+        self._made: dict[tuple[str, int], list[tuple[int, TensorRows]]] = {}
         for number, step in enumerate(steps):
             for rows in step.outputs:
                 self._made.setdefault(rows.kind, []).append((number, rows))
@@ -92,12 +93,12 @@ class Stream:
             hash_N, order_N = hash_N.sort(stable=True)
             first_n = torch.nonzero(hash_N.diff(prepend=hash_N[:1] - 1)).flatten()
             hash_n, order_n = hash_N[first_n], order_N[first_n]
-            rows = Rows(kind, hash_n, mark_N4[order_n])
+            rows = TensorRows(kind, hash_n, mark_N4[order_n])
             known_n = torch.stack([known.has(rows) for known in self._known]).any(0)
             self._tables[kind] = hash_n, step_N[order_n], known_n
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
 
-    def makers(self, rows: Rows, before: int | None = None) -> set[int]:
+    def makers(self, rows: TensorRows, before: int | None = None) -> set[int]:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
         hash_N, step_N, known_N = self._table(rows.kind)
         here_N = torch.isin(hash_N, rows.hash_N.to(hash_N.dtype))
@@ -145,8 +146,10 @@ class Search:
         rows, stream = rows_of(wrong.actual), self.along_any
         if rows is None:
             return None
-        # few whole numbers may be right anywhere
-        for number in stream.firsts(stream.makers(rows, None if wrong.is_tokens else len(stream.steps))):
+        made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
+        if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
+            made = {number for number in made if any(each.kind[0] == "real" for each in stream.steps[number].inputs)}
+        for number in stream.firsts(made):
             step = stream.steps[number]
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
@@ -162,10 +165,10 @@ class Search:
         return rows and self._taken(stream.makers(rows, len(stream.steps)))
 
     def elsewhere(self, wrong: Wrong) -> Found | None:
-        """Return the operation that made a value that is right in another place."""
-        rows, steps = rows_of(wrong.actual), self.along_final.steps
-        made = sorted(self.along_final.makers(rows)) if rows else []
-        return next(((steps[n], ", which is right in another place") for n in made if steps[n].stack), None)
+        """Return the operation that put a value where it is wrong, which is right in another place."""
+        rows, why = None if wrong.is_tokens else rows_of(wrong.batch), ", which is right in another place"
+        steps = [(step, each) for step in self.along_final.steps if step.stack for each in step.outputs]
+        return next(((step, why) for step, each in steps if rows and _in_order(each.hash_N, rows.hash_N)), None)
 
     def _taken(self, pending: set[int]) -> Found | None:
         steps = self.along_final.steps
@@ -177,20 +180,26 @@ class Search:
                 return found
         return None
 
+    def _drawn(self, tokens_l: Tensor) -> int:
+        """Return the number of the operation that first made tokens; a large one where none is seen."""
+        rows, steps = rows_of(tokens_l), self.along_final.steps
+        return min(self.along_final.makers(rows) if rows else (), default=len(steps))
+
     def _compared(self, whole: list[Tensor]) -> Found | None:
         """Return the operation that met both, where numbers hold a draft's tokens and not the target's."""
         for si, theirs, right in self.rejected:
-            if any(_holds(each, theirs) and not _holds(each, right) for each in whole):
-                why = f", made of drafted tokens of scale {si} that are not the target's: compared here"
-                for step in self.along_final.steps:
-                    is_met = all(any(_holds(each, one) for each in step.whole) for one in (theirs, right))
-                    if is_met and step.stack and not step.moves:
-                        return step, why
+            is_held = any(_holds(each, theirs) and not _holds(each, right) for each in whole)
+            if not is_held or self._drawn(theirs) > self._drawn(right):  # what the target draws comes after
+                continue
+            for step in self.along_final.steps:
+                is_met = all(any(_holds(each, one) for each in step.whole) for one in (theirs, right))
+                if is_met and len(step.whole) > 1 and step.stack and not step.moves:
+                    return step, f", made of drafted tokens of scale {si} that are not the target's: compared here"
         return None
 
 
 @dataclass(frozen=True)
-class Asked:
+class WrongDecode:
     """A decode that goes wrong, and what it is compared with."""
 
     models: ModelPair  # as the decoder uses them
@@ -204,7 +213,7 @@ class Asked:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
         pyramid, weights = self.models.pyramid, self.models.named_weights().values()
         _, once = self._right(None, 1)  # what networks compute once they compute before the decode
-        with Recorder(weights) as recorder:
+        with OperationRecorder(weights) as recorder:
             trace = self.decode()
         expected, final = self._right(trace.tokens_BL, pyramid.S)
         wrong = list(self._wrong_values(trace, expected))
@@ -234,16 +243,16 @@ class Asked:
     def _close(self) -> float:
         return CLOSE.get(self.models.target.dtype, COARSE)
 
-    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Rows]]:
+    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[TensorRows]]:
         """Return the target's trace of the first scales along tokens, and what is right there by either network."""
-        with Recorder(self.models.named_weights().values()) as recorder:
+        with OperationRecorder(self.models.named_weights().values()) as recorder:
             for network in (self.models.draft, self.models.target):
                 noise = self.models.noise(self.request)
                 progress = Progress(network, self.models.vae, self.request, noise, tokens_BL, self.greedy)
                 run = walked(progress, scales)
         return run, [rows for step in recorder.steps for rows in step.outputs]
 
-    def _masks(self) -> Iterator[Rows]:
+    def _masks(self) -> Iterator[TensorRows]:
         """List the right masks of every window."""
         pyramid = self.models.pyramid
         mask_LL = block_causal(pyramid, self.models.device, torch.float32)[0, 0]
@@ -252,7 +261,7 @@ class Asked:
                 window = mask_LL[pyramid.begin(first) : pyramid.end(last), : pyramid.end(last)]
                 yield from filter(None, map(rows_of, (window, window == 0, window != 0)))
 
-    def _proposed(self, steps: list[Step], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
+    def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
         """List what was drawn scale after scale, with the scales, in the place of final tokens."""
         counts, proposed, last = self.models.pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
         for step in steps:
@@ -286,10 +295,10 @@ class Asked:
                 values["f_hat"] = [side.f_hat_BCPP for side in sides]
             for words, pair in values.items():
                 differing = [(a, b) for a, b in zip(*pair, strict=True) if not _near(a, b, self._close)]
-                yield from (Wrong(words, si, *each) for each in differing[:1])
+                yield from (Wrong(words, si, a, b, pair[0]) for a, b in differing[:1])
 
 
-def _line_of(step: Step, why: str, wrong: Wrong) -> CodeLine:
+def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", tuple(map(str, step.stack)))
 
@@ -299,6 +308,12 @@ def _near(one: Tensor, other: Tensor, close: float) -> bool:
         return torch.equal(one, other)
     far = (one.double() - other.double()).abs().nan_to_num(torch.inf, torch.inf)
     return bool((far <= close * max(1.0, float(other.abs().max()))).all())
+
+
+def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
+    """Tell whether rows are among others, in their order."""
+    is_n, at_n = (whole_N == part_n[:, None]).max(1)
+    return bool(is_n.all()) and bool((at_n.diff() >= 0).all())
 
 
 def _holds(whole: Tensor, part: Tensor) -> bool:

@@ -48,7 +48,7 @@ class Frame(NamedTuple):
         return linecache.getline(self.file, self.line).strip()
 
 
-class Rows(NamedTuple):
+class TensorRows(NamedTuple):
     """What is remembered of a tensor."""
 
     kind: tuple[str, int]  # real, whole, mask (zeros and -inf) or truth; numbers of a row
@@ -56,13 +56,13 @@ class Rows(NamedTuple):
     mark_N4: Tensor  # zeros of what is not real
 
 
-class Step(NamedTuple):
+class Operation(NamedTuple):
     """One operation."""
 
     name: str
     stack: tuple[Frame, ...]  # the decoder's own frames, the innermost first
-    inputs: list[Rows]
-    outputs: list[Rows]
+    inputs: list[TensorRows]
+    outputs: list[TensorRows]
     moves: bool  # what comes out went in
     read: list[tuple[int, ...]]  # shapes of what went in
     made: list[tuple[int, ...]]  # and of what came out
@@ -77,12 +77,12 @@ class Step(NamedTuple):
         return "attention" in self.name
 
 
-class Recorder(TorchDispatchMode):
+class OperationRecorder(TorchDispatchMode):
     """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[Operation] = []
         self._weights, self._rows = {_storage(each) for each in weights}, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -96,10 +96,10 @@ class Recorder(TorchDispatchMode):
         whole = [each.flatten().cpu().clone() for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
-        self.steps.append(Step(name, _own_frames(), inputs, outputs, moves, went_in, came_out, whole))
+        self.steps.append(Operation(name, _own_frames(), inputs, outputs, moves, went_in, came_out, whole))
         return result
 
-    def _rows_of(self, tensors: list[Tensor]) -> list[Rows]:
+    def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
         every = [rows for each in tensors if _storage(each) not in self._weights and (rows := rows_of(each))]
         self._rows += sum(len(rows.hash_N) for rows in every)
         if self._rows > MOST_ROWS:
@@ -144,7 +144,7 @@ def _factors(device: torch.device) -> tuple[Tensor, Tensor]:
     return whole.to(device), torch.randn(LONGEST, 3, generator=generator, dtype=torch.float64).to(device)
 
 
-def rows_of(tensor: Tensor) -> Rows | None:
+def rows_of(tensor: Tensor) -> TensorRows | None:
     """Return what is remembered of a tensor; None where that is nothing."""
     if tensor.is_complex() or not tensor.numel():
         return None
@@ -165,7 +165,7 @@ def rows_of(tensor: Tensor) -> Rows | None:
             dtype = torch.float64 if piece.dtype is torch.float64 else torch.float32
             plain = piece.to(dtype).nan_to_num(77.0, 99.0, -99.0)
             marks[-1] = torch.cat((plain @ real[:length].to(dtype), plain.norm(dim=-1, keepdim=True)), 1).cpu()
-    return Rows((kind, length), torch.cat(hashes), torch.cat(marks))
+    return TensorRows((kind, length), torch.cat(hashes), torch.cat(marks))
 
 
 def _is_mask(tensor: Tensor) -> bool:
@@ -181,10 +181,10 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 class Known:
-    """Rows that are right; `close` is how far rounding may move one, relative to its length."""
+    """TensorRows that are right; `close` is how far rounding may move one, relative to its length."""
 
-    def __init__(self, rows: Iterable[Rows], close: float) -> None:
-        by_kind: dict[tuple[str, int], list[Rows]] = {}
+    def __init__(self, rows: Iterable[TensorRows], close: float) -> None:
+        by_kind: dict[tuple[str, int], list[TensorRows]] = {}
         for each in rows:
             by_kind.setdefault(each.kind, []).append(each)
         self._hashes = {kind: torch.cat([each.hash_N for each in of]) for kind, of in by_kind.items()}
@@ -192,7 +192,7 @@ class Known:
         self._marks = {kind: mark_N4[mark_N4[:, 0].argsort()] for kind, mark_N4 in marks.items()}
         self._close = close
 
-    def has(self, rows: Rows) -> Tensor:
+    def has(self, rows: TensorRows) -> Tensor:
         """Tell of every row whether it is right; zeros alone are nobody's mistake."""
         is_real = rows.kind[0] == "real"
         known_N = (rows.mark_N4[:, 3] == 0) & is_real
