@@ -188,12 +188,12 @@ class Search:
     def _compared(self, whole: list[Tensor]) -> Found | None:
         """Return the operation that met both, where numbers hold a draft's tokens and not the target's."""
         for si, theirs, right in self.rejected:
-            is_held = any(_holds(each, theirs) and not _holds(each, right) for each in whole)
+            is_held = any(_places(each, theirs) and not _places(each, right) for each in whole)
             if not is_held or self._drawn(theirs) > self._drawn(right):  # what the target draws comes after
                 continue
             for step in self.along_final.steps:
-                is_met = all(any(_holds(each, one) for each in step.whole) for one in (theirs, right))
-                if is_met and len(step.whole) > 1 and step.stack and not step.moves:
+                places = [set().union(*(_places(each, one) for each in step.whole)) for one in (theirs, right)]
+                if places[0] & places[1] and step.stack and not step.moves:
                     return step, f", made of drafted tokens of scale {si} that are not the target's: compared here"
         return None
 
@@ -316,8 +316,8 @@ def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
     return bool(is_n.all()) and bool((at_n.diff() >= 0).all())
 
 
-def _holds(whole: Tensor, part: Tensor) -> bool:
-    """Tell whether tokens stand among whole numbers in one piece."""
+def _places(whole: Tensor, part: Tensor) -> set[int]:
+    """Return where tokens stand among whole numbers in one piece; a single one does only alone."""
     if len(part) == 1 or len(whole) < len(part):
-        return torch.equal(whole, part)
-    return bool((whole.unfold(0, len(part), 1) == part).all(1).any())
+        return {0} if torch.equal(whole, part) else set()
+    return set(torch.nonzero((whole.unfold(0, len(part), 1) == part).all(1)).flatten().tolist())

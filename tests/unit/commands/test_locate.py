@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.commands.running import run
-from tests.unit.commands.test_runs import pair  # noqa: F401  # a fixture
 from tests.unit.judge.planted_lines import TEN
 
 SMALL = ("--seeds", "1", "--labels", "0", "--draft-len", "2")
