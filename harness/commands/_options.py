@@ -85,6 +85,7 @@ AllowWrite = Annotated[
 Timeout = Annotated[
     float, Option("Seconds of a decode or law, or of all parts, in the decoder's own process.", rare=True)
 ]
+Locate = Annotated[bool, Option("Name the line of its code that makes the first defect.", rare=True, panel=JUDGED)]
 InProcess = Annotated[bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
 Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]

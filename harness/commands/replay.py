@@ -27,6 +27,7 @@ class ReplayCases(Group):
     file: Annotated[Path, Option("File of verify --run, or of replay --bundle.", argument=True)]
     case: Annotated[int, Option("Number of one case; -1 = all, sixteen at most.", panel=JUDGED)] = -1
     shrink: Annotated[bool, Option("Reduce a case that fails, and state the smallest.", panel=JUDGED)] = False
+    locate: options.Locate = False
     bundle: Annotated[Path | None, Option("Write one case to this file, to be sent.")] = None
     quiet: options.Quiet = False
     draft: options.Draft = None
@@ -48,8 +49,8 @@ def replay(cases: ReplayCases) -> None:
 
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
-    from harness.report import LongWork, plain_console, say_replayed, say_smallest
-    from harness.runs import Answer, check_trusted, of_checkouts, shrink_case, write_bundle
+    from harness.report import LongWork, plain_console, say, say_replayed, say_smallest
+    from harness.runs import Answer, check_trusted, locate_case, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
     paths = check_outputs({"bundle": cases.bundle}, {"file": cases.file, **options.files_of(cases)})
@@ -74,6 +75,10 @@ def replay(cases: ReplayCases) -> None:
                 with silence(cases.quiet):
                     smallest = shrink_case(one, models, cases.budgets)
                 say_smallest(console, smallest)
+            if cases.locate and models is not None and replayed.answer.exit_status == 1:
+                with silence(cases.quiet):
+                    line = locate_case(smallest, models)
+                say(console, f"  line: {line}")
             if "bundle" in paths:
                 if models is None:
                     rule = f"cannot be made here: {replayed.why}"

@@ -20,6 +20,7 @@ from harness.files import absolute_source, check_outputs, check_readable, write_
 
 if TYPE_CHECKING:
     from harness.decoders import Other
+    from harness.models import ModelPair
     from harness.protocol import Settings
     from harness.quality import Means, Study
     from harness.runs import RunFileOptions, Verification
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
 GRID = "in a grid"  # when a default holds: the covering design has values of its own
+NO_DECODE = "not searched: the defect is of no decode"
 TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
@@ -76,6 +78,7 @@ class VerifyJudging(Group):
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
+    locate: options.Locate = False
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
     cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
     laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
@@ -178,16 +181,24 @@ def verify(
             status = 0
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
-        write(result, paths, store, outputs)
+        write(result, paths, store, outputs, None if status or not judging.locate else pair)
     raise typer.Exit(status or result.verdict.exit_status)
 
 
-def write(result: Verification, paths: Mapping[str, Path], store: RunFileOptions, outputs: VerifyOutputs) -> None:
-    """Show a result, and write it as JSON and as a page where that is asked for."""
+def write(
+    result: Verification, paths: Mapping[str, Path], store: RunFileOptions, outputs: VerifyOutputs,
+    located: ModelPair | None,
+) -> None:  # fmt: skip
+    """Show a result, and write it as JSON and as a page; on the networks of `located` the defect's line is searched."""
     from harness.quality import Measured
     from harness.report import plain_console, show_quality, show_verification
     from harness.report.html import run_page, seen_in
+    from harness.runs import locate_case
+    from harness.signals import silence
 
+    if located is not None and result.verdict.exit_status == 1:
+        with silence(outputs.quiet):
+            result.line = locate_case(result.case, located) if result.case else NO_DECODE
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)

@@ -22,7 +22,7 @@ import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import Built, build_by_factory, load_factory
-from harness.decoders._in_process import Watched, inspect_parts, run_in_process
+from harness.decoders._in_process import Watched, inspect_parts, run_in_process, search_line
 from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
@@ -77,10 +77,12 @@ def _serve(job: DecoderJob, conversation: int) -> None:
 
 
 def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched, mailbox: Mailbox) -> DecoderReply:
-    """Decode once, the tensors into the mailbox, or ask the decoder's parts."""
+    """Decode once, the tensors into the mailbox, or ask the decoder's parts, or for the line that goes wrong."""
     try:
         if question.budget is not None:
             return DecoderReply(parts=inspect_parts(decoder, question.request, question.budget))
+        if question.greedy is not None:
+            return DecoderReply(code_line=search_line(decoder, watched.models, question.request, question.greedy))
         outcome = run_in_process(decoder, watched.models, question.request)
     except InputError as error:
         return DecoderReply(refused=error)

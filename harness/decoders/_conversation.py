@@ -14,7 +14,7 @@ from harness.decoders._factory import Built
 from harness.decoders._limits import Limits, Surroundings
 from harness.decoders._mailbox import Handle, Header, Mailbox
 from harness.errors import InputError
-from harness.judge import Divergence, PartLaw, PartVerdict
+from harness.judge import CodeLine, Divergence, PartLaw, PartVerdict
 from harness.models import ModelPair
 from harness.processes import UnreadableError
 from harness.protocol import DECLINES, Intermediates, Request, Round, Settings, Trace
@@ -46,6 +46,7 @@ class DecoderQuestion:
     request: Request  # what is drawn
     timeout_s: float  # seconds that it may take
     budget: Budget | None = None  # how far rounding moves the networks; asks the parts. None = a decode is wanted
+    greedy: bool | None = None  # rule of the oracle; asks for the line that goes wrong. None = a decode is wanted
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class DecoderReply:
     built: Built = field(default_factory=Built)  # what building the decoders showed
     refused: InputError | None = None  # the refusal of the settings, or of a request
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found
+    code_line: CodeLine | str = ""  # that goes wrong, or why there is none
     defects: list[Divergence] = field(default_factory=list)  # why a decode did not end well
     so_far: str = ""  # how far that decode came
     ending: str = ""  # its traceback, where it raised
@@ -86,6 +88,7 @@ class DecoderReply:
             "built": vars(self.built),
             "refused": words and list(map(str, words)),
             "defects": defects,
+            "code_line": vars(self.code_line) if isinstance(self.code_line, CodeLine) else self.code_line,
             "parts": [list(asdict(row).values()) for row in self.parts],
         }
         return json.dumps(vars(self) | rest).encode() + b"\n"
@@ -108,6 +111,7 @@ class DecoderReply:
                 ),
                 InputError(*_texts(refused, 4)) if refused is not None else None,
                 [_part_law(row) for row in values["parts"]],
+                _code_line(values.get("code_line", "")),
                 [_defect(each, seed) for each in values["defects"]],
                 str(values["so_far"])[:MOST_TEXT],
                 str(values.get("ending", ""))[:MOST_TRACEBACK],
@@ -144,6 +148,16 @@ def _texts(values: object, count: int) -> list[str]:
 def _part_law(values: object) -> PartLaw:
     part, law, statement, verdict, finding = _texts(values, 5)
     return PartLaw(part, law, statement, PartVerdict(verdict), finding)
+
+
+def _code_line(values: object) -> CodeLine | str:
+    if not isinstance(values, dict):
+        return str(values)[:MOST_TEXT]
+    number, stack = values.pop("line"), values.pop("stack")
+    if type(number) is not int:
+        raise ValueError("a line without a number")
+    texts = dict(zip(values, _texts(list(values.values()), 5), strict=True))
+    return CodeLine(**texts, line=number, stack=tuple(_texts(stack, len(stack))))
 
 
 def _defect(values: object, seed: int) -> Divergence:

@@ -23,9 +23,9 @@ from harness.decoders._crash import crash_of, traceback_of
 from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge import Divergence, Judgement, PartLaw, made_plain, unreadable, wrong_shape
+from harness.judge import CodeLine, Divergence, Judgement, PartLaw, WrongDecode, made_plain, unreadable, wrong_shape
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Implementation, Request, Settings, Trace
+from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
@@ -51,6 +51,10 @@ class InProcess:
         written = self._watched.written(request) if self._watched else []
         # the reference's own networks are others now: nothing can be compared with it
         return Judgement(request.B, defects=written) if written else outcome
+
+    def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
+        """Return the line of a decoder that goes wrong, or why none is named. Raises `InputError` as `decode`."""
+        return search_line(self._decoders[setting], self.models, replace(request), greedy)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
@@ -93,6 +97,20 @@ def run_in_process(
     outcome.remarks += [f"decoding {what}" for what in left_behind[:MOST_LEFT]]
     outcome.remarks += implementation.remarks if isinstance(implementation, Sampler) else []
     return outcome if outcome.remarks else outcome.whole_trace or outcome
+
+
+def search_line(decoder: Implementation, models: ModelPair, request: Request, greedy: bool) -> CodeLine | str:
+    """Return the line that goes wrong, or why there is none. Raises as `run_in_process`; effects likewise."""
+    try:
+        with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop():
+            claims = decoder.contract == Contract.TOKENS
+            return WrongDecode(
+                models, request, greedy, claims, lambda: decoder.decode(request, models.noise(request))
+            ).line()
+    except (InputError, StopSignal):
+        raise
+    except BaseException as error:
+        return crash_of(error)
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:

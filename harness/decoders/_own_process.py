@@ -27,7 +27,7 @@ from harness.decoders._factory import Factory, factory_name, pickled_factory
 from harness.decoders._limits import Limits, Surroundings
 from harness.decoders._mailbox import Mailbox, capacity
 from harness.errors import InputError, text_of
-from harness.judge import Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
+from harness.judge import CodeLine, Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
 from harness.models import ModelPair
 from harness.processes import (
     GRACE_S,
@@ -106,6 +106,16 @@ class OwnProcess:
         if reply.refused is not None:
             raise reply.refused
         return outcome
+
+    def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
+        """Return the line of a decoder that goes wrong, or why none is named. Raises `InputError` as `decode`."""
+        try:
+            reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, greedy=greedy))
+        except Exception as error:  # likewise
+            return self._given_up(error)
+        if reply.refused is not None:
+            raise reply.refused
+        return reply.code_line or "; ".join(each.detail for each in reply.defects)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""

@@ -13,7 +13,7 @@ from harness.decoders._in_process import InProcess
 from harness.decoders._limits import Limits
 from harness.decoders._own_process import OwnProcess
 from harness.errors import InputError
-from harness.judge import Judgement, PartLaw
+from harness.judge import CodeLine, Judgement, PartLaw
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
 from harness.rounding import SHIPPED_BUDGETS, Budget
@@ -54,6 +54,9 @@ class Runner(Protocol):
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
         """Decode one request with the decoder of one setting."""
+
+    def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
+        """Return the line that goes wrong with the decoder of one setting, or why there is none; empty: none does."""
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
         """Ask the parts of one setting's decoder, where it is made of published code."""

@@ -143,6 +143,8 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
         say(console, f"{first_word(result)}: {first}")
         if before := result.before_the_crash:
             say(console, f"before it: {before}")
+    if result.line:
+        say(console, f"line: {result.line}")
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
 

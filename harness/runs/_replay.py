@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from harness.decoders import start_runner
 from harness.errors import InputError
-from harness.judge import Divergence
-from harness.models import ModelPair
+from harness.judge import CodeLine, Divergence
+from harness.models import ModelPair, close_pair
 from harness.protocol import Settings
 from harness.rounding import joint_budget
 from harness.runs._case import KeptCase, unlike
@@ -77,6 +78,29 @@ def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence
         rows = opened.do(Task(0, case.request, (0,))).rows
     moved = [Divergence("precision", f"building changed {what}", case.defect.seed) for what in opened.about.moved]
     return next(iter(moved + [row.judgement.defects[0] for row in rows if row.judgement.defects]), None)
+
+
+def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
+    """Return the line of the decoder's code that makes a case go wrong on uncut networks, or why none is named.
+
+    Its image is decoded alone, or with its batch where that alone shows it; plainly, whatever was compiled or recorded.
+    """
+    if case.against is not None:
+        return "not searched: another decoder stood in the reference's place"
+    if case.request.more_smooth:
+        return "not searched: under more_smooth values are judged from scale to scale"
+    models = models.first_scales(case.scales) if case.scales else models
+    models = models if case.draft_noise is None else close_pair(models, case.draft_noise)
+    models, settings = replace(models, numbers=case.numbers), replace(case.settings, graphs=False, compiled=False)
+    request, address = case.request, (case.defect.seed, case.defect.image)
+    rows = [row for row, each in enumerate(request.addresses) if each == address and request.order == "image"]
+    requests = [*(request.only([row]) for row in rows[:1]), request]
+    try:
+        with closing(start_runner(models, case.implementation, [settings], request.B, case.terms)) as runner:
+            lines = (line for asked in requests if (line := runner.line(0, asked, settings.greedy)))
+            return next(lines, "not found: no value of a plain run that is recorded is wrong")
+    except InputError as error:
+        return f"not searched: {error}"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

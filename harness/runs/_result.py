@@ -15,11 +15,11 @@ import torch
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge import UNEXPLAINED, Divergence, Verdict, worst_verdict
+from harness.judge import UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
-from harness.runs._case import repeat_line
+from harness.runs._case import KeptCase, repeat_line
 from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Observed, exercised
 from harness.runs._plan import Plan
 from harness.runs._record import DECODER, HARNESS, RunHeader
@@ -64,6 +64,7 @@ class Verification:
     quality: QualityFigures | None = None  # what was measured of the quality of images
     sealed: str = ""  # what the last seal of the run's file is called, as its writer holds it
     batches: str = ""  # why batches are as large as they are
+    line: CodeLine | str = ""  # of the decoder that makes the first defect, or why none is named; empty: nobody asked
 
     def take_quality(self, claims: QualityClaims, figures: QualityFigures | None = None) -> None:
         """Count claims on the images as a whole: a broken one is a defect, an open one a reason to be inconclusive."""
@@ -263,15 +264,24 @@ class Verification:
     @property
     def alone(self) -> str:
         """The command line that shows the first divergence alone; empty where none made the run, or could ask it."""
-        case, record, plan = self.first_case, self.record, self.plan
-        if case is None or record is None or record.recipe is None or self.early:
+        case = self.case
+        if case is None or case.record.recipe is None or case.request.filters or case.request.more_smooth:
             return ""
-        row, divergence = case
+        of = case.settings, case.request, case.defect, case.draft_noise, case.against
+        return repeat_line(case.record.recipe, *of)
+
+    @property
+    def case(self) -> KeptCase | None:
+        """The first divergence as one that can be repeated; None where there is none."""
+        first, record, plan = self.first_case, self.record, self.plan
+        if first is None or record is None or self.early:
+            return None
+        row, divergence = first
         request = next(task.request for task in plan.tasks if task.number == row.task)
-        if request.filters or request.more_smooth:  # no option asks these
-            return ""
-        settings, draft = plan.settings[row.setting], plan.drafts[row.setting]
-        return repeat_line(record.recipe, settings, request, divergence, draft, record.against(row.setting))
+        return KeptCase(
+            0, record, plan.settings[row.setting], request, divergence, draft_noise=plan.drafts[row.setting],
+            against=record.against(row.setting), is_own=True, in_process=record.terms.in_process,
+        )  # fmt: skip
 
     def to_json(self) -> str:
         """Return the document that ``verify --json`` writes (docs/runs.md): counts are totals, lists of images."""
@@ -333,6 +343,7 @@ class Verification:
             "verdict": self.verdict.value,
             **self.totals,
             "first_divergence": first.as_dict() if first else None,
+            "line": vars(self.line) if isinstance(self.line, CodeLine) else self.line or None,
             "inconclusive": self.inconclusive,
             "so_far": self.so_far,
             "remarks": self.remarks,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from harness.judge import Divergence, Verdict
+from harness.judge import CodeLine, Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import next_step
 from harness.report.html._gallery import place_of
@@ -28,6 +28,8 @@ def first_parts(result: Verification) -> list[object]:
             ("component", f"{first.component}. {COMPONENTS.get(first.component, '')}"),
         ]
         parts.append(Bullets([*what, ("what was seen", first.detail)]))
+        parts += [Text("\n".join(result.line.stack), f"The line: {result.line}.")] if (
+            isinstance(result.line, CodeLine)) else []  # fmt: skip
         endings = (judgement.ending for setting in result.settings for judgement in setting.judgements)
         if ending := next(filter(None, endings), ""):
             parts.append(Text(ending, "Its traceback, and what its process printed last:"))

@@ -1,0 +1,214 @@
+"""Every operation of a decode, with the decoder's own frames that called it, and what tells its tensors apart.
+
+Promise: of a tensor rows are remembered, never the tensor: of every row a hash of its bits, by which it is followed
+through copies, slices, caches and lists of any kind, and, of real numbers, three projections and its length, by which
+it is known for right within rounding, whatever the layout of windows, batches and halves.
+
+Why not `torch.utils._debug_mode`: it keeps hashes of whole tensors, and a window of several scales has none that the
+reference has, not even within rounding.
+"""
+
+import linecache
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PACKAGE = Path(__file__).parents[1]
+TESTED = tuple(str(PACKAGE / room) for room in ("speculative", "mutants"))  # decoders that lie within the harness
+OTHERS = (str(PACKAGE), str(Path(torch.__file__).parent), "<")
+LIBRARY = sysconfig.get_path("stdlib")
+LEAST = 8  # numbers of a row, where the tensor has them
+LONGEST = 2**17  # numbers of a row that is remembered
+MOST_NUMBERS = 2**22  # that are looked at at a time
+MOST_ROWS = 2**26  # of a recording; some 3 GB
+MOST_STACK = 12
+MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
+
+
+class Frame(NamedTuple):
+    """One line of a stack."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}, in {self.function}: {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The line itself."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+class TensorRows(NamedTuple):
+    """What is remembered of a tensor."""
+
+    kind: tuple[str, int]  # real, whole, mask (zeros and -inf) or truth; numbers of a row
+    hash_N: Tensor
+    mark_N4: Tensor  # zeros of what is not real
+
+
+class Operation(NamedTuple):
+    """One operation."""
+
+    name: str
+    stack: tuple[Frame, ...]  # the decoder's own frames, the innermost first
+    inputs: list[TensorRows]
+    outputs: list[TensorRows]
+    moves: bool  # what comes out went in
+    read: list[tuple[int, ...]]  # shapes of what went in
+    made: list[tuple[int, ...]]  # and of what came out
+    whole: list[Tensor]  # of both, whole numbers in one row
+
+    def __str__(self) -> str:
+        return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
+
+    @property
+    def attends(self) -> bool:
+        """Whether it is an attention, whose second input are keys."""
+        return "attention" in self.name
+
+
+class OperationRecorder(TorchDispatchMode):
+    """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.steps: list[Operation] = []
+        self._weights, self._rows = {_storage(each) for each in weights}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = list(_tensors((args, kwargs)))
+        inputs = self._rows_of(read)
+        held = set(map(_storage, read))
+        result = func(*args, **(kwargs or {}))
+        made, name = list(_tensors(result)), func._schema.name.partition("::")[2]
+        is_view = not name.endswith("_") and not held.isdisjoint(map(_storage, made))
+        outputs, both = self._rows_of(made), (*read, *made)
+        whole = [each.flatten().cpu().clone() for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
+        went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
+        moves = is_view or name in MOVES
+        self.steps.append(Operation(name, _own_frames(), inputs, outputs, moves, went_in, came_out, whole))
+        return result
+
+    def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
+        every = [rows for each in tensors if _storage(each) not in self._weights and (rows := rows_of(each))]
+        self._rows += sum(len(rows.hash_N) for rows in every)
+        if self._rows > MOST_ROWS:
+            raise MemoryError("the decode has too many operations to be recorded")
+        return every
+
+
+def _own_frames() -> tuple[Frame, ...]:
+    """Return the decoder's own frames that called the recorder."""
+    frames, at = list[Frame](), sys._getframe(2)
+    while at is not None and len(frames) < MOST_STACK:
+        if _is_own(at.f_code.co_filename):
+            frames.append(Frame(at.f_code.co_filename, at.f_lineno, at.f_code.co_name))
+        at = at.f_back  # type: ignore[assignment]
+    return tuple(frames)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@cache
+def _is_own(file: str) -> bool:
+    in_library = file.startswith(LIBRARY) and "site-packages" not in file
+    return file.startswith(TESTED) or not (file.startswith(OTHERS) or in_library)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        if values.layout is torch.strided and values.device.type != "meta":
+            yield values
+    elif isinstance(values, dict | list | tuple):
+        for each in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(each)
+
+
+@cache
+def _factors(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what rows are multiplied by: whole numbers for a hash, real ones for projections."""
+    generator = torch.Generator().manual_seed(33)
+    whole = torch.randint(-(2**62), 2**62, (LONGEST,), generator=generator) | 1
+    return whole.to(device), torch.randn(LONGEST, 3, generator=generator, dtype=torch.float64).to(device)
+
+
+def rows_of(tensor: Tensor) -> TensorRows | None:
+    """Return what is remembered of a tensor; None where that is nothing."""
+    if tensor.is_complex() or not tensor.numel():
+        return None
+    is_truth, is_real, axis = tensor.dtype is torch.bool, tensor.is_floating_point(), tensor.dim() - 1
+    kind = "truth" if is_truth else "mask" if _is_mask(tensor) else "real" if is_real else "whole"
+    least = tensor.shape[-2:].numel() if kind in ("mask", "truth") else LEAST
+    while axis > 0 and tensor.shape[axis:].numel() < least:
+        axis -= 1
+    tensor = tensor[None] if axis < 0 else tensor.flatten(axis)
+    length = tensor.shape[-1]
+    if length > LONGEST:
+        return None
+    (whole, real), hashes, marks = _factors(tensor.device), [], []
+    for piece in tensor.reshape(-1, length).split(max(1, MOST_NUMBERS // length)):
+        hashes.append((_bits(piece).long() * whole[:length]).sum(-1).cpu())
+        marks.append(torch.zeros(len(piece), 4))
+        if kind == "real":
+            dtype = torch.float64 if piece.dtype is torch.float64 else torch.float32
+            plain = piece.to(dtype).nan_to_num(77.0, 99.0, -99.0)
+            marks[-1] = torch.cat((plain @ real[:length].to(dtype), plain.norm(dim=-1, keepdim=True)), 1).cpu()
+    return TensorRows((kind, length), torch.cat(hashes), torch.cat(marks))
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    if tensor.dim() < 2 or not tensor.is_floating_point() or float(tensor.flatten()[0]) not in (0.0, -torch.inf):
+        return False
+    hidden = tensor.isneginf()
+    return bool(hidden.any()) and bool((hidden | (tensor == 0)).all())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(widths[tensor.element_size()]) if tensor.is_floating_point() else tensor
+
+
+class Known:
+    """TensorRows that are right; `close` is how far rounding may move one, relative to its length."""
+
+    def __init__(self, rows: Iterable[TensorRows], close: float) -> None:
+        by_kind: dict[tuple[str, int], list[TensorRows]] = {}
+        for each in rows:
+            by_kind.setdefault(each.kind, []).append(each)
+        self._hashes = {kind: torch.cat([each.hash_N for each in of]) for kind, of in by_kind.items()}
+        marks = {kind: torch.cat([each.mark_N4.double() for each in of]) for kind, of in by_kind.items()}
+        self._marks = {kind: mark_N4[mark_N4[:, 0].argsort()] for kind, mark_N4 in marks.items()}
+        self._close = close
+
+    def has(self, rows: TensorRows) -> Tensor:
+        """Tell of every row whether it is right; zeros alone are nobody's mistake."""
+        is_real = rows.kind[0] == "real"
+        known_N = (rows.mark_N4[:, 3] == 0) & is_real
+        if rows.kind not in self._hashes:
+            return known_N
+        known_N |= torch.isin(rows.hash_N, self._hashes[rows.kind])
+        if not is_real:
+            return known_N
+        right, asked = self._marks[rows.kind], rows.mark_N4.double()
+        error_N, sorted_M = self._close * asked[:, 3] + 1e-12, right[:, 0].contiguous()
+        at_N = torch.searchsorted(sorted_M, asked[:, 0] - error_N)
+        end_N = torch.searchsorted(sorted_M, asked[:, 0] + error_N, right=True)
+        open_n = torch.nonzero(~known_N & (at_N < end_N)).flatten()
+        while len(open_n):
+            near_n = ((right[at_N[open_n]] - asked[open_n]).abs() <= error_N[open_n, None]).all(1)
+            known_N[open_n[near_n]] = True
+            at_N[open_n] += 1
+            open_n = open_n[~near_n & (at_N[open_n] < end_N[open_n])]
+        return known_N

@@ -1,0 +1,148 @@
+"""Mistakes planted in copies of the decoder that `init` writes, plain or with a cache, and the changed lines."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import harness.commands
+
+TEMPLATE = (Path(harness.commands.__file__).parent / "mydecoder.txt").read_text()
+# The template with a cache of an image's own, as its docstring says.
+CACHED = TEMPLATE
+for old, new in (
+    (
+        "    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:\n"
+        "        return k_RHnc, v_RHnc\n",
+        """\
+    def __init__(self) -> None:
+        self.layers = {}
+
+    def length(self) -> int:
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        if layer in self.layers:
+            k_old, v_old = self.layers[layer]
+            k_RHnc, v_RHnc = torch.cat((k_old, k_RHnc), 2), torch.cat((v_old, v_RHnc), 2)
+        self.layers[layer] = k_RHnc, v_RHnc
+        return k_RHnc, v_RHnc
+
+    def cut(self, n: int) -> None:
+        self.layers = {layer: (k[:, :, :n], v[:, :, :n]) for layer, (k, v) in self.layers.items()}
+""",
+    ),
+    ("self.rounds: list[Round] = []\n", "self.rounds: list[Round] = []\n        self.caches = NoCache(), NoCache()\n"),
+    (
+        "            accepted += 1\n",
+        "            accepted += 1\n"
+        "        for cache in self.caches:\n"
+        "            cache.cut(pyramid.begin(len(self.tokens)))\n",
+    ),
+    (
+        TEMPLATE[TEMPLATE.index("        level_n = ") : TEMPLATE.index("    def guide")],
+        """\
+        cache, begin = self.caches[network is self.models.target], pyramid.begin(first)
+        new_RnD, K = x_RnD[:, begin:], cache.length()
+        level_n = torch.tensor(pyramid.levels()[begin:n], device=x_RnD.device)
+        hidden_from = level_n[:, None] < level_n[None, :]  # a scale sees itself and earlier ones
+        mask_nK = torch.zeros(n - begin, K + n - begin, device=x_RnD.device, dtype=x_RnD.dtype)
+        mask_nK[:, K:] = mask_nK[:, K:].masked_fill(hidden_from, float("-inf"))
+        return network.logits(network.hidden(new_RnD, condition, cache, mask_nK[None, None]), condition)
+
+""",
+    ),
+    ("target_rows=pyramid.end(last)", "target_rows=pyramid.end(last) - pyramid.begin(first)"),
+):
+    assert old in CACHED, old
+    CACHED = CACHED.replace(old, new)
+FILTERS = TEMPLATE[TEMPLATE.index("        if top_k:\n") : TEMPLATE.index("        probs_lV, E_lV")]
+TOP_P = FILTERS.index("        if top_p:\n")
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mistake: one piece of the text replaced by another."""
+
+    name: str
+    old: str
+    new: str
+    seen: str = "line"  # what is named right: the line (within 3), the function alone, or neither
+    text: str = TEMPLATE
+
+    @property
+    def source(self) -> str:
+        """The module with the mistake."""
+        assert self.old in self.text, self.name
+        return self.text.replace(self.old, self.new, 1)
+
+    @property
+    def lines(self) -> list[int]:
+        """The changed lines."""
+        pairs = zip(self.text.splitlines(), self.source.splitlines(), strict=False)
+        return [number for number, (before, after) in enumerate(pairs, 1) if before != after]
+
+    def function(self, line: int) -> str:
+        """The function that a line lies in."""
+        above = self.source.splitlines()[:line]
+        return next(text.split("def ")[1].split("(")[0] for text in reversed(above) if "def " in text)
+
+
+def module_of(source: str, path: Path) -> ModuleType:
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+POSITIONS = "network.lvl_SD[si] + network.pos_LD[pyramid.span(si)]"
+RACE = "torch.where(probs_lV > 0, probs_lV / E_lV, -1.0).argmax(-1)"
+CUT = "            cache.cut(pyramid.begin(len(self.tokens)))\n"
+TEN = (
+    Planted("position offset", POSITIONS, "network.lvl_SD[si] + network.pos_LD[: pn * pn]"),
+    Planted("cache not rolled back", CUT, "            pass\n", "function", CACHED),
+    Planted("halves swapped", "rows_RlV[0] - t * rows_RlV[1]", "rows_RlV[1] - t * rows_RlV[0]"),
+    Planted("wrong residual", "f_hat = f_hat + quantizer", "f_hat = quantizer"),
+    Planted("phi forgotten", "quantizer.phi(h, si, pyramid.S)", "h"),
+    Planted("top-p before top-k", FILTERS, FILTERS[TOP_P:] + FILTERS[:TOP_P]),
+    Planted("wrong noise", '(si, "token", reader)', '(si, "correct", reader)'),
+    Planted("scale embedding", POSITIONS, "network.lvl_SD[si - 1] + network.pos_LD[pyramid.span(si)]"),
+    Planted("wrong level", "level_n[:, None] < level_n[None, :]", "level_n[:, None] <= level_n[None, :]"),
+    Planted("draft accepted", "self.tokens.append(idx_l)", "self.tokens.append(proposal)"),
+)
+OTHERS = (
+    Planted("no break", "            if wrong:\n", "            if wrong > 3:\n"),
+    Planted("ramp forgotten", "self.request.cfg * self.models.pyramid.ramp(si)", "self.request.cfg"),
+    Planted("bilinear", "bicubic", "bilinear"),
+    Planted("nearest", 'mode="area"', 'mode="nearest"'),
+    Planted("greedy", RACE, "probs_lV.argmax(-1)"),
+    Planted("noise of image 0", "reader)[self.b]", "reader)[0]"),
+    Planted("factor of 1.001", "x_1lD = network", "x_1lD = 1.001 * network"),
+    Planted("rows from the beginning", "h_RnD[:, pyramid.begin(first) :]", "h_RnD[:, : n - pyramid.begin(first)]"),
+    Planted("same label twice", "classes], device", "classes - 1], device", "neither"),
+    Planted("mask transposed", "masked_fill(hidden_from", "masked_fill(hidden_from.T", text=CACHED),
+    Planted("values not cut", "v[:, :, :n]", "v[:, :, -n:]", "neither", CACHED),
+    Planted("cut one later", "begin(len(self.tokens)))", "begin(len(self.tokens)) + 1)", "function", CACHED),
+    Planted("offset, cached", POSITIONS, "network.lvl_SD[si] + network.pos_LD[: pn * pn]", text=CACHED),
+    Planted("guidance value", "t = self.request.cfg", "t = (self.request.cfg + 0.1)"),
+    Planted("no level", "network.lvl_SD[si] + ", ""),
+    Planted("no start", "network.start_1D + ", ""),
+    Planted("input transposed", ".flatten(2).mT", ".mT.flatten(2).mT"),
+    Planted("corners aligned", 'mode="bicubic"', 'mode="bicubic", align_corners=True'),
+    Planted("phi of another scale", "phi(h, si,", "phi(h, max(si - 1, 0),"),
+    Planted("codes flipped", "codes(idx_l[None],", "codes(idx_l[None].flip(1),"),
+    Planted("temperature", "guided_lV.softmax(-1), self", "(guided_lV / 0.9).softmax(-1), self"),
+    Planted("race by difference", "probs_lV / E_lV", "probs_lV - E_lV"),
+    Planted("mask too weak", 'masked_fill(hidden_from, float("-inf"))', "masked_fill(hidden_from, -1.0)"),
+    Planted("mask of positions", "torch.tensor(pyramid.levels()[:n],", "torch.arange(n,"),
+    Planted("f_hat of the draft", "self.f_hat(self.tokens))", "self.f_hat([*self.tokens[:-1], proposal]))"),
+    Planted("half a position", "x_1lD.expand(2, -1, -1)", "torch.cat((x_1lD, x_1lD - network.pos_LD[:1]))"),
+    Planted("top-p of the rest", "<= 1 - top_p", "<= top_p"),
+    Planted("f_hat of ones", "f_hat = torch.zeros(", "f_hat = torch.ones("),
+    Planted("noise flipped", "reader)[self.b]", "reader)[self.b].flip(0)"),
+    Planted("halves rolled", "self.tokens + drafted[:-1])", "self.tokens + drafted[:-1]).roll(1, 0)"),
+)

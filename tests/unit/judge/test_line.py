@@ -1,0 +1,73 @@
+"""The line of a decoder's own code that makes the first wrong value: of mistakes whose lines are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.judge._line import CodeLine, WrongDecode
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from tests.helpers import Layout, some, tiny
+from tests.unit.judge.planted_lines import CACHED, OTHERS, TEMPLATE, TEN, Planted, module_of
+
+MODELS = tiny(Layout((1, 2, 3, 4)))
+FILTERED = {"top-p before top-k", "top-p of the rest"}  # mistakes that only a filtered draw shows
+SEVERAL = {"noise of image 0"}  # those of later images
+
+
+def searched(source: str, path: Path, request: Request, **changes: Any) -> CodeLine | str:
+    decoder = module_of(source, path).factory(MODELS, Settings(3))
+
+    def decode() -> Any:
+        return replace(decoder.decode(request, MODELS.noise(request)), **changes)
+
+    return WrongDecode(MODELS, request, False, True, decode).line()
+
+
+def request_for(planted: Planted) -> Request:
+    filters = {"top_k": 6, "top_p": 0.6} if planted.name in FILTERED else {}
+    return Request((0, 1) if planted.name in SEVERAL else (0,), 1 + 3 * bool(filters), **filters)
+
+
+@pytest.mark.parametrize("planted", [*TEN, *some(6, OTHERS)], ids=lambda planted: planted.name)
+def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record_property: Any):
+    line = searched(planted.source, tmp_path / "mine.py", request_for(planted))
+    assert isinstance(line, CodeLine), line
+    assert line.file == str(tmp_path / "mine.py")
+    assert line.text == planted.source.splitlines()[line.line - 1].strip()
+    assert line.stack[0] == f"{line.file}:{line.line}, in {line.function}: {line.text}"
+    in_function = line.function in {planted.function(each) for each in planted.lines}
+    is_near = in_function and min(abs(line.line - each) for each in planted.lines) <= 3
+    print(f"{planted.name:24} {planted.lines[0]:4} {line.line:4} {line.function:8} {line.operation}; {line.wrong}")
+    assert {"line": is_near, "function": in_function and not is_near, "neither": not in_function}[planted.seen]
+
+
+@pytest.mark.parametrize("source", [TEMPLATE, CACHED], ids=["plain", "cached"])
+def test_no_line_of_a_right_decoder_is_named(source: str, tmp_path: Path):
+    assert searched(source, tmp_path / "mine.py", Request((0, 1), 1)) == ""
+
+
+@pytest.mark.parametrize("planted", TEN[:1] + TEN[8:], ids=lambda planted: planted.name)
+def test_tokens_alone_lead_to_it_too(planted: Planted, tmp_path: Path):
+    line = searched(planted.source, tmp_path / "mine.py", request_for(planted), intermediates=None)
+    assert isinstance(line, CodeLine)
+    assert min(abs(line.line - each) for each in planted.lines) <= 3
+    assert "tokens of scale" in line.wrong
+
+
+def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
+    line = searched(TEN[1].source, tmp_path / "mine.py", Request((0,), 1))
+    assert isinstance(line, CodeLine)
+    assert "made of drafted tokens of scale 1 that are not the target's: compared here, read at line" in line.wrong
+    assert line.text == "wrong = int((idx_l != proposal).sum())"
+
+
+def test_what_no_operation_made_is_said(tmp_path: Path):
+    tokens_BL = torch.full((1, MODELS.pyramid.L), 7)
+    line = searched(TEMPLATE, tmp_path / "mine.py", Request((0,), 1), tokens_BL=tokens_BL, intermediates=None)
+    assert str(line).startswith("no operation of the decoder was seen to make ")
