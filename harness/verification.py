@@ -228,7 +228,7 @@ def _decoded(
                 models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects, off=step.off)
             )
         except RunInterrupted as stop:
-            stop.result.batches = batches
+            stop.result.batches, stop.result.tried = batches, bar.done
             raise
     result.batches = batches
     return result

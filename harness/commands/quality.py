@@ -12,7 +12,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked, write_whole
+from harness.files import check_outputs
 from harness.numerals import reals
 
 if TYPE_CHECKING:
@@ -129,11 +129,12 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     if judging.find_cfg:
         report.say(console, report.best_cfg_line(measured, sources))
     table = {"quality": report.quality_markdown(measured)}
-    write_asked(paths, json=measured.document, into=lambda: report.replaced_parts(paths["into"], table).encode())
+    into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
+    report.write_asked(paths, judging.quiet, json=measured.document, into=into)
     if "picture" in paths:
         from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(trade_off_chart(measured)))
+        report.write_asked(paths, judging.quiet, picture=lambda: svg(trade_off_chart(measured)))
     status = measured.verdict.exit_status if measured.verdict else 0
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 

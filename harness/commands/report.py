@@ -7,7 +7,7 @@ from typing import Annotated
 from harness.commands import _options as options
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 
 FILES = "Files of verify --run, of runs that go on, too; or folders of such files."
 
@@ -43,16 +43,14 @@ def report(shown: ReportOptions) -> None:
     if shown.compare:
         runs, names = (recorded_result(files[0]), recorded_result(files[1])), (str(files[0]), str(files[1]))
         report.show_changes(report.changes_between(*runs), names, console)
-        write_asked(paths, html=lambda: html.changes_page(runs, names))
+        report.write_asked(paths, html=lambda: html.changes_page(runs, names))
     elif len(files) == 1 and shown.runs == files:
         result = recorded_result(files[0])
         with RUN_FILE.readable(files[0]):
             report.show_verification(result, console, shown.quiet, shown.verbose)
             page = html.run_page(result, html.seen_in(files[0], result)) if "html" in paths else b""
-        write_asked(paths, html=lambda: page)
+        report.write_asked(paths, html=lambda: page)
     else:
         history = report.History.of(files)
         report.show_history(history, console, shown.quiet)
-        write_asked(paths, html=lambda: html.history_page(history))
-    if "html" in paths:
-        report.say(console, f"wrote {shown.html}")
+        report.write_asked(paths, html=lambda: html.history_page(history))

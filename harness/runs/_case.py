@@ -33,6 +33,7 @@ from harness.wording import count_of
 MOST_SCALES = 2**10
 MOST_CASES = 16  # that are repeated where none is named
 KEY, SCHEMA = "sdvar-bundle", 1
+REPEATED = "pass a file of verify --run, or of replay --bundle"
 STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 NUMBERS, EXHIBIT = "numbers/", "exhibit/"
 USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
@@ -100,7 +101,8 @@ class KeptCase:
         labels = sorted(set(self.request.labels or ()))
         images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
         scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
-        return f"{images}, {self.settings}{scales}: {self.defect}"
+        draft = f", {'own' if self.draft_noise is None else 'close'} draft" if self.record.terms.covers else ""
+        return f"{images}, {self.settings}{draft}{scales}: {self.defect}"
 
 
 def cases_of(path: Path) -> list[KeptCase]:
@@ -192,8 +194,10 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
 
 def is_bundle(path: Path) -> bool:
     """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
-    remedy = "pass a file of verify --run, or of replay --bundle"
-    return refuse_other(path, "file", ("sqlite", "safetensors"), remedy).kind == "safetensors"
+    kind = refuse_other(path, "file", ("sqlite", "safetensors", "html"), REPEATED).kind
+    if kind == "html":
+        raise InputError("file", str(path), "is a web page, as --html writes one", REPEATED)
+    return kind == "safetensors"
 
 
 def read_bundle(path: Path) -> KeptCase:
