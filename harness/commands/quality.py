@@ -119,9 +119,11 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     for source in sources:  # what the own decoder refuses is refused before anything is drawn
         if source.factory == options.OWN:
             build_decoder(pair, source.settings)
-    with report.LongWork("images", study.total(means), judging.quiet) as work:
+    console, total = report.plain_console(), study.total(means)
+    if not judging.quiet:
+        report.say(console, f"{study.images:,} images from each of {total // study.images} decoders: {total:,}")
+    with report.LongWork("images", total, judging.quiet) as work:
         measured = run_study(pair, means, study, conditions, work.advance)
-    console = report.plain_console()
     if measured.stopped:
         remedy = "; --resume goes on with the run" if judging.run else ""
         report.say(console, f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{remedy}")
