@@ -45,7 +45,6 @@ from harness.wording import READABLE
 
 DEFECT, BAD, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # the last two as a shell counts SIGINT and SIGPIPE
 MOST = 500  # characters of a line on stderr
-COMMAND = "sdvar-harness"
 COMPLETE, COMPLETIONS = "_SDVAR_HARNESS_COMPLETE", ("--show-completion", "--install-completion")
 TRACEBACK = "SDVAR_HARNESS_TRACEBACK"
 
@@ -90,7 +89,7 @@ def main() -> None:
     completing = COMPLETE in os.environ or any(word.partition("=")[0] in COMPLETIONS for word in sys.argv[1:2])
     try:
         with interruptible(), each_warning_once():
-            status = app(standalone_mode=False, prog_name=COMMAND)
+            status = app(standalone_mode=False, prog_name="sdvar-harness")
         status = status if isinstance(status, int) else 0
         status = 128 + last_signal() if status == INTERRUPTED and last_signal() else status  # typer knows one signal
         if sys.stdout is not None:
@@ -118,7 +117,7 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()
         context = getattr(error, "ctx", None)
-        of = context.command_path if context else COMMAND
+        of = context.command_path if context else "sdvar-harness"
         every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""
         return BAD, f"error: {_cut(message)}; see {of} --help{every}" if message else ""  # the help was printed
     if os.environ.get(TRACEBACK) == "1":

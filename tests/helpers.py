@@ -19,6 +19,8 @@ from torch import Tensor
 from harness.__main__ import main
 from harness.decoders._factory import Factory
 from harness.decoders._runner import Terms
+from harness.laws._catalogue import LAWS
+from harness.laws._law import Law
 from harness.models._pair import ModelPair, load_digits
 from harness.models.network import TransformerConfig
 from harness.models.var import autoencoder, transformer
@@ -131,6 +133,11 @@ def tiny(layout: Layout = Layout(), kin: float = 0.05, seed: int = 0) -> ModelPa
     if kin != float("inf"):
         draft = Transformer(config, {name: w + kin * other.weights[name] for name, w in target.weights.items()})
     return ModelPair(draft, target, random_autoencoder(autoencoder_config(layout), seed + 2), "tiny")
+
+
+def laws_of(family: str) -> list[Law]:
+    """Return the laws of a family, in order."""
+    return [law for law in LAWS if law.family == family]
 
 
 @lru_cache(maxsize=1)

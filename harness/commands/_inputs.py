@@ -52,7 +52,7 @@ def _from_files(networks: Pair) -> ModelPair:
         raise InputError("models", networks.models, rule, "drop one of them")
     given = networks.given_files()
     for name, path in networks.files().items():
-        if path is not None and not os.path.lexists(path):
+        if path is not None and not os.path.exists(path):  # a name that is too long is none
             raise InputError(name, str(path), "no such file", "see how it is spelt")
     for name in ("draft", "target", "vae"):
         if name not in given:

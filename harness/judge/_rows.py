@@ -2,8 +2,7 @@
 
 Promise: whatever is named is a computation that gives the decoder's own numbers within the budget, when one thing is
 other than it must be: the place of the rows, their precision, what the head was given, the label, the mask, the cache.
-What none of these explains is "mask or cache", and at scale 0, which must see nothing but itself, the network, or the
-mask where its pass held later scales, too.
+What none of these explains is "mask or cache", and at scale 0 the network, or the mask of a pass with later scales.
 """
 
 from collections.abc import Callable

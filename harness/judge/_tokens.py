@@ -102,10 +102,8 @@ def _raced_by(evidence: Evidence, si: int, places_n2: Tensor, exact_nV: Tensor) 
         own = margins_of_differing_tokens(shown[0], E_nV, token_n, request, 0.0)
         is_own_n = ~own.is_tie_N(0.0) & (races.margin_N <= races.bound_N)  # rounding explains the precise race alone
         is_tie_n &= ~is_own_n
-        margin_n, bound_n = (
-            torch.where(is_own_n, of_own, of_all)
-            for of_own, of_all in ((own.margin_N, margin_n), (own.bound_N, bound_n))
-        )
+        margin_n = torch.where(is_own_n, own.margin_N, margin_n)
+        bound_n = torch.where(is_own_n, own.bound_N, bound_n)
         logits_n = (shown[0] - shown[1]).abs().amax(1).double()
         f_hat_B = (actual.f_hat_SBCPP[si] - expected.f_hat_SBCPP[si]).abs().flatten(1).amax(1)
         f_hat_n = f_hat_B[row_n].double()

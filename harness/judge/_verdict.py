@@ -53,8 +53,7 @@ class Divergence:
     position: int = -1  # absolute position, 0..L-1; -1 where none is concerned
     actual: int = -1  # the decoder's token; -1 where none is concerned
     expected: int = -1  # the reference's token on the same prefix
-    # By how much the decoder's token loses the float64 race, log scale; NaN where not raced. Where rounding would
-    # explain that, and its own logits give another token, it is how much it loses their race by.
+    # by how much the token loses the float64 race, log scale, or that of its own logits, where these are against it
     margin: float = float("nan")
     bound: float = float("nan")  # largest margin that rounding explains
     # largest |Δ guided logits| against the reference at that position; NaN where not exposed

@@ -13,15 +13,10 @@ from harness.laws import _sensitivity as sensitivity
 from harness.laws import _state as state
 from harness.laws import _streams as streams
 from harness.laws import _work as work
-from harness.laws._law import REGISTERED, Law
+from harness.laws._law import REGISTERED
 
 FAMILIES = (
     positions, guidance, masks, state, reuse, randomness, streams, acceptance, rules, work, batch, sensitivity,
     numbers,
 )  # fmt: skip
 LAWS = tuple(law for family in FAMILIES for law in REGISTERED if law.test.__module__ == family.__name__)
-
-
-def laws_of(family: str) -> list[Law]:
-    """Return the laws of a family, in order."""
-    return [law for law in LAWS if law.family == family]

@@ -26,8 +26,7 @@ def next_step(result: Verification) -> NextStep | None:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
         what = f"{'compare' if result.against else 'mend'} what the first defect names, {first.component}"
         if result.alone:
-            batch = f" ({BATCH})" if result.plan.images > 1 else ""
-            return f"{what}; this shows that image alone{batch}", result.alone
+            return f"{what}; this shows that image alone{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
         return f"{what}{law}; then ask again", ""
     if record is None or record.recipe is None:
@@ -47,7 +46,7 @@ def next_step(result: Verification) -> NextStep | None:
         return "judge a decoder of yours; this writes one to change", "sdvar-harness init mydecoder.py"
     if any(option == "checkout" for option, _ in result.plan.settings[0].options):
         return "keep it right: docs/pytest.md asks published code in your tests", ""
-    return "keep it right: ask it in your tests", f"pytest --sdvar-implementation {shlex.quote(name)}"
+    return "keep it right: ask it in your tests (extra [test])", f"pytest --sdvar-implementation {shlex.quote(name)}"
 
 
 def _design(result: Verification) -> str:

@@ -58,10 +58,7 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
 
 
 def write_asked(paths: Mapping[str, Path], quiet: bool = False, **contents: Callable[[], bytes]) -> None:
-    """Make and write the outputs, by option, of which `check_outputs` says where they go, and say so unless `quiet`.
-
-    Raises as `write_whole`.
-    """
+    """Make and write outputs, by option, at the paths of `check_outputs`, and say where. Raises as `write_whole`."""
     for name, made in contents.items():
         if name in paths:
             write_whole(paths[name], made())
@@ -93,8 +90,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     if not result.is_whole:
         word = "interrupted" if result.stopped else "not finished"
         lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
-        far = f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged"
-        say(console, far + lost * (result.tried > result.images))
+        lost *= result.tried > result.images
+        say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     text = "nothing was judged" if is_empty else _verdict_text(result, console)
     say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
     if not quiet and (step := next_step(result)) is not None:

@@ -33,7 +33,6 @@ from harness.wording import count_of
 MOST_SCALES = 2**10
 MOST_CASES = 16  # that are repeated where none is named
 KEY, SCHEMA = "sdvar-bundle", 1
-REPEATED = "pass a file of verify --run, or of replay --bundle"
 STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 NUMBERS, EXHIBIT = "numbers/", "exhibit/"
 USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
@@ -194,10 +193,8 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
 
 def is_bundle(path: Path) -> bool:
     """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
-    kind = refuse_other(path, "file", ("sqlite", "safetensors", "html"), REPEATED).kind
-    if kind == "html":
-        raise InputError("file", str(path), "is a web page, as --html writes one", REPEATED)
-    return kind == "safetensors"
+    remedy = "pass a file of verify --run, or of replay --bundle"
+    return refuse_other(path, "file", ("sqlite", "safetensors"), remedy).kind == "safetensors"
 
 
 def read_bundle(path: Path) -> KeptCase:

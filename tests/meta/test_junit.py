@@ -12,8 +12,8 @@ import pytest
 
 from harness import laws
 from harness.laws import Case, Violation
-from harness.laws._catalogue import laws_of
 from harness.plugin._junit import NAMES
+from tests.helpers import laws_of
 
 ROOT = Path(__file__).parents[2]
 OFFSET = "harness.mutants.positions:OFFSET"

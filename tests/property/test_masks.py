@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from harness.laws import Law
 from harness.laws._case import SMALL
-from harness.laws._catalogue import laws_of
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference._steps import hand_off_mask
+from tests.helpers import laws_of
 
 
 @pytest.mark.parametrize("law", laws_of("masks"), ids=lambda law: law.id)

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 
 from harness.laws import Law
-from harness.laws._catalogue import laws_of
 from harness.protocol.pyramid import ScalePyramid
 from tests.drawn import pyramids
+from tests.helpers import laws_of
 
 
 @pytest.mark.parametrize("law", laws_of("positions"), ids=lambda law: law.id)

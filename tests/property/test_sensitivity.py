@@ -1,7 +1,7 @@
 import pytest
 
 from harness.laws import Law
-from harness.laws._catalogue import laws_of
+from tests.helpers import laws_of
 
 
 @pytest.mark.parametrize("law", laws_of("sensitivity"), ids=lambda law: law.id)

@@ -7,11 +7,11 @@ from hypothesis import given
 from torch import Tensor
 
 from harness.laws import Case, Law, Subject
-from harness.laws._catalogue import laws_of
 from harness.mutants._mutant import policy
 from harness.speculative._accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 from tests.drawn import acceptance_patterns, small_cases
+from tests.helpers import laws_of
 
 
 @pytest.mark.parametrize("law", laws_of("state"), ids=lambda law: law.id)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.content import GENERATOR
 from harness.golden import _metadata as metadata
 from tests.helpers import command, digits, recorded
 from tests.unit.commands.ended import recording, the_line
@@ -26,7 +27,7 @@ TYPOS = {  # what is typed, and what the line ends with
     ("verfy",): "; see sdvar-harness --help",
     ("verify", "--target", "nofile.pth"): "target=nofile.pth: no such file; see how it is spelt",
     ("verify", "--top-p", "90"): "is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter",
-    ("replay", "page.html"): "is a web page, as --html writes one; pass a file of verify --run, or of replay --bundle",
+    ("replay", "page.html"): "is a page of --html; pass the file of --run that it was made from",
 }
 ROOT = Path(__file__).parents[3]
 DIGITS = "9" * 5000
@@ -193,6 +194,6 @@ def test_a_typo_is_told_what_is_meant(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "page.html").write_text("<!DOCTYPE html><html></html>")
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html>{GENERATOR}<html></html>")
     assert command(monkeypatch, *words) == 2
     assert the_line(capsys.readouterr().err).endswith(TYPOS[words])

@@ -103,11 +103,8 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     assert str(caught.value) == f"implementation=specdec: {rule}; pass specdec:build or specdec:Spec"
     with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines none"):
         load_factory("hollow:")
-    for typed, meant in (
-        ("specdec:biuld", "did you mean specdec:build?"),
-        ("specdec:x", "pass one of specdec:build, "),
-    ):
-        with pytest.raises(InputError, match=f"module specdec has no {typed[8:]}; {meant}"):
+    for typed, meant in (("specdec:biuld", "specdec:build"), ("specdec:Spc", "specdec:Spec")):
+        with pytest.raises(InputError, match=f"module specdec has no {typed[8:]}; pass {meant}$"):
             load_factory(typed)
     for typed, meant in (("specdec.py", "specdec:factory"), ("a/specdec.py:build", "a.specdec:build")):
         with pytest.raises(InputError, match=f"is a file, not a module; pass {meant}$"):

@@ -10,7 +10,6 @@ import pytest
 from harness import InputError, ModelPair, Request, Settings, build_decoder
 from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
-from harness.laws._catalogue import laws_of
 from harness.plugin._checking import (
     SEEN,
     DefectFound,
@@ -26,6 +25,7 @@ from harness.plugin._digits import design, pair
 from harness.plugin._options import PluginOptions
 from harness.protocol._decoder import Contract
 from harness.reference.sequential import sample_sequential
+from tests.helpers import laws_of
 
 LAWS = laws_of("positions")
 QUERY = next(law for law in LAWS if law.id == "positions.query")
