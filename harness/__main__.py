@@ -89,7 +89,7 @@ def main() -> None:
     completing = COMPLETE in os.environ or any(word.partition("=")[0] in COMPLETIONS for word in sys.argv[1:2])
     try:
         with interruptible(), each_warning_once():
-            status = app(standalone_mode=False)
+            status = app(standalone_mode=False, prog_name="sdvar-harness")
         status = status if isinstance(status, int) else 0
         status = 128 + last_signal() if status == INTERRUPTED and last_signal() else status  # typer knows one signal
         if sys.stdout is not None:
@@ -116,7 +116,10 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
         return INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message()
-        return BAD, f"error: {_cut(message)}; see sdvar-harness --help" if message else ""  # the help was printed
+        context = getattr(error, "ctx", None)
+        of = context.command_path if context else "sdvar-harness"
+        every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""
+        return BAD, f"error: {_cut(message)}; see {of} --help{every}" if message else ""  # the help was printed
     if os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error)
     if _is_out_of_memory(error):

@@ -17,6 +17,7 @@ from harness.errors import InputError, shortened, text_of
 from harness.files import check_readable
 
 HEAD = 512  # bytes that tell
+GENERATOR = '<meta name="generator" content="sdvar-harness">'  # at the head of every page
 MOST_HEADER = 10**8  # bytes of a safetensors header; the library refuses more, too
 MOST_PICKLE = 2**26  # bytes of a pickle that are looked through for classes
 MOST_SHOWN, MOST_REASON = 40, 120  # characters of a text, and of why
@@ -190,6 +191,8 @@ def _text(head: bytes) -> Content | None:
     if not text or any(not (character.isprintable() or character.isspace()) for character in text):
         return None
     if text.lower().startswith(("<!doctype html", "<html", "<head", "<!--")):
+        if GENERATOR in text:
+            return Content("html", "is a page of --html", "pass the file of --run that it was made from")
         words = "is a web page, as a server sends to a browser"
         return Content("html", words, "download the file itself, signed in if need be")
     begins = f"that begins with {shortened(' '.join(text.split()), MOST_SHOWN)!r}"

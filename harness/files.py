@@ -148,13 +148,6 @@ def check_folder(path: Path | None, name: str) -> None:
     check_writable(path / ".probe", name)
 
 
-def write_asked(paths: Mapping[str, Path], **contents: Callable[[], bytes]) -> None:
-    """Make and write the outputs, by option, of which `check_outputs` says where they go. Raises as `write_whole`."""
-    for name, made in contents.items():
-        if name in paths:
-            write_whole(paths[name], made())
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one, never half of it. Follows a link.
 

@@ -147,8 +147,8 @@ def verify(
     Args:
         models: networks of both sides; the decoder under test gets copies.
         factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
-        settings: one, or several; None = draft lengths 1, 2, 5 and 10.
-        requests: one, or several; None = every label under seeds 0 to 3.
+        settings: one, or several; None beside requests = draft lengths 1, 2, 5 and 10.
+        requests: one, or several; None beside settings = every label under seeds 0 to 3.
         progress: called after every decode; None = a line in a notebook, and nothing elsewhere.
         terms: how the run is judged.
 
@@ -221,7 +221,7 @@ def _decoded(
                 models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects, off=step.off)
             )
         except RunInterrupted as stop:
-            stop.result.batches = batches
+            stop.result.batches, stop.result.tried = batches, bar.done
             raise
     result.batches = batches
     return result

@@ -134,6 +134,11 @@ def tiny(layout: Layout = Layout(), kin: float = 0.05, seed: int = 0) -> ModelPa
     return ModelPair(draft, target, random_autoencoder(autoencoder_config(layout), seed + 2), "tiny")
 
 
+def laws_of(family: str) -> list[Law]:
+    """Return the laws of a family, in order."""
+    return [law for law in LAWS if law.family == family]
+
+
 @lru_cache(maxsize=1)
 def digits() -> ModelPair:
     """Return the shipped pair, loaded once a process; callers must not write into its weights."""
@@ -192,8 +197,3 @@ def bend(monkeypatch: pytest.MonkeyPatch, name: str, thing: object) -> None:
         monkeypatch.setitem(families.FAMILIES, "var", replace(families.VAR, **{name: thing}))
     else:
         monkeypatch.setattr(sequential, name, thing)
-
-
-def laws_of(family: str) -> list[Law]:
-    """Return the laws of a family, in order."""
-    return [law for law in LAWS if law.family == family]

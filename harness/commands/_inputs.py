@@ -4,6 +4,7 @@ Promise: an option turns into checked objects or one `InputError`. It imports wh
 import it where they begin to work.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def _from_files(networks: Pair) -> ModelPair:
         rule = "is one choice of networks, three checkpoint files are another"
         raise InputError("models", networks.models, rule, "drop one of them")
     given = networks.given_files()
+    for name, path in networks.files().items():
+        if path is not None and not os.path.exists(path):  # a name that is too long is none
+            raise InputError(name, str(path), "no such file", "see how it is spelt")
     for name in ("draft", "target", "vae"):
         if name not in given:
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")

@@ -56,17 +56,17 @@ Target = Annotated[str | None, Option("Target checkpoint, likewise.", panel=NETW
 Vae = Annotated[str | None, Option("VQ-VAE checkpoint, likewise.", panel=NETWORKS)]
 Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
 Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
-Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4 or all.", offers=("all",), panel=DRAWN)]
+Labels = Annotated[str, Option("Classes: 0,1 or a range 0:4, without 4, or all.", offers=("all",), panel=DRAWN)]
 Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True, panel=DRAWN)]
-Cfg = Annotated[float, Option("Guidance value; 0 = off.", rare=True, panel=DRAWN)]
-TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", rare=True, panel=DRAWN)]
-TopP = Annotated[float, Option("Keep this much probability; 0 = off.", rare=True, panel=DRAWN)]
+Cfg = Annotated[float, Option("Guidance value; 0 = off.", panel=DRAWN)]
+TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", panel=DRAWN)]
+TopP = Annotated[float, Option("Keep this share of probability, 0.9; 0 = off.", panel=DRAWN)]
 Policy = Annotated[str, Option(f"Acceptance rule: {', '.join(POLICIES)}.", offers=POLICIES, panel=DECODED)]
 Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", rare=True, panel=DECODED)]
 Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True, panel=DECODED)]
 Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True, panel=DECODED)]
 Implementation = Annotated[str, Option(BUILT, offers=(OWN, *(f"published:{name}" for name in PUBLISHED)))]
-Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.", rare=True)]
+Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.")]
 FactoryOptions = Annotated[
     list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
@@ -148,7 +148,7 @@ class Images(Group):
     """What is drawn, and how: every seed with every label, in batches."""
 
     panel = DRAWN
-    seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4.")] = "0:4"
+    seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4, without 4.")] = "0:4"
     labels: Labels = "all"
     batch: Batch = 0
     cfg: Cfg = 1.5

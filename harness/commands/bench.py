@@ -7,7 +7,7 @@ from harness.commands import _options as options
 from harness.commands._options import DECODED, DRAWN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     from harness.bench import Bench, Machine, Speed, SpeedRow
     from harness.commands._inputs import load_models, timed_requests
     from harness.models import mode_name, product_dtype
-    from harness.report import LongWork, plain_console, show_speed
+    from harness.report import LongWork, plain_console, show_speed, write_asked
     from harness.report.html import check_page, timings_page
 
     files = check_outputs({"json": timed.json, "html": timed.html}, networks.files())
@@ -62,7 +62,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
-    write_asked(files, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
+    write_asked(files, timed.quiet, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:

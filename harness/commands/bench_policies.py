@@ -7,7 +7,7 @@ from harness.commands import _options as options
 from harness.commands._options import DECODED, DRAWN, EVERY_LENGTH, ONE_LENGTH, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked, write_whole
+from harness.files import check_outputs
 from harness.wording import count_of
 
 
@@ -38,7 +38,7 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     from harness.pool import Parallelism
     from harness.protocol import Request
     from harness.quality import portions
-    from harness.report import LongWork, plain_console, replaced_parts, show_policies
+    from harness.report import LongWork, plain_console, replaced_parts, show_policies, write_asked
 
     files = {"into": decodes.into, "picture": decodes.picture, "json": decodes.json}
     paths = check_outputs(files, networks.files())
@@ -67,7 +67,7 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     if "picture" in paths:
         from harness.bench.charts import policies_chart, svg  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(policies_chart(rows)))
+        write_asked(paths, picture=lambda: svg(policies_chart(rows)))
 
 
 def settings_for(decodes: PolicyDecodes) -> list[tuple[str, str]]:

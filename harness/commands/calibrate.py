@@ -44,3 +44,4 @@ def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
     say(console, f"logits {entry.rows:.3g} (rms {entry.rows_rms:.3g}) before guidance, f_hat {entry.f_hat:.3g}")
     if "into" in outputs:
         save_budget(entry, outputs["into"], measurement.reason)
+        say(console, f"wrote {outputs['into']}", whole=True)

@@ -116,4 +116,4 @@ def _default_run(models: ModelPair) -> Finding:
         sample_sequential(models.target, models.vae, request, models.noise(request))
         seconds.append(time.perf_counter() - start)
     minutes = max(0.5, DEFAULT_RUN * min(seconds) / 60)
-    return Finding("`verify` without options", f"about {minutes:.1f} minutes")
+    return Finding("`verify` without options", f"about {minutes:.1f} minutes for this project's own decoder")

@@ -14,7 +14,7 @@ from harness.commands._options import DRAWN, JUDGED, WRITTEN, Networks
 from harness.commands.records import Group, Option, command
 from harness.content import read_safetensors
 from harness.errors import InputError
-from harness.files import check_outputs, compact, write_asked
+from harness.files import check_outputs, compact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     """
     from harness.commands._inputs import load_models
     from harness.protocol import Request
-    from harness.report import plain_console, say
+    from harness.report import plain_console, say, write_asked
     from harness.runs import LikelihoodTest
 
     paths = check_outputs({"json": asked.json}, {f"file {n}": file for n, file in enumerate(asked.file)})
@@ -62,12 +62,12 @@ def evidence(networks: Networks, asked: Asked) -> None:
     for tokens_BL, labels in batches:
         for first in range(0, len(labels), asked.batch):
             test.take(tokens_BL[first : first + asked.batch], labels[first : first + asked.batch])
-    write_asked(paths, json=lambda: compact(test.as_dict()))
     console, verdict = plain_console(), test.verdict
     say(console, str(test).removeprefix(f"{verdict.value}: "), verdict.value)
     if asked.verbose:
         for words, images in sorted(test.images_to_find().items(), key=lambda each: each[1]):
             say(console, f"  {images:g} images would show whether {words}")
+    write_asked(paths, json=lambda: compact(test.as_dict()))
     raise typer.Exit(verdict.exit_status)
 
 

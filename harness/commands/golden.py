@@ -13,7 +13,7 @@ from harness.commands import _options as options
 from harness.commands._options import GOLDENS, JUDGED, WRITTEN
 from harness.commands.records import Group, Option, add, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 from harness.wording import count_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def check(cases: CheckOptions) -> None:
     """
     from harness.golden import check_recording, golden_inventory, read_recordings, recorded_cases, stale_entries
     from harness.judge import worst_verdict
-    from harness.report import LongWork, plain_console, recordings_json, say, show_recordings
+    from harness.report import LongWork, plain_console, recordings_json, say, show_recordings, write_asked
     from harness.report.html import check_page, recordings_page
 
     files = cases.files or []
@@ -98,7 +98,10 @@ def check(cases: CheckOptions) -> None:
     show_recordings(results, console, cases.quiet, cases.verbose)
     pairs = list(zip(recorded, parsed, strict=True))
     write_asked(
-        paths, json=lambda: recordings_json(results, device), html=lambda: recordings_page(results, pairs, str(device))
+        paths,
+        cases.quiet,
+        json=lambda: recordings_json(results, device),
+        html=lambda: recordings_page(results, pairs, str(device)),
     )
     raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
 
@@ -131,7 +134,7 @@ def record(cases: RecordOptions) -> None:
 def diff(cases: DiffOptions) -> None:
     """Show what `record` would change, rounding apart; writes no golden. Exit status 1 when something would."""
     from harness.golden import regenerate_all
-    from harness.report import plain_console, say, show_golden_changes
+    from harness.report import plain_console, say, show_golden_changes, write_asked
     from harness.report.html import check_page, regeneration_page
 
     _check_folder(cases.folder)

@@ -13,7 +13,7 @@ from harness.commands import _options as options
 from harness.commands._options import DTYPES, JUDGED, PLACE
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def mutants(hunted: HuntedBugs) -> None:
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool import Died, Parallelism, WorkerError, employ
-    from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt
+    from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt, write_asked
     from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
 
@@ -95,6 +95,7 @@ def mutants(hunted: HuntedBugs) -> None:
     show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
     write_asked(
         paths,
+        hunted.quiet,
         json=lambda: hunt_json(hunt),
         html=lambda: hunt_page(hunt),
         into=lambda: replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode(),

@@ -12,7 +12,7 @@ from harness.commands import _options as options
 from harness.commands._options import DRAWN, TIMEOUT_S, Images, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 
 if TYPE_CHECKING:
     from harness.judge import PartLaw
@@ -55,7 +55,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
-    from harness.report import parts_json, parts_verdict, plain_console, show_parts
+    from harness.report import parts_json, parts_verdict, plain_console, show_parts, write_asked
     from harness.signals import silence
     from harness.verification import Question, is_published, usual_settings
 
@@ -75,7 +75,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         rows.append(of_decode(pair, question))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
-    write_asked(paths, json=lambda: parts_json(rows, verdict))
+    write_asked(paths, about.quiet, json=lambda: parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 
 

@@ -12,7 +12,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked, write_whole
+from harness.files import check_outputs
 from harness.numerals import reals
 
 if TYPE_CHECKING:
@@ -119,9 +119,11 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     for source in sources:  # what the own decoder refuses is refused before anything is drawn
         if source.factory == options.OWN:
             build_decoder(pair, source.settings)
-    with report.LongWork("images", study.total(means), judging.quiet) as work:
+    console, total = report.plain_console(), study.total(means)
+    if not judging.quiet:
+        report.say(console, f"{study.images:,} images from each of {total // study.images} decoders: {total:,}")
+    with report.LongWork("images", total, judging.quiet) as work:
         measured = run_study(pair, means, study, conditions, work.advance)
-    console = report.plain_console()
     if measured.stopped:
         remedy = "; --resume goes on with the run" if judging.run else ""
         report.say(console, f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{remedy}")
@@ -129,11 +131,12 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     if judging.find_cfg:
         report.say(console, report.best_cfg_line(measured, sources))
     table = {"quality": report.quality_markdown(measured)}
-    write_asked(paths, json=measured.document, into=lambda: report.replaced_parts(paths["into"], table).encode())
+    into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
+    report.write_asked(paths, judging.quiet, json=measured.document, into=into)
     if "picture" in paths:
         from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(trade_off_chart(measured)))
+        report.write_asked(paths, judging.quiet, picture=lambda: svg(trade_off_chart(measured)))
     status = measured.verdict.exit_status if measured.verdict else 0
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,12 +64,14 @@ def replay(cases: ReplayCases) -> None:
     chosen = [replace(of_checkouts(one, checkouts), in_process=cases.in_process) for one in recorded]
     if cases.bundle is not None and len(chosen) != 1:
         raise InputError("bundle", str(cases.bundle), f"holds one case, and there are {len(chosen)}", "pass --case 0")
-    statuses = set()
+    if not chosen:
+        say(console, f"no defect in {cases.file}: nothing to repeat")
+    answers = Counter[Answer]()
     with LongWork("cases", len(chosen), cases.quiet) as work:
         for one in chosen:
             with silence(cases.quiet):
                 replayed, models = repeated(one, cases)
-            statuses.add(replayed.answer.exit_status)
+            answers[replayed.answer] += 1
             say_replayed(console, replayed)
             smallest = one
             if cases.shrink and models is not None and replayed.answer is Answer.STILL:
@@ -84,7 +87,11 @@ def replay(cases: ReplayCases) -> None:
                     rule = f"cannot be made here: {replayed.why}"
                     raise InputError("bundle", str(cases.bundle), rule, "see the reason")
                 write_bundle(smallest, models, paths["bundle"])
+                say(console, f"wrote {paths['bundle']}", whole=True)
             work.advance()
+    if len(chosen) > 1 and not cases.quiet:
+        say(console, ", ".join(f"{count} of {len(chosen)} {answer.value}" for answer, count in answers.items()))
+    statuses = {answer.exit_status for answer in answers}
     raise typer.Exit(1 if 1 in statuses else max(statuses, default=0))
 
 

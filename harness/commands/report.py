@@ -1,13 +1,15 @@
 """`sdvar-harness report`: kept runs again, in the terminal and as pages: one, many beside each other, what changed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from harness.commands import _options as options
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, write_asked
+from harness.files import check_outputs
 
 FILES = "Files of verify --run, of runs that go on, too; or folders of such files."
 
@@ -35,6 +37,7 @@ def report(shown: ReportOptions) -> None:
     from harness.report import html
     from harness.runs import RUN_FILE, recorded_result
 
+    page: Callable[[], bytes]
     console, files = report.plain_console(), report.run_files(shown.runs)
     paths = check_outputs({"html": shown.html}, {"run" if file == files[0] else f"run {file}": file for file in files})
     html.check_page(shown.html)
@@ -43,16 +46,14 @@ def report(shown: ReportOptions) -> None:
     if shown.compare:
         runs, names = (recorded_result(files[0]), recorded_result(files[1])), (str(files[0]), str(files[1]))
         report.show_changes(report.changes_between(*runs), names, console)
-        write_asked(paths, html=lambda: html.changes_page(runs, names))
+        page = partial(html.changes_page, runs, names)
     elif len(files) == 1 and shown.runs == files:
         result = recorded_result(files[0])
         with RUN_FILE.readable(files[0]):
             report.show_verification(result, console, shown.quiet, shown.verbose)
-            page = html.run_page(result, html.seen_in(files[0], result)) if "html" in paths else b""
-        write_asked(paths, html=lambda: page)
+            page = partial(html.run_page, result, html.seen_in(files[0], result))
     else:
         history = report.History.of(files)
         report.show_history(history, console, shown.quiet)
-        write_asked(paths, html=lambda: html.history_page(history))
-    if "html" in paths:
-        report.say(console, f"wrote {shown.html}")
+        page = partial(html.history_page, history)
+    report.write_asked(paths, shown.quiet, html=page)

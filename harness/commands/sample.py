@@ -14,8 +14,7 @@ from harness.commands import _options as options
 from harness.commands._options import DECODED, WRITTEN, Images, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError, NonFiniteError
-from harness.files import check_absent, check_folder, check_outputs, write_asked
-from harness.wording import count_of
+from harness.files import check_absent, check_folder, check_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +57,7 @@ def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
 
     from harness.commands._inputs import load_models, requests_for
     from harness.protocol import Settings
-    from harness.report import LongWork, plain_console, say
+    from harness.report import LongWork, plain_console, write_asked
     from harness.report.samples import Sample, png_grid, samples_of, show_component_cost
     from harness.speculative.sampler import build_decoder, build_sequential
 
@@ -93,12 +92,9 @@ def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
             tensors[f"{name}/labels"] = torch.tensor(request.labels)
             work.advance(request.B)
     check_absent(paths, drawing.force)  # it may have come meanwhile
-    write_asked(paths, out=lambda: png_grid(rows, about_run(pair, requests, decoder)))
-    write_asked(paths, tokens=lambda: save(tensors))
-    console = plain_console()
+    write_asked(paths, out=lambda: png_grid(rows, about_run(pair, requests, decoder)), tokens=lambda: save(tensors))
     if observer is not None and drawing.profile:
-        show_component_cost(observer, console)
-    say(console, f"{count_of(sum(len(row) for row in rows), 'image')} in {drawing.out}")
+        show_component_cost(observer, plain_console())
 
 
 def about_run(pair: ModelPair, requests: Sequence[Request], decoder: SpeculativeDecoder | None) -> dict[str, str]:

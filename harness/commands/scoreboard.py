@@ -7,7 +7,7 @@ from typing import Annotated
 from harness.commands._options import WRITTEN, Picture
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import check_outputs, check_writable, write_whole
+from harness.files import check_outputs, check_writable
 
 MEASURED = Path("docs/measured")
 
@@ -35,7 +35,7 @@ def scoreboard(stored: StoredMeasurements) -> None:
     from harness.bench import scoreboard as board_of
     from harness.commands._inputs import check_drawing
     from harness.quality import read_quality
-    from harness.report import plain_console, quality_markdown, replaced_parts, say, show_scoreboard
+    from harness.report import plain_console, quality_markdown, replaced_parts, say, show_scoreboard, write_asked
 
     pages = {f"into {name}": Path(name) for name in stored.into.split(",") if name}
     for page in pages.values():
@@ -55,16 +55,15 @@ def scoreboard(stored: StoredMeasurements) -> None:
     tables = {"scoreboard": board.markdown(), "speed": speed_table(runs)}
     if measured is not None:
         tables["quality"] = quality_markdown(measured)
-    texts = {page: replaced_parts(page, tables) for page in pages.values()}
+    texts = {name: replaced_parts(page, tables) for name, page in pages.items()}
     show_scoreboard(board, plain_console())
     for text in board.promises():
         say(plain_console(), text)
     if "picture" in paths:
         from harness.bench.charts import speed_up_chart, svg  # matplotlib is asked for where one draws
 
-        write_whole(paths["picture"], svg(speed_up_chart(runs)))
-    for page, text in texts.items():
-        write_whole(page, text.encode())
+        write_asked(paths, picture=lambda: svg(speed_up_chart(runs)))
+    write_asked(paths, quiet=False, **{name: text.encode for name, text in texts.items()})
 
 
 def speed_files(speed: str, folder: Path) -> list[Path]:

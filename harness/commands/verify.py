@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from harness.commands import _options as options
 from harness.commands._options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
-from harness.files import absolute_source, check_outputs, check_readable, write_asked, write_whole
+from harness.files import absolute_source, check_outputs, check_readable
 
 if TYPE_CHECKING:
     from harness.decoders import Other
@@ -32,7 +33,7 @@ NO_DECODE = "not searched: the defect is of no decode"
 TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
-ADDRESSED = "Address of every label's image, which its numbers depend on: 0,5 or 0:4."
+ADDRESSED = "Address of every label's image, which its numbers depend on: 0,5 or 0:4, without 4."
 PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic."
 DESIGN = "Two drafts, many lengths and requests: a covering design."
 
@@ -45,7 +46,7 @@ class VerifyImages(options.Images):
     batch: Annotated[
         int, Option("Images per batch, seeds mixed; 0 = as many as device and memory like.", rare=True)
     ] = 0
-    addresses: Annotated[str, Option(ADDRESSED, name="--images", rare=True)] = ""
+    addresses: Annotated[str, Option(ADDRESSED, name="--images")] = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class VerifyJudging(Group):
 
     panel = options.JUDGED
     contract: options.Contract = ""
-    sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.", rare=True)] = False
+    sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.")] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
     locate: options.Locate = False
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
@@ -102,7 +103,7 @@ class VerifyOutputs(Group):
     """What is written, and by whom the work is done."""
 
     panel = options.WRITTEN
-    run: Annotated[Path | None, Option("Keep everything in this file, as it happens.", rare=True)] = None
+    run: Annotated[Path | None, Option("Keep everything in this file, as it happens.")] = None
     resume: options.Resume = False
     workers: options.Workers = 0
     cluster: options.Cluster = ""
@@ -191,7 +192,7 @@ def write(
 ) -> None:  # fmt: skip
     """Show a result, and write it as JSON and as a page; on the networks of `located` the defect's line is searched."""
     from harness.quality import Measured
-    from harness.report import plain_console, show_quality, show_verification
+    from harness.report import plain_console, say, show_quality, show_verification, write_asked
     from harness.report.html import run_page, seen_in
     from harness.runs import locate_case
     from harness.signals import silence
@@ -202,9 +203,11 @@ def write(
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)
-    write_asked(paths, json=lambda: result.to_json().encode())
-    if "html" in paths and store.file is not None:
-        write_whole(paths["html"], run_page(result, seen_in(store.file, result, outputs.run is not None)))
+    seen = partial(seen_in, store.file or Path(), result, "run" in paths)  # where a page is asked for, there is a file
+    write_asked(paths, outputs.quiet, json=lambda: result.to_json().encode(), html=lambda: run_page(result, seen()))
+    if "run" in paths and not outputs.quiet:
+        command = shlex.join(["sdvar-harness", "replay", str(outputs.run)])
+        say(plain_console(), f"kept {paths['run']}; this repeats its defects: {command}", whole=True)
 
 
 def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> tuple[Means, Study] | None:

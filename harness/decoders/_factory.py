@@ -4,6 +4,7 @@ Promise: what `build` returns has a known contract and a `decode`; anything else
 a name travels as bytes.
 """
 
+import difflib
 import importlib
 import inspect
 import sys
@@ -63,6 +64,9 @@ def load_factory(name: str) -> Factory:
     example = f"pass --implementation {OWN_DECODER}"
     if not module_name or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
+    if module_name.endswith(".py"):
+        meant = f"{module_name.removesuffix('.py').replace('/', '.')}:{attribute or 'factory'}"
+        raise InputError("implementation", name, "is a file, not a module", f"pass {meant}")
     if module_name == PUBLISHED_PREFIX and attribute:
         if attribute not in PUBLISHED_FACTORIES:
             known = ", ".join(f"{PUBLISHED_PREFIX}:{each}" for each in PUBLISHED_FACTORIES)
@@ -83,14 +87,14 @@ def load_factory(name: str) -> Factory:
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         remedy = "see how it is spelt, and run in the folder where it lies"
         raise InputError("implementation", name, rule, remedy) from None
-    if not attribute:
+    if not is_there:
         own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}
         words = sorted(own, key=lambda word: not inspect.isfunction(own[word]))  # a factory is a function, most often
         offers = [f"{module_name}:{word}" for word in words if callable(own[word]) and not word.startswith("_")]
-        remedy = f"pass one of {', '.join(offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
-        raise InputError("implementation", name, "names a module, not a factory in it", remedy)
-    if not is_there:
-        raise InputError("implementation", name, f"module {module_name} has no {attribute}", example)
+        near = difflib.get_close_matches(name, offers, 1) if attribute else []
+        remedy = f"pass {' or '.join(near or offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
+        rule = f"module {module_name} has no {attribute}" if attribute else "names a module, not a factory in it"
+        raise InputError("implementation", name, rule, remedy)
     if not callable(factory):
         raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
     return cast("Factory", factory)

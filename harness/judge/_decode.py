@@ -20,14 +20,13 @@ from harness.judge._likelihood import bet_on
 from harness.judge._shown_law import judge_shown_law
 from harness.judge._support import judge_support
 from harness.judge._tokens import judge_tokens
-from harness.judge._verdict import Distance, Divergence, Judgement
+from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.pyramid import ScalePyramid
 from harness.wording import count_of
 
 SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trace.intermediates holds
-_CALLS_AND_ROWS = "calls and rows"
 
 
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
@@ -235,9 +234,9 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
             judgement.inconclusive.append(f"nothing of the target was compared: {why}")
     judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
     if actual.rounds and actual.target_calls and actual.target_rows:
-        judgement.compared.append(_CALLS_AND_ROWS)
+        judgement.compared.append(CALLS_AND_ROWS)
     else:
-        judgement.not_compared[_CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
+        judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
 
 
 def _not_shown(evidence: Evidence) -> str:

@@ -31,7 +31,8 @@ DROPS_FEW = "filter", "guided logits agree, and tokens win that must be dropped:
 DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would have won: the filter drops too many"
 UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
 OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
-CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED)
+GREEDY = "draw", "guided logits agree, and the token is not the most likely one that the filter leaves"
+CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED, GREEDY)
 
 
 @torch.inference_mode()
@@ -46,7 +47,7 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
     if not bool(wrong_n.any()):
         return OWN
     if evidence.greedy:
-        return UNEXPLAINED
+        return GREEDY
     chance_n, chance_free_n = (
         each.double().softmax(-1).gather(1, token_n[:, None])[:, 0] for each in (law_nV, free_nV)
     )

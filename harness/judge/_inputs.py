@@ -146,9 +146,12 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Wro
             if clause:
                 late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
                 return WrongTensor(si, component, f"the input of scale {si} is made of {clause}, {late}")
-            where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
             if not bool(network.pos_LD.any()):  # inputs say nothing of positions
                 return WrongTensor(si, component, f"inputs of scale {si} have level {_span(level_l)}")
+            if position_l.tolist() == list(range(span.start, span.stop)):
+                detail = f"positions are right; the level term is that of scale {_span(level_l)}, not {si}"
+                return WrongTensor(si, component, f"inputs of scale {si}: {detail}")
+            where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
             return WrongTensor(si, component, f"inputs of scale {si} sit at positions {where}")
     return None
 

@@ -2,7 +2,7 @@
 
 Promise: whatever is named is a computation that gives the decoder's own numbers within the budget, when one thing is
 other than it must be: the place of the rows, their precision, what the head was given, the label, the mask, the cache.
-What none of these explains is "mask or cache", and at scale 0, which sees nothing but itself, the network.
+What none of these explains is "mask or cache", and at scale 0 the network, or the mask of a pass with later scales.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
+UNKNOWN = "none of the known mistakes of mask or cache gives these numbers: ask again with --draft-len 1 and 2"
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 
 
@@ -72,15 +73,18 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
     """Say which pass saw the wrong keys. A pass over one scale needs no mask, and scale 0 alone no cache either."""
     turn, pyramid = round_of(evidence, image, si), evidence.models.pyramid
     alone = turn is not None and turn.drafted + turn.bonus == 1 and turn.target_rows <= pyramid.tokens(si)
-    if si == 0:
+    last = si if turn is None else last_of(turn, si, pyramid)
+    if si == last == 0:
         return WrongTensor(si, "network", "logits of scale 0, which sees nothing but itself, differ: blocks or head")
+    if si == 0:
+        why = "its rows see later scales, or blocks or head are wrong; ask again with --draft-len 1"
+        return WrongTensor(si, "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}")
     if turn is None:
         return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
     if alone:
         detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
         return WrongTensor(si, "cache", detail)
-    last = last_of(turn, si, pyramid)
-    detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}"
+    detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
     return WrongTensor(si, "mask or cache", detail)
 
 

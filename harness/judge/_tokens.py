@@ -94,19 +94,23 @@ def _raced_by(evidence: Evidence, si: int, places_n2: Tensor, exact_nV: Tensor) 
     actual, expected = evidence.actual.intermediates, evidence.expected.intermediates  # a decoder may show none
     shown = [side.guided_BLV[row_n, draw_n] for side in (actual, expected) if side is not None]
     races = margins_of_differing_tokens(exact_nV, E_nV, token_n, request, allowed, shown)
-    is_tie_n = races.is_tie_N(allowed)
+    is_tie_n, margin_n, bound_n = races.is_tie_N(allowed), races.margin_N, races.bound_N
     logits_n, f_hat_n = torch.full_like(races.margin_N, torch.nan), torch.full_like(races.margin_N, torch.nan)
     if actual is not None and expected is not None:
         # Where the decoder shows its logits, its own race must give its token: no budget excuses a wrong draw. A
         # cumulative sum of another shape may round otherwise at the edge of top-p, which a race allows for.
-        is_tie_n &= margins_of_differing_tokens(shown[0], E_nV, token_n, request, 0.0).is_tie_N(0.0)
+        own = margins_of_differing_tokens(shown[0], E_nV, token_n, request, 0.0)
+        is_own_n = ~own.is_tie_N(0.0) & (races.margin_N <= races.bound_N)  # rounding explains the precise race alone
+        is_tie_n &= ~is_own_n
+        margin_n = torch.where(is_own_n, own.margin_N, margin_n)
+        bound_n = torch.where(is_own_n, own.bound_N, bound_n)
         logits_n = (shown[0] - shown[1]).abs().amax(1).double()
         f_hat_B = (actual.f_hat_SBCPP[si] - expected.f_hat_SBCPP[si]).abs().flatten(1).amax(1)
         f_hat_n = f_hat_B[row_n].double()
     labels = request.labels or evidence.numbers.labels(models.target.config.classes).tolist()
     expected_n = evidence.expected.tokens_BL[row_n, draw_n]
     whole = torch.stack((row_n, draw_n, token_n, expected_n), 1).tolist()
-    real = torch.stack((races.margin_N, races.bound_N, logits_n, f_hat_n), 1).tolist()
+    real = torch.stack((margin_n, bound_n, logits_n, f_hat_n), 1).tolist()
     raced = []
     for (row, draw, *tokens), reals, is_tie in zip(whole, real, is_tie_n.tolist(), strict=True):
         (seed, image), (position, channel) = request.addresses[row], models.pyramid.place(draw)

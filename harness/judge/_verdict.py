@@ -11,6 +11,8 @@ from enum import StrEnum
 from harness.files import finite
 from harness.protocol import Trace
 
+CALLS_AND_ROWS = "calls and rows"  # one of `Judgement.compared`
+
 
 class Verdict(StrEnum):
     """The answers; the exit status of the command line follows from them.
@@ -51,7 +53,7 @@ class Divergence:
     position: int = -1  # absolute position, 0..L-1; -1 where none is concerned
     actual: int = -1  # the decoder's token; -1 where none is concerned
     expected: int = -1  # the reference's token on the same prefix
-    # by how much the decoder's token loses the float64 race, log scale; NaN where not raced
+    # by how much the token loses the float64 race, log scale, or that of its own logits, where these are against it
     margin: float = float("nan")
     bound: float = float("nan")  # largest margin that rounding explains
     # largest |Δ guided logits| against the reference at that position; NaN where not exposed
@@ -78,7 +80,9 @@ class Divergence:
             agreement = " agrees" if self.actual == self.expected else f", expected {self.expected}"
             channel = f", channel {self.channel}" if self.channel >= 0 else ""
             where += f", position {self.position}{channel}: token {self.actual}{agreement}"
-        if not math.isnan(self.margin):
+        if math.isinf(self.margin):
+            where += f", the filter drops {self.actual}"
+        elif not math.isnan(self.margin):
             where += f", margin {self.margin:.3g} (bound {self.bound:.3g})"
         for word, delta in (("|Δlogits|", self.delta_logits), ("|Δf_hat|", self.delta_f_hat)):
             where += "" if math.isnan(delta) else f", {word} {delta:.3g}"

@@ -64,7 +64,7 @@ class Wealth:
     def __init__(self, alternatives: Sequence[Alternative], S: int, looks: int = 1, alpha: float = ALPHA) -> None:
         self.alternatives, self.S = tuple(alternatives), S
         A = len(self.alternatives)
-        self.goal = math.log(looks / alpha)
+        self.goal, self.looks = math.log(looks / alpha), looks
         self.stake_AT = stakes(A, S)
         self.won_AT = torch.zeros(A, S + 1, dtype=torch.float64)
         self.under_3A = torch.zeros(3, A, dtype=torch.float64)  # of batches: mean, its square, variance
@@ -105,7 +105,7 @@ class Wealth:
             return f"{self.forbidden} tokens have probability 0 under the request's filter"
         if self.is_lost:
             where = f" at scale {scale}" if scale >= 0 else ""
-            chance = math.exp(-min(self.highest, 700.0))
+            chance = self.looks * math.exp(-min(self.highest, 700.0))
             return f"the tokens are as if {alternative.words}{where} (a right decoder's are with chance {chance:.1g})"
         found = self.images_to_find()
         missed = [(number, a.words) for a, number in found.items() if number > self.images and a.required]

@@ -28,6 +28,7 @@ from harness.signals import ctrl_c_is_a_stop
 # the smallest planted bug moves them by more than 1e-4. tests/meta/test_tolerances.py measures the first number.
 FLOAT64 = 1e-10
 
+NO_PARTS = "the decoder has no `parts`, the functions that this law calls (docs/laws.md)"
 PLAIN = ("coupled", "rejection")  # what every decoder may be asked for
 EXACT = ("coupled", "greedy")
 LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
@@ -146,7 +147,7 @@ class Subject:
         parts = getattr(self.decoder(case), "parts", None)
         missing = [name for name in names if not hasattr(parts, name)]
         if parts is None or missing:
-            raise NotOffered("no parts" if parts is None else f"parts without {', '.join(missing)}")
+            raise NotOffered(NO_PARTS if parts is None else f"parts without {', '.join(missing)}")
         return parts
 
     def spied(self, case: Case, **wrappers: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Implementation:

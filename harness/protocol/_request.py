@@ -224,7 +224,7 @@ def _check_filter(top_k: int, top_p: float) -> None:
     if top_k < 0:
         raise InputError("top_k", top_k, "must lie in 0..V", "pass --top-k 0 to switch the filter off")
     if not 0.0 <= top_p <= 1.0:
-        raise InputError("top_p", top_p, "must lie in [0, 1]", "pass --top-p 0 to switch the filter off")
+        raise InputError("top_p", top_p, "is a share, and must lie in [0, 1]", "pass --top-p 0.9, or 0 for no filter")
 
 
 def request_values(request: Request) -> dict[str, object]:

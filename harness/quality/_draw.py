@@ -7,7 +7,7 @@ it; a decoder under test lives where `verify` puts it, and one that fails is a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,6 +119,7 @@ class DrawWork:
     sources: tuple[Source, ...]
     most: int
     terms: Terms = Terms()  # noqa: RUF009  # frozen
+    heard: Callable[[int], None] | None = None  # called with the images of every decode, in this process
 
     def open(self) -> Artist:
         """Build the decoders. Raises `InputError` where one refuses."""
@@ -152,7 +153,12 @@ class Artist:
 
     @torch.inference_mode()
     def do(self, task: Task) -> list[Drawn]:
-        return [self._drawn(k, source, task.request) for k, source in enumerate(self.work.sources)]
+        portion = []
+        for k, source in enumerate(self.work.sources):
+            portion.append(self._drawn(k, source, task.request))
+            if self.work.heard:
+                self.work.heard(task.request.B)
+        return portion
 
     def close(self) -> None:
         self._stack.close()
@@ -164,7 +170,7 @@ class Artist:
             trace = trace.whole_trace or trace
         if isinstance(trace, Judgement):
             return Drawn.nothing(str(trace.defects[0]) if trace.defects else "the decoder gave no trace")
-        if (defect := malformed(models, request, trace)) is not None:
+        if source.factory and (defect := malformed(models, request, trace)) is not None:
             return Drawn.nothing(str(defect))
         if source.factory and trace.law_BLV is not None:
             noise, pyramid = models.noise(request), models.pyramid

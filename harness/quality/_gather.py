@@ -107,7 +107,7 @@ def gather(
     conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[list[ImageSet], int]:
-    """Draw every portion of every source; `progress` is called with the images of each, once for all of a resumed run.
+    """Draw every portion of every source; `progress` gets the images of a decode or portion, once all of a resumed run.
 
     Returns the sets, of what was drawn until a signal came (SIGINT, SIGTERM), and that signal, or 0. Raises
     `InputError` for a decoder that refuses its settings or a request, or a run file of another run, `WorkerError` where
@@ -118,15 +118,16 @@ def gather(
     check_distinct(sources)
     models.check_finite()
     tasks = [runs.Task(k, request, tuple(range(len(sources)))) for k, request in enumerate(requests)]
-    work = DrawWork(models, features, tuple(sources), max(task.request.B for task in tasks), conditions.terms)
+    device = torch.device(conditions.parallelism.device or models.device)
+    crew = employ(conditions.parallelism, device, len(tasks))
+    heard, most = None if crew.is_elsewhere else progress, max(task.request.B for task in tasks)
+    work = DrawWork(models, features, tuple(sources), most, conditions.terms, heard)
     about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
     file, stopped = DrawnFile.open(conditions.store, about), 0
     with closing(file) if file else nullcontext():
         drawn = file.portions() if file else {}
         if drawn:
             progress(sum(tasks[k].images for k in drawn))
-        device = torch.device(conditions.parallelism.device or models.device)
-        crew = employ(conditions.parallelism, device, len(tasks))
         with closing(crew.open(work)) as pool:
             contracts = pool.about.contracts
             try:
@@ -138,7 +139,8 @@ def gather(
                         if file:
                             file.write(task.number, portion)
                         drawn[task.number] = portion
-                    progress(task.images)
+                    if not heard:
+                        progress(task.images)
             except StopSignal as stop:
                 if not drawn:
                     raise

@@ -22,4 +22,5 @@ from harness.report._terminal import (
     setting_name,
     show_parts,
     show_verification,
+    write_asked,
 )

@@ -11,6 +11,7 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "timeout", "memory", "in_process", "budgets",
          "device"}  # fmt: skip
+BATCH = "if IDENTICAL, the fault needs its batch or the requests before it: ask the whole question again"
 
 
 NextStep = tuple[str, str]  # what to do, and the command line that does it; empty where none does
@@ -25,7 +26,7 @@ def next_step(result: Verification) -> NextStep | None:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
         what = f"{'compare' if result.against else 'mend'} what the first defect names, {first.component}"
         if result.alone:
-            return f"{what}; this shows that image alone", result.alone
+            return f"{what}; this shows that image alone{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
         return f"{what}{law}; then ask again", ""
     if record is None or record.recipe is None:
@@ -45,7 +46,7 @@ def next_step(result: Verification) -> NextStep | None:
         return "judge a decoder of yours; this writes one to change", "sdvar-harness init mydecoder.py"
     if any(option == "checkout" for option, _ in result.plan.settings[0].options):
         return "keep it right: docs/pytest.md asks published code in your tests", ""
-    return "keep it right: ask it in your tests", f"pytest --sdvar-implementation {shlex.quote(name)}"
+    return "keep it right: ask it in your tests (extra [test])", f"pytest --sdvar-implementation {shlex.quote(name)}"
 
 
 def _design(result: Verification) -> str:

@@ -7,13 +7,14 @@ file reaches it.
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from harness.errors import one_line, shortened
-from harness.files import compact
+from harness.files import compact, write_whole
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
 from harness.report._next import next_step
@@ -56,12 +57,22 @@ def say(console: Console, text: str, word: str = "", style: str = "", whole: boo
     console.print(shown, soft_wrap=True)
 
 
+def write_asked(paths: Mapping[str, Path], quiet: bool = False, **contents: Callable[[], bytes]) -> None:
+    """Make and write outputs, by option, at the paths of `check_outputs`, and say where. Raises as `write_whole`."""
+    for name, made in contents.items():
+        if name in paths:
+            write_whole(paths[name], made())
+            if not quiet:
+                say(plain_console(), f"wrote {paths[name]}", whole=True)
+
+
 def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
     """Print a verification: a table, laws, the first defect, the verdict, and what to do next.
 
     `quiet` leaves the verdict's line only; `verbose` adds a row for every setting that passed, and how it was judged.
     """
-    if not quiet:
+    is_empty = not (result.is_whole or result.images or result.first_divergence)
+    if not (quiet or is_empty):
         measured = columns_of("stated" if result.is_its_word else "measured")
         columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
         print_table(console, _title(result), columns, _rows(result, verbose))
@@ -78,8 +89,11 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         _say_first_divergence(result, console)
     if not result.is_whole:
         word = "interrupted" if result.stopped else "not finished"
-        say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged")
-    say(console, _verdict_text(result, console), result.verdict.value, COLOURS[result.verdict.exit_status])
+        lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
+        lost *= result.tried > result.images
+        say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
+    text = "nothing was judged" if is_empty else _verdict_text(result, console)
+    say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
     if not quiet and (step := next_step(result)) is not None:
         say(console, ": ".join(filter(None, step)), "next:", whole=True)
 
@@ -253,7 +267,8 @@ def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:
 def say_replayed(console: Console, replayed: Replayed) -> None:
     """Print what came of a case: a line, its answer first."""
     case, why = replayed.case, f" ({replayed.why})" if replayed.why else ""
-    say(console, f"case {case.number}{why}: {case}", replayed.answer.value, ANSWERS[replayed.answer])
+    text = f"(was: {case})" if replayed.answer is Answer.FIXED else str(case)
+    say(console, f"case {case.number}{why}: {text}", replayed.answer.value, ANSWERS[replayed.answer])
     if replayed.answer is Answer.OTHER:
         say(console, f"  now: {replayed.defect}")
 

@@ -99,7 +99,8 @@ class KeptCase:
         labels = sorted(set(self.request.labels or ()))
         images = f"{count_of(self.request.B, 'image')} of label {', '.join(map(str, labels))}"
         scales = f", the first {count_of(self.scales, 'scale')}" if self.scales else ""
-        return f"{images}, {self.settings}{scales}: {self.defect}"
+        draft = f", {'own' if self.draft_noise is None else 'close'} draft" if self.record.terms.covers else ""
+        return f"{images}, {self.settings}{draft}{scales}: {self.defect}"
 
 
 def cases_of(path: Path) -> list[KeptCase]:

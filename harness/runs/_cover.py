@@ -178,4 +178,5 @@ def say_what_was_covered(result: Verification, terms: Terms) -> None:
     result.coverage.refused += terms.unasked
     if result.settings:
         result.reasons += why_untested(result.decoded, terms.unasked)
-        result.reasons += [f"never exercised: {word}" for word in result.exercised.claims]
+        claims = [f"never exercised: {word}" for word in result.exercised.claims]
+        result.reasons += claims if result.is_whole else ["it ended before all was exercised"] * bool(claims)

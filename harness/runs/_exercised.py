@@ -56,15 +56,15 @@ def _filtered(holds: Callable[[int, float], bool]) -> Test:
 BY_SCALE = "filters by scale"  # published samplers have one for all
 _DRAFTED, _PARTS, _BONUS = "drafts", "diverging batches", "a bonus scale"
 ASPECTS = (
-    Aspect("no filter", "filters", "--top-k 0 --top-p 0", _filtered(lambda k, p: not (k or p))),
+    Aspect("requests without a filter", "filters", "--top-k 0 --top-p 0", _filtered(lambda k, p: not (k or p))),
     Aspect("top-k alone", "filters", "--top-k 4", _filtered(lambda k, p: k > 0 and not p), declines=("top_k",)),
     Aspect("top-p alone", "filters", "--top-p 0.9", _filtered(lambda k, p: p > 0 and not k), declines=("top_p",)),
     Aspect("top-k and top-p together", "filters", "--top-k 4 --top-p 0.9", _filtered(lambda k, p: k > 0 < p),
            declines=("top_k", "top_p")),
-    Aspect(BY_SCALE, "filters", "Request(filters=…)", _any(lambda s, r: bool(r.filters)),
+    Aspect(BY_SCALE, "filters", "Request(filters=…) from Python alone", _any(lambda s, r: bool(r.filters)),
            declines=("filters", "top_k", "top_p")),
-    Aspect("cfg 0", "guidance", "--cfg 0", _any(lambda s, r: not r.is_guided)),
-    Aspect("several cfg", "guidance", "--cfg 4", _several(lambda s, r: r.guidance if r.is_guided else None),
+    Aspect("guidance off", "guidance", "--cfg 0", _any(lambda s, r: not r.is_guided)),
+    Aspect("other guidance values", "guidance", "--cfg 4", _several(lambda s, r: r.guidance if r.is_guided else None),
            declines=("guidance",)),
     Aspect("noise by image", "noise", "--noise image", _any(lambda s, r: r.order == "image")),
     Aspect("noise by batch", "noise", "--noise batch", _any(lambda s, r: r.order == "batch"),
@@ -88,7 +88,7 @@ ASPECTS = (
     Aspect("bonus scales where images part", "bonus", "--bonus --labels all --batch 4",
            _any(lambda s, r: s.bonus and r.B > 1), f"{_BONUS} in a batch that diverges",
            ("bonus", _PARTS, "several images")),
-    Aspect("more_smooth", "kinds", "Request(more_smooth=True)", _any(lambda s, r: r.more_smooth),
+    Aspect("more_smooth", "kinds", "Request(more_smooth=True) from Python alone", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip
 SMOOTH = "more_smooth"  # not asked of two decoders beside each other, where rounding grows

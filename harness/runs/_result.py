@@ -15,7 +15,7 @@ import torch
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge import UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
+from harness.judge import CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
@@ -51,6 +51,7 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
+    tried: int = 0  # decodes of such a run, those among them that were not kept
     unfinished: int = 0  # tasks that nobody has judged: of a run that goes on, was killed, or ended at its first defect
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     record: RunHeader | None = None  # what repeats the run; None where nothing was decoded
@@ -186,7 +187,8 @@ class Verification:
     def compared(self) -> list[str]:
         """What every decode that was judged showed and had compared with the reference's."""
         judged = [set(j.compared) for s in self.settings for j in s.judgements if j.draws]
-        return sorted(set.intersection(*judged)) if judged else []
+        stated = {CALLS_AND_ROWS} if self.is_its_word else set()
+        return sorted(set.intersection(*judged) - stated) if judged else []
 
     @property
     def not_compared(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Law, Report, Subject, Violation, check, run_conformance
 from harness.laws._case import CHOICES, SMALL
 from harness.laws._engine import fixed_cases
+from harness.laws._law import NO_PARTS
 from harness.models._pair import ModelPair
 from harness.protocol._decoder import Settings
 from tests.naive import Naive, WithParts, naive, with_parts
@@ -33,7 +34,7 @@ def test_a_decoder_with_the_end_to_end_hook_alone_is_judged_end_to_end():
     assert report.verdict is not Verdict.DEFECT, str(report)
     assert {"acceptance.token-identical", "batch.splitting", "sensitivity.label", "state.once"} <= held(report)
     skipped = {row.law.id: row.skipped for row in report.rows if row.verdict is None}
-    assert skipped["masks.definition"] == "no parts"
+    assert skipped["masks.definition"] == NO_PARTS
     assert skipped["positions.trace"] == "no intermediates"
     assert skipped["acceptance.honest"] == "no rounds in the trace"
     assert held(report).isdisjoint(skipped)

@@ -78,9 +78,10 @@ def _tokens(first: Divergence) -> str:
         text = f"The token there, {first.actual}, is the reference's all the same; what leads to it is not."
     else:
         text = f"The decoder drew token {first.actual}. On the same prefix the reference draws {first.expected}."
-    if not math.isnan(first.margin):
-        text += f" In the exact race the decoder's token loses by {first.margin:.3g}; rounding explains"
-        text += f" {first.bound:.3g}."
+    if math.isinf(first.margin):
+        text += f" The request's filter drops {first.actual}."
+    elif not math.isnan(first.margin):
+        text += f" In the race the decoder's token loses by {first.margin:.3g}; rounding explains {first.bound:.3g}."
     if not math.isnan(first.delta_logits):
         text += f" The scores of that position differ by {first.delta_logits:.3g} at most."
     if not math.isnan(first.delta_f_hat):

@@ -183,7 +183,8 @@ def test_verify_writes_json_says_the_verdict_and_what_to_do_next(
     assert document["identical"] + document["ties"] == document["draws"]
     assert (document["defects"], document["contract"]) == (0, "token-identical")
     assert [len(document[name]) for name in ("target_calls", "target_rows", "rounds", "accepted_scales")] == [12] * 4
-    *_, verdict, after = capsys.readouterr().out.splitlines()
+    *_, verdict, after, wrote = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote {report}"
     assert verdict.startswith(document["verdict"])
     networks = shlex.join(pair)
     assert after == f"next: ask what was not exercised: sdvar-harness verify {networks} --cover"

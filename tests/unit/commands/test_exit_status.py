@@ -228,7 +228,7 @@ def test_the_verdict_is_printed_before_the_report_is_written(
 
     monkeypatch.chdir(tmp_path)
     recording(Path("recording"), {})
-    monkeypatch.setattr("harness.files.write_whole", full)
+    monkeypatch.setattr("harness.report._terminal.write_whole", full)
     assert command(monkeypatch, *WRITES[name]) == 2
     captured = capsys.readouterr()
     last = [line.split()[0] for line in captured.out.splitlines() if line and not line.startswith("next: ")][-1]

@@ -16,10 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.content import GENERATOR
 from harness.golden import _metadata as metadata
 from tests.helpers import command, digits, recorded
 from tests.unit.commands.ended import recording, the_line
 
+TYPOS = {  # what is typed, and what the line ends with
+    ("verify", "--sed", "3"): "; see sdvar-harness verify --help-all",
+    ("golden", "check", "--onyl", "x"): "; see sdvar-harness golden check --help-all",
+    ("verfy",): "; see sdvar-harness --help",
+    ("verify", "--target", "nofile.pth"): "target=nofile.pth: no such file; see how it is spelt",
+    ("verify", "--top-p", "90"): "is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter",
+    ("replay", "page.html"): "is a page of --html; pass the file of --run that it was made from",
+}
 ROOT = Path(__file__).parents[3]
 DIGITS = "9" * 5000
 
@@ -178,3 +187,13 @@ def test_goldens_that_are_missing_are_a_defect_and_a_folder_that_is_not_there_ba
         assert command(monkeypatch, "golden", action, "--folder", str(tmp_path / "nowhere")) == 2
         said = the_line(capsys.readouterr().err)
         assert "nowhere: is no folder that is there; pass --folder DIR, where goldens lie" in said
+
+
+@pytest.mark.parametrize("words", TYPOS, ids=" ".join)
+def test_a_typo_is_told_what_is_meant(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html>{GENERATOR}<html></html>")
+    assert command(monkeypatch, *words) == 2
+    assert the_line(capsys.readouterr().err).endswith(TYPOS[words])

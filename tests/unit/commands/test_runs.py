@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
+from harness.report._next import BATCH
 from harness.runs._recorded import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
@@ -73,7 +74,7 @@ def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
     first, after = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("first defect", "next")))
     document = json.loads(report.read_text())
     mend = f"mend what the first defect names, {document['first_divergence']['component']}"
-    assert after == f"next: {mend}; this shows that image alone: {document['alone']}"
+    assert after == f"next: {mend}; this shows that image alone ({BATCH}): {document['alone']}"
     found = document["first_divergence"]
     line = shlex.split(document["alone"])
     assert line[:2] == ["sdvar-harness", "verify"]
@@ -162,7 +163,9 @@ def test_replay_from_the_command_line(
     assert command(monkeypatch, "verify", *pair, *OFFSET, "--seeds", "0:2", "--draft-len", "2,3", "--run", run) == 1
     capsys.readouterr()
     assert command(monkeypatch, "replay", run) == 1
-    assert [line[:18] for line in capsys.readouterr().out.splitlines()] == ["STILL FAILS case 0", "STILL FAILS case 1"]
+    *lines, in_sum = capsys.readouterr().out.splitlines()
+    assert [line[:18] for line in lines] == ["STILL FAILS case 0", "STILL FAILS case 1"]
+    assert in_sum == "2 of 2 STILL FAILS"
     assert command(monkeypatch, "replay", run, "--bundle", case) == 2
     assert "holds one case, and there are 2; pass --case 0" in capsys.readouterr().err
     assert command(monkeypatch, "replay", run, "--in-process", "--case", "1", "--shrink", "--bundle", case) == 1

@@ -100,9 +100,15 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     with pytest.raises(InputError) as caught:
         load_factory("specdec")
     rule = "names a module, not a factory in it"
-    assert str(caught.value) == f"implementation=specdec: {rule}; pass one of specdec:build, specdec:Spec"
+    assert str(caught.value) == f"implementation=specdec: {rule}; pass specdec:build or specdec:Spec"
     with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines none"):
         load_factory("hollow:")
+    for typed, meant in (("specdec:biuld", "specdec:build"), ("specdec:Spc", "specdec:Spec")):
+        with pytest.raises(InputError, match=f"module specdec has no {typed[8:]}; pass {meant}$"):
+            load_factory(typed)
+    for typed, meant in (("specdec.py", "specdec:factory"), ("a/specdec.py:build", "a.specdec:build")):
+        with pytest.raises(InputError, match=f"is a file, not a module; pass {meant}$"):
+            load_factory(typed)
 
 
 def test_networks_can_be_keys():

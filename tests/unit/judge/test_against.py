@@ -124,7 +124,7 @@ def test_the_first_wrong_tensor_of_an_image_is_told_and_no_other():
 
 
 def test_the_first_scale_with_a_wrong_tensor_is_told_and_no_later_one():
-    for name, component in (("f_hat_SBCPP", "f_hat"), ("rows_RLV", "network")):
+    for name, component in (("f_hat_SBCPP", "f_hat"), ("rows_RLV", "mask or network")):
         found = evidence(WIDE)
         kept = found.actual.intermediates
         getattr(kept, name)[0] += 9.0  # f_hat of scale 0, of both images; or the rows of image 0, of every scale

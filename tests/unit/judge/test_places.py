@@ -12,6 +12,7 @@ import torch
 from harness.judge._components import wrong_at, wrong_f_hat_at
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import _cdist
+from harness.judge._rows import UNKNOWN
 from harness.protocol._trace import Intermediates, Round
 from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence
@@ -133,6 +134,16 @@ def test_inputs_at_other_positions_say_which_and_which_level(levels: list[int], 
     assert changed(move, 0, 2) == ("positions", detail)
 
 
+def test_a_wrong_level_alone_is_said_to_be_that():
+    network, span = MODELS.target, PYRAMID.span(2)
+
+    def mark(kept: Intermediates) -> None:
+        kept.x_RLD[[0, 2], span] += network.lvl_SD[1] - network.lvl_SD[2]
+
+    detail = "inputs of scale 2: positions are right; the level term is that of scale 1, not 2"
+    assert changed(mark, 0, 2) == ("positions", detail)
+
+
 def test_positions_are_looked_for_in_float32_at_least():
     for dtype, wide in (
         (torch.bfloat16, torch.float32),
@@ -143,6 +154,7 @@ def test_positions_are_looked_for_in_float32_at_least():
         assert (far_lL.dtype, far_lL.tolist()) == (wide, [[2.0], [2.0]])
 
 
+ASKED = f"; {UNKNOWN}"
 ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier scales"
 
 
@@ -150,13 +162,13 @@ ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier
     ("turn", "component", "detail"),
     [
         (None, "mask or cache", "logits of scale 1 differ while its inputs agree"),
-        ((0, 2, 2, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1"),
-        ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1"),
-        ((0, 3, 2, 1, 0, 14), "mask or cache", "logits of scale 1 differ in the pass over scales 0..2"),
-        ((1, 2, 1, 0, 0, 13), "mask or cache", "logits of scale 1 differ in the pass over scales 1..2"),
+        ((0, 2, 2, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
+        ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
+        ((0, 3, 2, 1, 0, 14), "mask or cache", "logits of scale 1 differ in the pass over scales 0..2" + ASKED),
+        ((1, 2, 1, 0, 0, 13), "mask or cache", "logits of scale 1 differ in the pass over scales 1..2" + ASKED),
         ((1, 1, 1, 0, 0, 4), "cache", ALONE),
         ((1, 0, 0, 0, 1, 4), "cache", ALONE),
-        ((1, 1, 1, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 1..1"),
+        ((1, 1, 1, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 1..1" + ASKED),
     ],
 )
 def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None, component: str, detail: str):
@@ -167,6 +179,27 @@ def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None,
         made = Round(first, drafted, accepted, bool(corrected), bool(bonus), 0, 0, 0, rows)
         found.actual.rounds = [[made], []]
     assert said(found, 0) == (component, detail)
+
+
+@pytest.mark.parametrize(
+    ("turn", "component", "detail"),
+    [
+        (None, "network", "logits of scale 0, which sees nothing but itself, differ"),
+        ((0, 1, 1, False, False, 0, 0, 0, 1), "network", "logits of scale 0, which sees nothing but itself, differ"),
+        ((0, 3, 1, True, False, 0, 0, 0, 14), "mask or network",
+         "logits of scale 0 differ in the pass over scales 0..2: its rows see later scales, or"),
+        ((0, 1, 1, False, True, 0, 0, 0, 5), "mask or network",
+         "logits of scale 0 differ in the pass over scales 0..1"),
+    ],
+)  # fmt: skip
+def test_wrong_logits_of_scale_0_may_be_the_masks_where_later_scales_are_in_its_pass(
+    turn: tuple[int, ...] | None, component: str, detail: str
+):
+    found = same()
+    found.actual.intermediates.rows_RLV[[0, 2], :1, 3] += 9.0
+    found.actual.rounds = [[Round(*turn)], []] if turn is not None else []
+    named, clause = said(found, 0, 0)
+    assert (named, clause[: len(detail)]) == (component, detail)
 
 
 def stairs() -> Evidence:

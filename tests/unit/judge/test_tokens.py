@@ -17,8 +17,10 @@ from harness.judge import _many_ties as many_ties
 from harness.judge import _tokens as tokens
 from harness.judge._components import WrongTensor
 from harness.judge._decode import judge
+from harness.judge._draws import GREEDY
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
+from harness.judge._race import RACE_ROUNDING
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.protocol._decoder import Contract, Settings
 from harness.protocol._request import Request
@@ -128,7 +130,7 @@ def test_a_wrong_draw_from_right_logits_is_no_tie_however_wide_the_budget(image:
     first = judgement.defects[0]
     assert (first.component, first.image, first.position) == ("draw", image, position)
     assert first.detail == "guided logits agree, so filter, draw or noise is wrong"
-    assert first.bound == pytest.approx(2 * gap * (1, 5, 9)[first.scale], rel=1e-5)
+    assert (first.margin, first.bound) == (pytest.approx(gap, abs=1e-4), RACE_ROUNDING)  # of the race of its own logits
     assert (first.delta_logits, first.delta_f_hat) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-4))
     assert judge(hidden(replace(found, budget=wide))).verdict is Verdict.TIE  # unseen, the budget must excuse it
 
@@ -279,7 +281,8 @@ def test_greedy_tokens_are_raced_without_numbers():
     assert wrong.margin == pytest.approx(gap, abs=1e-4)
     wide = replace(found, budget=Budget(gap, gap, 1e-6, "by hand"))
     assert judge(hidden(wide)).verdict is Verdict.TIE
-    assert judge(wide).defects[0].component == "draw"
+    first = judge(wide).defects[0]
+    assert (first.component, first.detail) == GREEDY
 
 
 @pytest.mark.parametrize(

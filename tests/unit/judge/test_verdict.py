@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -62,6 +63,8 @@ def test_a_record_says_all_that_it_holds():
     assert str(Divergence("draw", "why", 0, 0, 0, 0, 0, 0, 0)) == (
         "component draw (why) at seed 0, image 0, label 0, scale 0, position 0: token 0 agrees"
     )
+    dropped = replace(whole, margin=float("inf"))
+    assert str(dropped).endswith(": token 4, expected 6, the filter drops 4, |Δlogits| 0.001, |Δf_hat| 0.002")
     assert str(WRONG) == "component draw (why) at seed 0"
 
 

@@ -75,9 +75,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cfg": 2 * MOST_CFG}, f"cfg={2 * MOST_CFG}: must lie in {FINITE}"),
     ({"cfg": -2 * MOST_CFG}, f"cfg={-2 * MOST_CFG}: must lie in {FINITE}"),
     ({"top_k": -1}, "top_k=-1: must lie in 0..V; pass --top-k 0 to switch the filter off"),
-    ({"top_p": -0.1}, "top_p=-0.1: must lie in [0, 1]; pass --top-p 0 to switch the filter off"),
-    ({"top_p": 1.1}, "top_p=1.1: must lie in [0, 1]; pass --top-p 0 to switch the filter off"),
-    ({"top_p": float("nan")}, "top_p=nan: must lie in [0, 1]; pass --top-p 0 to switch the filter off"),
+    ({"top_p": -0.1}, "top_p=-0.1: is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter"),
+    ({"top_p": 1.1}, "top_p=1.1: is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter"),
+    ({"top_p": float("nan")}, "top_p=nan: is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter"),
 ]  # fmt: skip
 
 

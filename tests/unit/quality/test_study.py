@@ -17,10 +17,12 @@ from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
+from harness.quality._features import NoFeatures
 from harness.quality._gather import Conditions, ImageSet, gather
 from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
 from harness.runs._runfile import RunFileOptions
+from tests.helpers import digits
 from tests.unit.quality.means import MODELS, corners
 
 REQUEST, IN_PROCESS = Request((0,), 3), Conditions(terms=Terms(in_process=True))
@@ -115,7 +117,7 @@ def test_a_signal_ends_the_drawing_and_what_is_there_is_measured():
     def stop(images: int) -> None:
         nonlocal done
         done += images
-        if done >= 2 * 3 * 20:
+        if done > 2 * 3 * 20:  # amid the third portion, of which nothing is kept
             raise StopSignal(15)
 
     asked = Study(control_sources(1), 80, 20, (0, 1), REQUEST, 10)
@@ -175,6 +177,19 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
     again = read_quality(tmp_path / "q.json")
     assert again == found
     assert again.document() == found.document()
+
+
+def test_a_draft_of_another_width_than_the_target_gives_images():
+    models = digits()
+    (made,), _ = gather(models, NoFeatures(), [Source(DRAFT, draft=True)], portions(2, 2, (0, 1), REQUEST), IN_PROCESS)
+    assert models.draft.config.D != models.target.config.D
+    assert (made.failed, len(made.features_ND)) == ("", 2)
+
+
+def test_progress_is_told_after_every_decode():
+    heard: list[int] = []
+    gather(MODELS, corners().features, [BASE, LAW], portions(6, 4, (0, 1), REQUEST), IN_PROCESS, heard.append)
+    assert heard == [4, 4, 2, 2]
 
 
 def shift(models, settings):

@@ -20,6 +20,7 @@ from PIL import Image
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
+from harness.report._next import BATCH
 from harness.report.html._gallery import MOST_BYTES
 from harness.report.html._page import date_of
 from harness.report.html._run import run_page, seen_in
@@ -52,8 +53,8 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
     assert (
-        f"Next: mend what the first defect names, {first.component}; this shows that image alone: {result.alone}"
-        in head
+        f"Next: mend what the first defect names, {first.component}; this shows that image alone ({BATCH}): "
+        f"{result.alone}" in head
     )
     assert "Not asked" not in head
     titles = [section["id"] for section in page.all("section")]
@@ -94,7 +95,7 @@ def test_a_right_decoder_has_nothing_to_mark(tmp_path: Path):
     page = read(page_of(tmp_path / "a.db"))
     assert "✓ IDENTICAL" in page.words
     assert "No difference in 4 images under 1 setting: every token is the one" in page.words
-    assert "Not asked, so that nothing is proved of it: no filter, " not in page.words
+    assert "Not asked, so that nothing is proved of it: requests without a filter, " not in page.words
     assert re.search(r"Not asked, so that nothing is proved of it: top-k alone, .*, bonus scales, ", page.words)
     assert "The first" not in page.words
     assert "no pixel differs" in page.words

@@ -224,7 +224,7 @@ def test_a_hunt_stops_at_the_first_defect():
     assert sum(len(setting.judgements) for setting in result.settings) == 1
     assert not result.is_whole
     assert result.exercised.not_done == {}  # what was never reached was not refused
-    assert {"bonus scales", "cfg 0"} <= set(result.exercised.missing)
+    assert {"bonus scales", "guidance off"} <= set(result.exercised.missing)
 
 
 @pytest.mark.slow

@@ -65,10 +65,10 @@ def refuses(holds: Callable[[Request], bool]) -> Callable[[ModelPair, Settings],
     return Refuses
 
 
-def told(result: Verification, width: int = 0) -> str:
+def told(result: Verification, width: int = 0, quiet: bool = True) -> str:
     log = io.StringIO()
     console = Console(file=log, width=width or 500, soft_wrap=not width, markup=False, highlight=False)
-    show_verification(result, console, quiet=True)
+    show_verification(result, console, quiet)
     return log.getvalue()
 
 
@@ -77,10 +77,10 @@ def everywhere(result: Verification) -> list[str]:
 
 
 GRIDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is asked, and the aspect that it exercises
-    "top-k alone": ({}, {"top_k": 3}, "no filter"),
-    "top-p alone": ({}, {"top_p": 0.8}, "no filter"),
-    "top-k and top-p together": ({}, {"top_k": 3, "top_p": 0.8}, "no filter"),
-    "cfg 0": ({}, {"cfg": 0.0}, "several cfg"),
+    "top-k alone": ({}, {"top_k": 3}, "requests without a filter"),
+    "top-p alone": ({}, {"top_p": 0.8}, "requests without a filter"),
+    "top-k and top-p together": ({}, {"top_k": 3, "top_p": 0.8}, "requests without a filter"),
+    "guidance off": ({}, {"cfg": 0.0}, "other guidance values"),
     "noise by batch": ({}, {"order": "batch"}, "noise by image"),
     "several images a batch": ({}, {"labels": (0, 1)}, "an image alone"),
 }
@@ -116,11 +116,21 @@ def test_planted_a_verdict_that_omits_an_unexercised_claim_is_seen(word: str, mo
     assert omits(result)
 
 
+def test_a_run_that_kept_nothing_has_no_table_of_zeros():
+    result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
+    result.settings[0].rows.clear()
+    result.stopped, result.tried = 2, 3
+    lines = told(result, quiet=False).splitlines()
+    assert lines[0].startswith("interrupted: 0 of 1 image judged; 3 were decoded, and a request is kept once all its")
+    assert [lines[1], len(lines)] == ["INCONCLUSIVE nothing was judged", 2]
+
+
 def test_several_requests_and_settings_ask_what_they_differ_in():
     requests = [ONE, replace(ONE, labels=(0, 1), cfg=4.0), replace(ONE, top_k=2, cfg=0.0)]
     result = verify(MODELS, build_decoder, [Settings(1), Settings("dynamic:1:3", True)], requests, terms=HERE)
-    wanted = {"several cfg", "cfg 0", "several draft lengths", "a rule of draft lengths", "several images a batch",
-              "an image alone", "one decoder for several requests", "no filter", "top-k alone"}  # fmt: skip
+    wanted = {"other guidance values", "guidance off", "several draft lengths", "a rule of draft lengths",
+              "several images a batch", "an image alone", "one decoder for several requests",
+              "requests without a filter", "top-k alone"}  # fmt: skip
     assert wanted <= set(result.exercised.asked)
     assert result.exercised.missing["top-p alone"] == "--top-p 0.9"
 
@@ -243,7 +253,7 @@ def test_filters_by_scale_are_filters_and_guidance_by_scale_is_guidance():
     off = ScaleGuidance((1.0, 1.0))
     by_scale = Request((0,), 0, filters=((4, 0.0), (0, 0.9)), scale_guidance=off)
     asked = {each.word for each in ASPECTS if each.family in ("filters", "guidance") and each.test([decode(by_scale)])}
-    assert asked == {"top-k alone", "top-p alone", "filters by scale", "cfg 0"}
+    assert asked == {"top-k alone", "top-p alone", "filters by scale", "guidance off"}
     for word in ("top_k", "top_p"):
         assert declined([word], Settings(), by_scale) == word
     assert not declined(["guidance"], Settings(), by_scale)

@@ -87,7 +87,7 @@ def test_a_wrong_compiler_widens_no_budget(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(block, "compiled", lambda: (block.before, swapped))
     result = verify_here(MODELS, build_decoder, [Settings(2, compiled=True)], [REQUEST])
     assert result.verdict is Verdict.DEFECT
-    assert result.first_divergence.component == "network"
+    assert result.first_divergence.component == "mask or network"
 
 
 def test_settings_say_how_the_work_is_done():
