@@ -56,24 +56,17 @@ class Contract(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a decoder should speculate: what a factory gets besides the models.
+    """How a decoder should speculate: what a factory gets besides the models."""
 
-    Args:
-        draft_len: scales proposed per round: a number, or the text of another rule (`speculative.draft_length`); empty
-            where the decoder is not asked for one.
-        bonus: submit the scale after the drafted ones too.
-        policy: coupling and acceptance rule, as on the command line; empty where the decoder has none of ours.
-        options: (name, value) of ``--option NAME=VALUE``, for decoders that have settings of their own.
-        graphs: the harness's own decoder: record and replay its device work as CUDA graphs.
-        compiled: likewise: run its networks' blocks through PyTorch's compiler.
-    """
-
+    # scales proposed per round, or the text of another rule (`speculative.draft_length`); empty: none is asked
     draft_len: int | str = 5
-    bonus: bool = False
+    bonus: bool = False  # submit the scale after the drafted ones too
+    # coupling and acceptance rule, as on the command line; empty where the decoder has none of ours
     policy: str = "coupled"
+    # (name, value) of `--option NAME=VALUE`, for decoders that have settings of their own
     options: tuple[tuple[str, str], ...] = ()
-    graphs: bool = False
-    compiled: bool = False
+    graphs: bool = False  # the harness's own decoder: record and replay its device work as CUDA graphs
+    compiled: bool = False  # likewise: run its networks' blocks through PyTorch's compiler
 
     def option(self, name: str, default: str = "") -> str:
         """Return the value of an option, the last one where it was given twice."""

@@ -15,37 +15,21 @@ from harness.protocol.pyramid import ScalePyramid
 
 @dataclass(frozen=True)
 class Round:
-    """One draft-then-verify turn of one image.
+    """One draft-then-verify turn of one image."""
 
-    Args:
-        first: scale that the round began at.
-        drafted: scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`.
-        accepted: drafted scales accepted as a whole.
-        corrected: True when the first imperfect scale was replaced and is final.
-        bonus: True when the pass also finished the scale after the last drafted one.
-        accepted_tokens: drafted tokens accepted, those in a corrected scale included.
-        corrected_tokens: drafted tokens replaced.
-        bonus_tokens: tokens finished that were never drafted.
-        target_rows: positions that the target computed for this image; 0 where the draft decided alone.
-        draft_rows: positions that the draft computed for this image.
-        target_cache: positions in the target's cache after the round.
-        draft_cache: positions in the draft's cache after the round.
-        kept: of the accepted scales, those that the rule had rejected and that stayed as drafted all the same.
-    """
-
-    first: int
-    drafted: int
-    accepted: int
-    corrected: bool
-    bonus: bool
-    accepted_tokens: int
-    corrected_tokens: int
-    bonus_tokens: int
-    target_rows: int
-    draft_rows: int = 0
-    target_cache: int = 0
-    draft_cache: int = 0
-    kept: int = 0
+    first: int  # scale that the round began at
+    drafted: int  # scales proposed; 0 where the target decided one scale without a draft, which then counts as `bonus`
+    accepted: int  # drafted scales accepted as a whole
+    corrected: bool  # True when the first imperfect scale was replaced and is final
+    bonus: bool  # True when the pass also finished the scale after the last drafted one
+    accepted_tokens: int  # drafted tokens accepted, those in a corrected scale included
+    corrected_tokens: int  # drafted tokens replaced
+    bonus_tokens: int  # tokens finished that were never drafted
+    target_rows: int  # positions that the target computed for this image; 0 where the draft decided alone
+    draft_rows: int = 0  # positions that the draft computed for this image
+    target_cache: int = 0  # positions in the target's cache after the round
+    draft_cache: int = 0  # positions in the draft's cache after the round
+    kept: int = 0  # of the accepted scales, those that the rule had rejected and that stayed as drafted all the same
 
     @property
     def finished(self) -> int:
@@ -55,19 +39,12 @@ class Round:
 
 @dataclass
 class Intermediates:
-    """Named tensors of the pass that made each position final; what a defect is traced with.
+    """Named tensors of the pass that made each position final; what a defect is traced with."""
 
-    Args:
-        x_RLD: network inputs, position term included.
-        rows_RLV: logits of the guidance rows.
-        guided_BLV: logits after guidance, before the filter.
-        f_hat_SBCPP: f_hat after every scale.
-    """
-
-    x_RLD: Tensor
-    rows_RLV: Tensor
-    guided_BLV: Tensor
-    f_hat_SBCPP: Tensor
+    x_RLD: Tensor  # network inputs, position term included
+    rows_RLV: Tensor  # logits of the guidance rows
+    guided_BLV: Tensor  # logits after guidance, before the filter
+    f_hat_SBCPP: Tensor  # f_hat after every scale
 
     def named(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
@@ -76,38 +53,24 @@ class Intermediates:
 
 @dataclass
 class Trace:
-    """What one decode did.
+    """What one decode did."""
 
-    Args:
-        tokens_BL: int64 tokens of all scales, in order.
-        f_hat_BCPP: final latent map.
-        scale_writes_BS: how often each scale of each image was made final; all ones in a correct decode.
-        rounds: of every image, in order; empty for a sequential decoder.
-        target_calls: target forward passes of every image.
-        target_rows: positions that the target computed, of every image.
-        draft_calls: draft forward passes of every image.
-        draft_rows: positions that the draft computed, of every image.
-        intermediates: named tensors, where the decoder exposes them.
-        law_BLV: probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None
-            where which law that was hangs on those numbers, or is not shown.
-        seconds: wall time of the decode.
-        cache_bytes: bytes held by each network's cache, "draft" and "target".
-        peak_bytes: high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU.
-    """
-
-    tokens_BL: Tensor
-    f_hat_BCPP: Tensor
-    scale_writes_BS: Tensor
-    rounds: list[list[Round]] = field(default_factory=list)
-    target_calls: list[int] = field(default_factory=list)
-    target_rows: list[int] = field(default_factory=list)
-    draft_calls: list[int] = field(default_factory=list)
-    draft_rows: list[int] = field(default_factory=list)
-    intermediates: Intermediates | None = None
+    tokens_BL: Tensor  # int64 tokens of all scales, in order
+    f_hat_BCPP: Tensor  # final latent map
+    scale_writes_BS: Tensor  # how often each scale of each image was made final; all ones in a correct decode
+    rounds: list[list[Round]] = field(default_factory=list)  # of every image, in order; empty for a sequential decoder
+    target_calls: list[int] = field(default_factory=list)  # target forward passes of every image
+    target_rows: list[int] = field(default_factory=list)  # positions that the target computed, of every image
+    draft_calls: list[int] = field(default_factory=list)  # draft forward passes of every image
+    draft_rows: list[int] = field(default_factory=list)  # positions that the draft computed, of every image
+    intermediates: Intermediates | None = None  # named tensors, where the decoder exposes them
+    # probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None where which law
+    # that was hangs on those numbers, or is not shown
     law_BLV: Tensor | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall time of the decode
+    # bytes held by each network's cache, "draft" and "target"
     cache_bytes: dict[str, int] = field(default_factory=dict)
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU
 
     @property
     def shown(self) -> Intermediates:

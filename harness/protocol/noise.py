@@ -48,11 +48,7 @@ Reading = Callable[[int, str, str], Tensor]  # (scale, stream, reader) -> number
 
 
 class Ledger:
-    """Remember who read which address; refuse a second reader where numbers must be independent.
-
-    Args:
-        exclusive: True under contract B: an address belongs to its first reader.
-    """
+    """Remember who read which address; under contract B, where that is `exclusive`, refuse a second reader."""
 
     def __init__(self, exclusive: bool = False) -> None:
         self.exclusive = exclusive
