@@ -93,7 +93,6 @@ class History:
 
     @classmethod
     def of(cls, files: Sequence[Path]) -> Self:
-        """Read what every run came to."""
         return cls(sorted(map(summary_of, files), key=lambda run: (WORST.index(run.verdict), -run.ended)))
 
     @property

@@ -4,10 +4,9 @@ from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
 from harness.report.html import _page as page
-from harness.report.html._words import PAGES, WORDS
 
-SCOPES = WORDS["scopes"]  # which laws are tried
-CAUGHT, ELSEWHERE, HELD, NOT_TRIED = (page.State(*words) for words in PAGES["states"]["hunt"])
+SCOPES = page.WORDS["scopes"]  # which laws are tried
+CAUGHT, ELSEWHERE, HELD, NOT_TRIED = (page.State(*words) for words in page.PAGES["states"]["hunt"])
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
 
 
@@ -21,7 +20,8 @@ def hunt_page(hunt: Hunt) -> bytes:
         f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
         f"not need float64; asked: {SCOPES[hunt.scope]}."
     )
-    return page.as_html(page.Head("planted bugs", word, tone, WORDS["hunt"][word]), [*sections, page.origin(scope)])
+    head = page.Head("planted bugs", word, tone, page.WORDS["hunt"][word])
+    return page.as_html(head, [*sections, page.origin(scope)])
 
 
 def _facts(hunt: Hunt) -> page.Facts:

@@ -13,9 +13,8 @@ from harness.report import first_word, setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
-from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of, sections_of
+from harness.report.html._page import TONE, VERDICTS, Fold, Head, Made, Section, as_html, counted, date_of, sections_of
 from harness.report.html._story import first_parts, story_parts
-from harness.report.html._words import TONE, VERDICTS
 from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
 from harness.runs.pictures import Picture
 
