@@ -48,7 +48,6 @@ def _digits(device: torch.device) -> ModelPair:
 
 @cache
 def filled(recipe: Recipe, device: torch.device) -> ModelPair:
-    """Return networks filled by formula, on a device."""
     target = TransformerConfig(
         ScalePyramid(recipe.patch_nums), recipe.depth, recipe.D, recipe.H, recipe.V, recipe.C, recipe.classes,
         recipe.shared_adaln, recipe.l2_norm,

@@ -93,7 +93,6 @@ GOLDENS = Path(__file__).parent / "data"
 
 
 def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
-    """Return where the goldens of one group of networks lie."""
     return folder / f"{FILES[models]}-{platform}.safetensors"
 
 

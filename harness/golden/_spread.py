@@ -48,12 +48,10 @@ class Nudged(Around):
 
 
 def as_they_are(logits_RlV: Tensor) -> Tensor:
-    """Return the logits: no nudge."""
     return logits_RlV
 
 
 def nudged(models: ModelPair, nudge: Nudge = as_they_are, raw: Mapping[int, Tensor] | None = None) -> ModelPair:
-    """Return a pair whose draft and target are nudged alike."""
     draft, target = (cast(Network, Nudged(network, nudge, raw or {})) for network in (models.draft, models.target))
     return replace(models, draft=draft, target=target)
 
