@@ -115,7 +115,6 @@ class Pair(Group):
     heads: Annotated[str, Option(HEADS, rare=True)] = ""
 
     def files(self) -> dict[str, Path | None]:
-        """Return the files on this machine that are read, by option."""
         return files_of(self)
 
     def given_files(self) -> dict[str, str]:

@@ -58,9 +58,8 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
             for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
-    draft_name = mode_name(pair.draft)
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
-    speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
+    speed = Speed(pair.title, mode, mode_name(pair.draft), timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
     write_asked(files, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
 

@@ -79,7 +79,6 @@ class DecoderReply:
             return cls(defects=[Divergence("process", detail, 0)])
 
     def line(self) -> bytes:
-        """Return it as it is sent."""
         words = self.refused and (self.refused.name, self.refused.value, self.refused.rule, self.refused.remedy)
         defects = [(defect.component, defect.detail, defect.image, defect.scale) for defect in self.defects]
         rest = {

@@ -53,7 +53,6 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Self:
-        """Return those of this process."""
         import torch  # noqa: PLC0415  # the door of the command line imports this module for `Limits`
 
         from harness.rounding import precision  # noqa: PLC0415

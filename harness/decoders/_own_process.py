@@ -98,7 +98,6 @@ class OwnProcess:
             raise
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
             outcome = self._outcome(reply, request)
@@ -110,7 +109,6 @@ class OwnProcess:
         return outcome
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
-        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, budget))
         except Exception as error:  # likewise
