@@ -7,15 +7,15 @@ counted so. Where f_hat of every scale is recorded, every scale is judged from t
 Promise: no bound is wider than the limits of `allowance`, and what is not judged is decided by the plain sampler alone.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.golden._allowance import LIMITS, allowances, smooth_rounding
-from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_recorded_tokens
+from harness.golden._case_results import CaseResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase
 from harness.golden._spread import Spread, added, as_they_are, maps, nudged, raw_inputs, spread
 from harness.judge import largest_difference
@@ -78,7 +78,7 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
     for si in case.models.pyramid:
         at, expected = case.logits_at(si), recorded[f"logits/{si}"]
         delta = result.compare(f"logits/{si}", led.run.shown.guided_BLV[:, at], expected, allowed_BL1[:, at], si)
-        result.delta_logits = worse(result.delta_logits, delta)
+        result.delta_logits = float(np.fmax(result.delta_logits, delta))  # NaN: not compared
 
 
 def _judge_maps(
@@ -99,10 +99,5 @@ def _judge_maps(
     for si in case.models.pyramid:
         for actual, expected, allowed in (free, by_step):
             delta = result.compare(f"f_hat/{si}", actual[si], expected[si], allowed[si], si)
-            result.delta_f_hat = worse(result.delta_f_hat, delta)
+            result.delta_f_hat = float(np.fmax(result.delta_f_hat, delta))
     return judged_BPP | led.allowed_SB1PP[:, :, 0].isfinite().all(0)
-
-
-def worse(one: float, other: float) -> float:
-    """Return the larger of two differences; one that is NaN was not compared."""
-    return max((delta for delta in (one, other) if not math.isnan(delta)), default=NOT_RECORDED)
