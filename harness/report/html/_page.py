@@ -27,6 +27,7 @@ from harness.runs import code_of
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
 number = partial(wording.number, none="–")
+counted = partial(wording.count_of, form=",")  # `1,200 images`
 date_of = wording.date_of
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
 
@@ -223,11 +224,6 @@ def printable(value: object) -> object:
         return value
     text = shortened(value, MOST_TEXT)
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: ``1 image``, ``1,200 images``."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def share(part: float, whole: float) -> str:
