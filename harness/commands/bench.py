@@ -41,7 +41,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     from harness.report import LongWork, plain_console, show_speed
     from harness.report.html import check_page, timings_page
 
-    files = check_outputs({"json": timed.json, "html": timed.html}, networks.files())
+    files = check_outputs({"json": timed.json, "html": timed.html}, options.files_of(networks))
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded

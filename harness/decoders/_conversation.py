@@ -68,8 +68,7 @@ class DecoderReply:
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(trace, name)) is not None}
         if trace.intermediates is not None:
             tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}
-        names = [f.name for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")]
-        values = {name: getattr(trace, name) for name in names}
+        values = {name: value for name, value in vars(trace).items() if name not in (*TENSORS, "intermediates")}
         try:
             values["rounds"] = [[asdict(turn) for turn in rounds] for rounds in trace.rounds]
             json.dumps(values, allow_nan=False)
