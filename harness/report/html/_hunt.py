@@ -26,11 +26,10 @@ def hunt_page(hunt: Hunt) -> bytes:
 
 def _facts(hunt: Hunt) -> page.Facts:
     families = page.counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
-    caught = len(hunt.found) - len(hunt.survived)
     broken = {violation.law.id for each in hunt.found for violation in each.violations}
     return page.Facts([
         ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
-        ("caught", f"{caught:,}", "each by its own family"),
+        ("caught", f"{len(hunt.found) - len(hunt.survived):,}", "each by its own family"),
         ("survived", f"{len(hunt.survived):,}", "none may"),
         ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
         ("laws that caught one", f"{len(broken):,}", SCOPES[hunt.scope]),

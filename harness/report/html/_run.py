@@ -42,10 +42,8 @@ def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
 
 
 def run_page(result: Verification, seen: Seen) -> bytes:
-    notes = []
-    if not result.is_whole:
-        whole = counted(result.plan.images, "image")
-        notes = [f"the run is not finished: {result.images:,} of {whole} are judged"]
+    unfinished = f"the run is not finished: {result.images:,} of {counted(result.plan.images, 'image')} are judged"
+    notes = [] if result.is_whole else [unfinished]
     head = Head(
         result.models, result.verdict.value, TONE[result.verdict], _headline(result), notes, first_parts(result),
         _made(result),
