@@ -15,13 +15,9 @@ class HarnessError(Exception):
 
 
 class InputError(HarnessError):
-    """Say which input is bad, which rule it breaks and what to do about it.
+    """Say which input is bad (its `name` is the user's, e.g. ``draft_len``), and what was given as its `value`.
 
-    Args:
-        name: the input as the user knows it, e.g. ``draft_len``.
-        value: what was given; shown with ``repr`` unless it is a string.
-        rule: what must hold, e.g. ``must lie in 1..10``.
-        remedy: what to do, e.g. ``pass --draft-len 5``.
+    `rule` says what must hold, e.g. ``must lie in 1..10``; `remedy` what to do, e.g. ``pass --draft-len 5``.
     """
 
     def __init__(self, name: str, value: object, rule: str, remedy: str) -> None:

@@ -132,25 +132,17 @@ def usual_laws(cover: bool, terms: Terms) -> int:
 
 
 def verify(
-    models: ModelPair,
-    factory: Factory | str = OWN_DECODER,
-    settings: Settings | Sequence[Settings] | None = None,
-    requests: Request | Sequence[Request] | None = None,
-    progress: Callable[[], None] | None = None,
-    terms: Terms = TERMS,
+    models: ModelPair,  # networks of both sides; the decoder under test gets copies
+    factory: Factory | str = OWN_DECODER,  # builds the decoder for one setting, or its name `package.module:factory`
+    settings: Settings | Sequence[Settings] | None = None,  # None beside requests = draft lengths 1, 2, 5 and 10
+    requests: Request | Sequence[Request] | None = None,  # None beside settings = every label, seeds 0 to 3
+    progress: Callable[[], None] | None = None,  # called after every decode; None = a line in a notebook, or nothing
+    terms: Terms = TERMS,  # how the run is judged
 ) -> Verification:
     """Run a decoder and the reference under the same random numbers, and judge every token.
 
     Without settings and requests this asks what ``sdvar-harness verify`` asks without options: the covering design, and
     every law.
-
-    Args:
-        models: networks of both sides; the decoder under test gets copies.
-        factory: builds the decoder for one setting; a function, or its name ``package.module:factory``.
-        settings: one, or several; None beside requests = draft lengths 1, 2, 5 and 10.
-        requests: one, or several; None beside settings = every label under seeds 0 to 3.
-        progress: called after every decode; None = a line in a notebook, and nothing elsewhere.
-        terms: how the run is judged.
 
     Returns:
         The result: `verdict`, `first_divergence`, counts; `to_json()`, `to_frame()`.

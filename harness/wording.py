@@ -16,9 +16,9 @@ LETTERS = {
 }  # fmt: skip
 
 
-def count_of(count: int, noun: str, plural: str = "") -> str:
+def count_of(count: int, noun: str, plural: str = "", form: str = "") -> str:
     """Return ``1 image``, ``2 images``; the plural is the noun with an s where it is left out."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+    return f"{count:{form}} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def number(value: float | None, form: str = ".2g", unit: str = "", none: str = "-") -> str:

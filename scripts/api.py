@@ -14,6 +14,7 @@ import inspect
 import re
 import sys
 import textwrap
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def _item(name: str, value: Any) -> str:
     parts = [f"## {name}"]
     if inspect.isclass(value):
         parts += [_code(_form(value)), _text(value)]
+        init = vars(value).get("__init__")
+        if not is_dataclass(value) and getattr(init, "__name__", "") == "__init__":  # a protocol has another
+            parts.append(_code(_signature(init)))
         for each, method in vars(value).items():
             if not each.startswith("_") and (method := _function(method)) is not None and inspect.getdoc(method):
                 parts += [f"### {name}.{each}", _code(_signature(method)), _text(method)]

@@ -62,7 +62,7 @@ EQUAL = [
         "here all is on a CPU; tests/gpu run the same lines where it matters",
     ),
     (r"smooth\._judge_maps$", r"steps=(False|None)", "neither asks for what a scale adds"),
-    (r"smooth\._compare$", r"(?<=delta / allowed, )[01]\.0", "what is not judged is within what is allowed either way"),
+    (r"CaseResult\.compare$", r"(?<=delta / most, )[01]\.0", "what is not judged is within what is allowed either way"),
 ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from harness.commands._options import Images, Mode, Networks, Pair, UnderTest
+from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, files_of
 from harness.decoders import OWN_DECODER, parse_factory_options
 from harness.errors import InputError, check_installed
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
@@ -51,7 +51,7 @@ def _from_files(networks: Pair) -> ModelPair:
         rule = "is one choice of networks, three checkpoint files are another"
         raise InputError("models", networks.models, rule, "drop one of them")
     given = networks.given_files()
-    for name, path in networks.files().items():
+    for name, path in files_of(networks).items():
         if path is not None and not os.path.exists(path):  # a name that is too long is none
             raise InputError(name, str(path), "no such file", "see how it is spelt")
     for name in ("draft", "target", "vae"):

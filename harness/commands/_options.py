@@ -115,10 +115,6 @@ class Pair(Group):
     patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
     heads: Annotated[str, Option(HEADS, rare=True)] = ""
 
-    def files(self) -> dict[str, Path | None]:
-        """Return the files on this machine that are read, by option."""
-        return files_of(self)
-
     def given_files(self) -> dict[str, str]:
         """Return the checkpoints that are named, by option, as they were typed."""
         return {name: text for name in FILES if (text := getattr(self, name)) is not None}

@@ -41,7 +41,7 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
     from harness.report import LongWork, plain_console, show_speed, write_asked
     from harness.report.html import check_page, timings_page
 
-    files = check_outputs({"json": timed.json, "html": timed.html}, networks.files())
+    files = check_outputs({"json": timed.json, "html": timed.html}, options.files_of(networks))
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
@@ -58,9 +58,8 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
             for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
-    draft_name = mode_name(pair.draft)
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
-    speed = Speed(pair.title, mode, draft_name, timed.graphs, timed.bonus, machine, rows, timed.compile)
+    speed = Speed(pair.title, mode, mode_name(pair.draft), timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
     write_asked(files, timed.quiet, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
 

@@ -41,7 +41,7 @@ def bench_policies(networks: Networks, decodes: PolicyDecodes) -> None:
     from harness.report import LongWork, plain_console, replaced_parts, show_policies, write_asked
 
     files = {"into": decodes.into, "picture": decodes.picture, "json": decodes.json}
-    paths = check_outputs(files, networks.files())
+    paths = check_outputs(files, options.files_of(networks))
     check_drawing(decodes.picture)
     if decodes.into is not None:
         replaced_parts(decodes.into, {"table": ""})

@@ -29,7 +29,7 @@ def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
     from harness.report import LongWork, plain_console, say
     from harness.rounding import check_explained, load_budgets, measure_budget, save_budget
 
-    outputs = check_outputs({"into": measurement.into}, networks.files())
+    outputs = check_outputs({"into": measurement.into}, options.files_of(networks))
     sizes = counts("batches", measurement.batches, "1,2,8")
     if "into" in outputs:
         load_budgets(outputs["into"])

@@ -59,7 +59,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     from harness.signals import silence
     from harness.verification import Question, is_published, usual_settings
 
-    paths = check_outputs({"json": about.json}, networks.files())
+    paths = check_outputs({"json": about.json}, options.files_of(networks))
     name, pairs = tested.implementation, options_tested(tested)
     pair = load_models(networks, Mode(about.device), about.quiet)
     # parts are asked about what is computed, and not whether anything was drafted

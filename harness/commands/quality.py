@@ -97,7 +97,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     from harness.speculative.sampler import build_decoder
 
     files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
-    paths = check_outputs(files, {**networks.files(), "features": judging.features, "real": judging.real})
+    paths = check_outputs(files, {**options.files_of(networks), "features": judging.features, "real": judging.real})
     check_drawing(judging.picture)
     check_most("images", images.images, str(options.QUALITY_IMAGES))
     if "into" in paths:

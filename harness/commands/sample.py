@@ -61,7 +61,7 @@ def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
     from harness.report.samples import Sample, png_grid, samples_of, show_component_cost
     from harness.speculative.sampler import build_decoder, build_sequential
 
-    paths = check_outputs({"out": drawing.out, "tokens": drawing.tokens}, networks.files())
+    paths = check_outputs({"out": drawing.out, "tokens": drawing.tokens}, options.files_of(networks))
     folder = drawing.save_intermediates
     tensor_files = sorted(folder.glob("seed-*-round-*.safetensors")) if folder else []
     check_absent(paths | ({"save-intermediates": tensor_files[0]} if tensor_files else {}), drawing.force)

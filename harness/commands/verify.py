@@ -142,7 +142,7 @@ def verify(
     from harness.verification import Question, answer_question, usual_laws, usual_settings
 
     files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
-    paths = check_outputs(files, {**networks.files(), "budgets": judging.budgets})
+    paths = check_outputs(files, {**options.files_of(networks), "budgets": judging.budgets})
     check_page(outputs.html)
     loss = loss_of(networks, images, judging)
     check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")

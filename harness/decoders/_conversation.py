@@ -70,8 +70,7 @@ class DecoderReply:
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(trace, name)) is not None}
         if trace.intermediates is not None:
             tensors |= {f"{SHOWN}{name}": tensor for name, tensor in trace.intermediates.named().items()}
-        names = [f.name for f in fields(Trace) if f.name not in (*TENSORS, "intermediates")]
-        values = {name: getattr(trace, name) for name in names}
+        values = {name: value for name, value in vars(trace).items() if name not in (*TENSORS, "intermediates")}
         try:
             values["rounds"] = [[asdict(turn) for turn in rounds] for rounds in trace.rounds]
             json.dumps(values, allow_nan=False)
@@ -81,7 +80,6 @@ class DecoderReply:
             return cls(defects=[Divergence("process", detail, 0)])
 
     def line(self) -> bytes:
-        """Return it as it is sent."""
         words = self.refused and (self.refused.name, self.refused.value, self.refused.rule, self.refused.remedy)
         defects = [(defect.component, defect.detail, defect.image, defect.scale) for defect in self.defects]
         rest = {

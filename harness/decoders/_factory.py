@@ -123,17 +123,16 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
         check_refused_write(error)
         raise InputError("implementation", name, f"failed to build a decoder ({raised_in(error)})", remedy) from None
+    known = isinstance(declines, tuple | list) and all(isinstance(word, str) and word in DECLINES for word in declines)
     if not callable(decode):
         rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"
-        raise InputError("implementation", name, rule, remedy)
-    if not isinstance(contract, str) or contract not in list(Contract):
+    elif not isinstance(contract, str) or contract not in list(Contract):
         rule = f"built a decoder that claims {shown(contract)}, not one of {', '.join(list(Contract))}"
-        raise InputError("implementation", name, rule, remedy)
-    known = isinstance(declines, tuple | list) and all(isinstance(word, str) and word in DECLINES for word in declines)
-    if not known:
+    elif not known:
         rule = f"built a decoder that declines {shown(declines)}, not a tuple of {', '.join(map(repr, DECLINES))}"
-        raise InputError("implementation", name, rule, remedy)
-    return decoder
+    else:
+        return decoder
+    raise InputError("implementation", name, rule, remedy)
 
 
 def check_refused_write(error: BaseException) -> None:

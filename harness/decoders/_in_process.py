@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,13 @@ from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import CodeLine, Divergence, Judgement, PartLaw, WrongDecode, made_plain, unreadable, wrong_shape
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Request, Settings, Trace
+from harness.protocol import Contract, Implementation, Intermediates, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
 MOST_LEFT = 5  # things left behind that are named
+Record = TypeVar("Record", Trace, Intermediates)
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
 
@@ -45,7 +46,6 @@ class InProcess:
         self.built = Built.of(self._decoders, moved, "none: in the judge's own process" if watched else "")
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         by_value = self._watched is not None
         outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=by_value)
         written = self._watched.written(request) if self._watched else []
@@ -57,7 +57,6 @@ class InProcess:
         return search_line(self._decoders[setting], self.models, replace(request), greedy)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
-        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
         return inspect_parts(self._decoders[setting], request, budget)
 
     def close(self) -> None:
@@ -154,9 +153,8 @@ def _partial(implementation: Implementation, models: ModelPair, request: Request
         raise
     except BaseException:  # it is the same code that just failed
         return None
-    if not isinstance(trace, Trace) or unreadable(models, request, trace) is not None:
-        return None
-    return trace if wrong_shape(models, request, trace) is None else None
+    known = isinstance(trace, Trace) and unreadable(models, request, trace) is None
+    return trace if known and wrong_shape(models, request, trace) is None else None
 
 
 def _seen(noise: SeededNoise) -> str:
@@ -179,13 +177,15 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _by_value(trace: Trace) -> Trace:
     """Return a copy: what the decoder still holds of its trace changes nothing any more."""
-    shown, copies = trace.intermediates, dict[str, Any]()
-    for name in ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV"):
-        tensor = getattr(trace, name)
-        copies[name] = None if tensor is None else tensor.detach().clone()
-    if shown is not None:
-        shown = replace(shown, **{name: tensor.detach().clone() for name, tensor in shown.named().items()})
-    return replace(trace, **copies, rounds=[list(rounds) for rounds in trace.rounds], intermediates=shown)
+    copied = _copied(trace)
+    shown = None if copied.intermediates is None else _copied(copied.intermediates)
+    return replace(copied, rounds=[list(rounds) for rounds in copied.rounds], intermediates=shown)
+
+
+def _copied(record: Record) -> Record:
+    """Return a record with copies of its tensors."""
+    copies: Any = {name: each.detach().clone() for name, each in vars(record).items() if isinstance(each, Tensor)}
+    return replace(record, **copies)
 
 
 TORCH = str(Path(torch.__file__).parent)

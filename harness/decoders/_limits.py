@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from harness.errors import InputError
+from harness.rounding import precision, set_precision
 
 TIMEOUT_S = 600.0  # a decode of ten images by the published sizes takes seconds on a GPU, minutes on a CPU
 
@@ -53,20 +56,11 @@ class Surroundings:
 
     @classmethod
     def here(cls) -> Self:
-        """Return those of this process."""
-        import torch  # noqa: PLC0415  # the door of the command line imports this module for `Limits`
-
-        from harness.rounding import precision  # noqa: PLC0415
-
         path = tuple(folder or str(Path.cwd()) for folder in sys.path)
         return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
 
     def restore(self, path: Sequence[str] | None = None) -> None:
         """Make them those of this process."""
-        import torch  # noqa: PLC0415
-
-        from harness.rounding import set_precision  # noqa: PLC0415
-
         sys.path[:] = self.path if path is None else path
         set_precision(self.tf32)
         torch.set_num_threads(self.threads)

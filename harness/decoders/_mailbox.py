@@ -56,7 +56,6 @@ class Mailbox:
 
     @classmethod
     def open(cls, handle: Handle) -> Self:
-        """Open a mailbox that another process made."""
         if len(handle) == 2:
             return cls(_mapped(*handle), handle, handle[0])
         return cls(rebuild_cuda_tensor(*handle), handle)

@@ -96,7 +96,6 @@ class OwnProcess:
             raise
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
             outcome = self._outcome(reply, request)
@@ -118,7 +117,6 @@ class OwnProcess:
         return reply.code_line or "; ".join(each.detail for each in reply.defects)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
-        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, budget))
         except Exception as error:  # likewise

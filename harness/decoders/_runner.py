@@ -53,13 +53,13 @@ class Runner(Protocol):
     built: Built  # what building them showed
 
     def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting."""
+        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
 
     def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
         """Return the line that goes wrong with the decoder of one setting, or why there is none; empty: none does."""
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
-        """Ask the parts of one setting's decoder, where it is made of published code."""
+        """Ask the parts of one setting's decoder. Raises `InputError` where it is not of published code."""
 
     def close(self) -> None:
         """End what was started."""

@@ -10,29 +10,17 @@ from harness.golden._cases import RecordedCase
 from harness.protocol import Trace
 from harness.rounding import BUDGET_MARGIN, Budget, quick_budget
 
-
-@dataclass(frozen=True)
-class Limit:
-    """A number that a recording is judged by: of what, and where it comes from."""
-
-    name: str
-    limit: float
-    reason: str
-
-
-TABLE = (
-    Limit("image", 1e-5, "absolute: the decoder of 32-pixel images rounds by 1e-6 between two CPU set-ups; ten times"),
-    Limit("logits cap", 1e-5, "of the largest logit, times 1 + 2·|t|: budgets of the plain sampler reached 2.6e-6"),
-    Limit("f_hat cap", 4e-6, "of the largest number in f_hat, at least 1: budgets reached 8.1e-7"),
-    Limit("smooth rounding", 2e-6, "of the largest logit before guidance: digits reached 5e-7, tiny networks 9e-7"),
-    Limit("smooth f_hat", 2e-2, "absolute: the recordings' README; where rounding may do more, f_hat is not judged"),
-    Limit(
-        "smooth margin", 0.25, "absolute, of a race: a quarter of a nat is judgement; where rounding may do more, none"
-    ),
-    Limit("smooth logits", 0.5, "absolute, of any one logit of a position: twice that margin"),
-    Limit("smooth ties", 0.005, "share of a case's draws: \"very few tokens\" in the recordings' README"),
-)
-LIMITS = {row.name: row.limit for row in TABLE}
+# Numbers that a recording is judged by: of what, and where each comes from.
+LIMITS = {
+    "image": 1e-5,  # absolute: the decoder of 32-pixel images rounds by 1e-6 between two CPU set-ups; ten times
+    "logits cap": 1e-5,  # of the largest logit, times 1 + 2·|t|: budgets of the plain sampler reached 2.6e-6
+    "f_hat cap": 4e-6,  # of the largest number in f_hat, at least 1: budgets reached 8.1e-7
+    "smooth rounding": 2e-6,  # of the largest logit before guidance: digits reached 5e-7, tiny networks 9e-7
+    "smooth f_hat": 2e-2,  # absolute: the recordings' README; where rounding may do more, f_hat is not judged
+    "smooth margin": 0.25,  # absolute, of a race: a quarter of a nat is judgement; where rounding may do more, none
+    "smooth logits": 0.5,  # absolute, of any one logit of a position: twice that margin
+    "smooth ties": 0.005,  # share of a case's draws: "very few tokens" in the recordings' README
+}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,19 @@ class CaseResult:
         """Note a defect that is no single token. Effects: on `defects`."""
         self.defects.append(Divergence(component, detail, self.request.seed, scale=scale))
 
+    def compare(self, name: str, actual: Tensor, expected: Tensor, allowed: Tensor | float, scale: int) -> float:
+        """Compare where a finite difference is allowed; return the largest there, NaN of none. Effects: `defects`."""
+        delta = (actual.double() - expected.double()).abs()
+        most = torch.as_tensor(allowed, dtype=delta.dtype, device=delta.device).expand(delta.shape)
+        judged = most.isfinite()
+        if not bool(judged.any()):
+            return NOT_RECORDED
+        if bool((judged & ~(delta <= most)).any()):
+            where = int(torch.where(judged, delta / most, 0.0).argmax())
+            rule = f"{name} is off by {float(delta.flatten()[where]):.3g}, allowed {float(most.flatten()[where]):.3g}"
+            self.defect(name.partition("/")[0], rule, scale)
+        return float(delta[judged].max())
+
 
 @dataclass
 class FileResult:

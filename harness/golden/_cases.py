@@ -6,9 +6,9 @@ the same networks, so that nothing is built or calibrated twice.
 Source: the recordings' README, "Networks without weights files".
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,7 +48,6 @@ def _digits(device: torch.device) -> ModelPair:
 
 @cache
 def filled(recipe: Recipe, device: torch.device) -> ModelPair:
-    """Return networks filled by formula, on a device."""
     target = TransformerConfig(
         ScalePyramid(recipe.patch_nums), recipe.depth, recipe.D, recipe.H, recipe.V, recipe.C, recipe.classes,
         recipe.shared_adaln, recipe.l2_norm,
@@ -63,16 +62,12 @@ def filled(recipe: Recipe, device: torch.device) -> ModelPair:
         layout = "one" if phi == 1 else "shared"
     vae = AutoencoderConfig(recipe.V, recipe.C, recipe.vae_ch, recipe.vae_mult, phi=phi, phi_layout=layout)
     check_fit((draft, target), vae)
-    of_draft, of_target = transformer_shapes(draft), transformer_shapes(target)
-    of_vae = autoencoder_shapes(vae)
-    for shapes in (of_draft, of_target, of_vae):
-        check_weights(count_scalars(shapes))
-    return ModelPair(
-        Transformer(draft, filled_weights(of_draft)),
-        Transformer(target, filled_weights(of_target)),
-        Autoencoder(vae, filled_weights(of_vae)),
-        "filled",
-    ).to(device)
+    shapes = transformer_shapes(draft), transformer_shapes(target), autoencoder_shapes(vae)
+    for each in shapes:
+        check_weights(count_scalars(each))
+    of_draft, of_target, of_vae = map(filled_weights, shapes)
+    pair = ModelPair(Transformer(draft, of_draft), Transformer(target, of_target), Autoencoder(vae, of_vae), "filled")
+    return pair.to(device)
 
 
 @dataclass(frozen=True)
@@ -108,9 +103,10 @@ class RecordedCase:
             return self.models.draft, self.models.target
         return (self.models.draft if self.network == "draft" else self.models.target,)
 
-    def logits_positions(self, si: int) -> slice:
-        """Positions within scale `si` whose logits are recorded."""
-        return slice(None, None, LOGITS_STEP if self.logits == "some" and si >= LOGITS_DENSE else 1)
+    def logits_at(self, si: int) -> slice:
+        """Positions of scale `si` whose logits are recorded."""
+        span, step = self.models.pyramid.span(si), LOGITS_STEP if self.logits == "some" and si >= LOGITS_DENSE else 1
+        return slice(span.start, span.stop, step)
 
     def shapes(self) -> TensorShapes:
         """Return dtype and shape of every tensor of the case but `rounds`, whose length the decode decides."""
@@ -126,7 +122,7 @@ class RecordedCase:
             if self.f_hats:
                 shapes[f"f_hat/{si}"] = (torch.float32, map_shape)
             if self.logits != "none":
-                recorded = len(range(pyramid.tokens(si))[self.logits_positions(si)])
+                recorded = len(range(pyramid.L)[self.logits_at(si)])
                 shapes[f"logits/{si}"] = (torch.float32, (B, recorded, vae.V))
         return shapes
 
@@ -134,32 +130,25 @@ class RecordedCase:
 def parse(case: GoldenCase, models_name: str, device: torch.device) -> RecordedCase:
     """Fit one case to its networks. Raises `InputError`, which names the case, where something is missing or unfit."""
     with naming(case.id):
-        return _fitted(case, models_name, device)
-
-
-def _fitted(case: GoldenCase, models_name: str, device: torch.device) -> RecordedCase:
-    models, labels, drawing = recorded_networks(case, models_name, device), case.labels, case.drawing
-    count = len(labels) if labels is not None else _needed("count", case.count)
-    request = Request(
-        labels, drawing.seed, drawing.cfg, drawing.top_k, drawing.top_p, drawing.more_smooth,
-        case.order or "batch",  # the published order
-        count=count,
-    )  # fmt: skip
-    request.check_against(models.target.config.classes, models.target.config.V)
-    check_batch(request.B, models.pyramid, var_config(models.target), models.vqvae.config.downsampling)
-    filled_ones = models_name == "filled"
-    logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
-    fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)
-    if case.sampler == "sequential":
-        side = case.model or ("target" if filled_ones else None)
-        return replace(fitted, network=_needed("model", side))
-    if case.sampler == "test3":
-        entry, sd_mask = _needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask)
-        mode = case.mode or "recorded"  # the published format knows one behaviour only
-        return replace(fitted, hand_off=HandOff(entry, sd_mask, mode))  # type: ignore[arg-type]  # refuses other words
-    options = DecoderOptions(_needed("draft_len", case.draft_len), _needed("bonus", case.bonus))
-    SpeculativeDecoder(models, options)  # refuses what does not fit
-    return replace(fitted, options=options)
+        models, labels = recorded_networks(case, models_name, device), case.labels
+        count = len(labels) if labels is not None else _needed("count", case.count)
+        order = case.order or "batch"  # the published order
+        request = Request(labels, order=order, count=count, **asdict(case.drawing))
+        request.check_against(models.target.config.classes, models.target.config.V)
+        check_batch(request.B, models.pyramid, var_config(models.target), models.vqvae.config.downsampling)
+        filled_ones = models_name == "filled"
+        logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
+        fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)
+        if case.sampler == "sequential":
+            side = case.model or ("target" if filled_ones else None)
+            return replace(fitted, network=_needed("model", side))
+        if case.sampler == "test3":
+            mode: Any = case.mode or "recorded"  # the published format knows one behaviour only
+            hand_off = HandOff(_needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask), mode)
+            return replace(fitted, hand_off=hand_off)
+        options = DecoderOptions(_needed("draft_len", case.draft_len), _needed("bonus", case.bonus))
+        SpeculativeDecoder(models, options)  # refuses what does not fit
+        return replace(fitted, options=options)
 
 
 def _needed(key: str, value: Stated | None) -> Stated:

@@ -24,7 +24,7 @@ from harness.golden._cases import RecordedCase, parse
 from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
 from harness.golden._store import Recording, read_recording
-from harness.judge import Divergence, largest_difference
+from harness.judge import Divergence
 from harness.protocol import Trace
 
 
@@ -148,11 +148,6 @@ def rounds(trace: Trace) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32).view(-1, 7)
 
 
-def kept_logits(case: RecordedCase, trace: Trace, si: int) -> Tensor:
-    """Return the guided logits of one scale at the positions that are recorded."""
-    return trace.shown.guided_BLV[:, case.models.pyramid.span(si)][:, case.logits_positions(si)]
-
-
 def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, result: CaseResult) -> None:
     """Judge a case whose f_hat is a function of its tokens, from the recorded ones. Effects: on `result`."""
     tokens_BL, pyramid = recorded["tokens"].long(), case.models.pyramid
@@ -184,19 +179,16 @@ def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
     """Compare logits, f_hat and image. Effects: on `result`."""
-    pyramid, most, deltas = case.models.pyramid, allowed.f_hat, []
+    pyramid, most, shown, deltas, logits = case.models.pyramid, allowed.f_hat, run.shown, list[float](), [NOT_RECORDED]
 
     def judge(name: str, made: Tensor, most: float, scale: int) -> float:
-        delta = largest_difference(made, recorded[name])
-        if not delta <= most:
-            result.defect(name.partition("/")[0], f"{name} is off by {delta:.3g}, allowed {most:.3g}", scale)
-        return delta
+        return result.compare(name, made, recorded[name], most, scale)
 
-    logits = [NOT_RECORDED]
     if case.logits != "none":
-        logits = [judge(f"logits/{si}", kept_logits(case, run, si), 2 * allowed.logits_S[si], si) for si in pyramid]
+        made = {si: shown.guided_BLV[:, case.logits_at(si)] for si in pyramid}
+        logits = [judge(f"logits/{si}", made[si], 2 * allowed.logits_S[si], si) for si in pyramid]
     if case.f_hats:
-        deltas = [judge(f"f_hat/{si}", run.shown.f_hat_SBCPP[si], most, si) for si in pyramid]
+        deltas = [judge(f"f_hat/{si}", shown.f_hat_SBCPP[si], most, si) for si in pyramid]
         if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
             result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
     deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))

@@ -45,11 +45,6 @@ def refuse(reason: str, folder: Path, code: Path) -> None:
         raise InputError("tree", str(code), rule, "commit first, so that the goldens name the code that made them")
 
 
-def commit(code: Path) -> str:
-    """Return the commit that is checked out."""
-    return git_says(code, "rev-parse", "HEAD")
-
-
 def whose_code(here: Path, code: Path = CHECKOUT) -> str:
     """Return what a person in folder `here` may not expect about whose code runs: "" when it is that checkout's."""
     around = next((folder for folder in (here, *here.parents) if _is_checkout(folder)), None)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
+import torch
 
 from harness.errors import InputError
 from harness.golden._case_results import FileResult
-from harness.golden._cases import recorded_networks
+from harness.golden._cases import CPU, recorded_networks
 from harness.golden._metadata import DrawSettings, GoldenCase, Recipe
 from harness.golden._store import Recording, content_digest
+from harness.models import ModelPair
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
 PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
@@ -92,7 +93,6 @@ GOLDENS = Path(__file__).parent / "data"
 
 
 def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
-    """Return where the goldens of one group of networks lie."""
     return folder / f"{FILES[models]}-{platform}.safetensors"
 
 
@@ -107,12 +107,10 @@ def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path],
     if platform not in platforms:
         return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
     wanted = {path: name for name in platforms for path in _paths(name, folder)}
-    wrong = [FileResult(str(p), defects=["golden is missing: restore or record it"]) for p in wanted if p not in there]
-    wrong += [
-        FileResult(str(path), defects=["golden is not in the plan: remove it, or plan it"])
-        for path in sorted(there - wanted.keys())
-    ]
-    return sorted(path for path in there & wanted.keys() if wanted[path] == platform), wrong
+    wrong = {path: "missing: restore or record it" for path in wanted if path not in there}
+    wrong |= dict.fromkeys(sorted(there - wanted.keys()), "not in the plan: remove it, or plan it")
+    results = [FileResult(str(path), defects=[f"golden is {why}"]) for path, why in wrong.items()]
+    return sorted(path for path in there & wanted.keys() if wanted[path] == platform), results
 
 
 def stale_entries(recording: Recording) -> list[str]:
@@ -157,8 +155,8 @@ class Origin:
     def from_values(cls, values: Any) -> Self:
         """Read one group of a file. Raises `KeyError` or `TypeError` for anything else."""
         cases = tuple(values["cases"])
-        reason, commit, device_name = (str(values.get(word, "")) for word in ("reason", "commit", "device_name"))
-        return cls(cases, reason, commit, device_name, values.get("versions", {}))
+        words = {word: str(values.get(word, "")) for word in ("reason", "commit", "device_name")}
+        return cls(cases, **words, versions=values.get("versions", {}))
 
 
 def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
@@ -175,10 +173,12 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
     return tuple(group for group in named if group.cases)
 
 
+def pairs_of(models: str, device: torch.device = CPU) -> list[ModelPair]:
+    """Return the networks that the planned cases of one file use."""
+    return list(dict.fromkeys(recorded_networks(case, models, device) for case in cases(models)))
+
+
 def weights_digest(models: str) -> str:
     """Return the digest of all weights that the planned cases of one file use."""
-    pairs = {id(pair): pair for pair in (recorded_networks(case, models) for case in cases(models))}
-    tensors: dict[str, Tensor] = {}
-    for number, pair in enumerate(pairs.values()):
-        tensors |= {f"{number}.{name}": tensor for name, tensor in pair.named_weights().items()}
-    return content_digest(tensors)
+    weights = [pair.named_weights() for pair in pairs_of(models)]
+    return content_digest({f"{k}.{name}": tensor for k, named in enumerate(weights) for name, tensor in named.items()})

@@ -19,16 +19,15 @@ from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import _guard as guard
 from harness.golden import _plan as plan
-from harness.golden._case_results import CaseResult
+from harness.golden._case_results import NOT_RECORDED, CaseResult
 from harness.golden._cases import CPU, RecordedCase, parse, recorded_networks
-from harness.golden._check import check_case, kept_logits, one_case_a_core, rounds
+from harness.golden._check import check_case, one_case_a_core, rounds
 from harness.golden._metadata import GoldenCase
 from harness.golden._platform import unverified
 from harness.golden._store import KIND, Recording, as_bytes, canonical, content_digest, read_recording
 from harness.judge import differences, largest_difference
 from harness.provenance import device_name, versions
 
-UNKNOWN = float("nan")
 WHOLE_FILE = "(file)"  # the id of a change that concerns a whole file
 
 
@@ -41,8 +40,8 @@ class Change:
     what: str
     first_scale: int = -1  # of the first token that changes; -1: no token does
     tokens: int = 0  # how many change
-    f_hat: float = UNKNOWN  # largest difference; NaN where not compared
-    image: float = UNKNOWN  # largest difference; NaN where not compared
+    f_hat: float = NOT_RECORDED  # largest difference; NaN where not compared
+    image: float = NOT_RECORDED  # largest difference; NaN where not compared
 
 
 def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | None) -> str:
@@ -139,7 +138,7 @@ def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
         if case.f_hats:
             tensors[f"f_hat/{si}"] = trace.shown.f_hat_SBCPP[si]
         if case.logits != "none":
-            tensors[f"logits/{si}"] = kept_logits(case, trace, si)
+            tensors[f"logits/{si}"] = trace.shown.guided_BLV[:, case.logits_at(si)]
     if case.sampler == "speculative":
         tensors["rounds"] = rounds(trace)
     return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in tensors.items()]
@@ -161,8 +160,8 @@ def changed_goldens(
     """Judge every file and return those that would change. `InputError` says why recording is refused."""
     guard.refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:
-        known = ", ".join(plan.PLATFORMS)
-        raise InputError("device", device.type, f"must be a platform of the plan ({known})", "add it to golden/plan.py")
+        rule = f"must be a platform of the plan ({', '.join(plan.PLATFORMS)})"
+        raise InputError("device", device.type, rule, "add it to golden/plan.py")
     if not folder.is_dir():
         raise InputError("folder", str(folder), "is not there", "make it first")
     for models in plan.FILES:
@@ -170,9 +169,9 @@ def changed_goldens(
     if contradicted := guard.contradicted(device):
         rule = "are contradicted: outside truth outranks any golden"
         raise InputError("recordings", "; ".join(contradicted), rule, "mend the code first (golden check FILE)")
-    pairs = {id(p): p for m in plan.FILES for p in (recorded_networks(case, m, device) for case in plan.cases(m))}
+    pairs = [pair for models in plan.FILES for pair in plan.pairs_of(models, device)]
     with one_case_a_core(device) as pool:
-        failing = list(chain.from_iterable(pool.map(laws, pairs.values())))
+        failing = list(chain.from_iterable(pool.map(laws, pairs)))
     if failing:
         rule = "must hold before a golden is recorded"
         raise InputError("laws", "; ".join(failing), rule, "mend the code first")
@@ -181,7 +180,7 @@ def changed_goldens(
 
 def write_golden(after: Regeneration, reason: str, device: torch.device, code: Path = guard.CODE) -> None:
     """Write one file with its provenance. Effects: replaces `after.path` in one step."""
-    commit, device_words = guard.commit(code), device_name(device)
+    commit, device_words = guard.git_says(code, "rev-parse", "HEAD"), device_name(device)
     known = {name for origin in after.origins for name in origin.cases}
     anew = tuple(case.id for case in after.cases if case.id not in known)
     groups = [*after.origins, *([plan.Origin(anew, reason.strip(), commit, device_words, versions())] if anew else [])]

@@ -7,15 +7,15 @@ counted so. Where f_hat of every scale is recorded, every scale is judged from t
 Promise: no bound is wider than the limits of `allowance`, and what is not judged is decided by the plain sampler alone.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.golden._allowance import LIMITS, allowances, smooth_rounding
-from harness.golden._case_results import NOT_RECORDED, CaseResult, Ground, judge_recorded_tokens
+from harness.golden._case_results import CaseResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase
 from harness.golden._spread import Spread, added, as_they_are, maps, nudged, raw_inputs, spread
 from harness.judge import largest_difference
@@ -64,7 +64,7 @@ def judge_smooth(case: RecordedCase, recorded: Mapping[str, Tensor], free: Trace
 
 def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _Followed, result: CaseResult) -> None:
     """Judge tokens, and logits where they are recorded. Effects: on `result`."""
-    pyramid, tokens_BL, judged_BL = case.models.pyramid, recorded["tokens"].long(), led.judged_BL
+    tokens_BL, judged_BL = recorded["tokens"].long(), led.judged_BL
     result.draws, result.not_judged = tokens_BL.numel(), int((~judged_BL).sum())
     result.identical = int(((led.run.tokens_BL == tokens_BL) & judged_BL).sum())
     ground = Ground(led.spread.exact, led.spread.rms_BL, led.spread.peak_BL, judged_BL)
@@ -74,13 +74,11 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
         result.defect("token", f"{len(result.ties)} tokens differ, more than {most:.1%} of the draws")
     if case.logits == "none":
         return
-    for si in pyramid:
-        recorded_positions = case.logits_positions(si)
-        actual_BnV = led.run.shown.guided_BLV[:, pyramid.span(si)][:, recorded_positions]
-        allowed_BL = led.spread.peak_BL.masked_fill(~judged_BL, torch.inf)
-        allowed_Bn = allowed_BL[:, pyramid.span(si)][:, recorded_positions]
-        delta = _compare(f"logits/{si}", actual_BnV, recorded[f"logits/{si}"], allowed_Bn[..., None], si, result)
-        result.delta_logits = worse(result.delta_logits, delta)
+    allowed_BL1 = led.spread.peak_BL.masked_fill(~judged_BL, torch.inf)[..., None]
+    for si in case.models.pyramid:
+        at, expected = case.logits_at(si), recorded[f"logits/{si}"]
+        delta = result.compare(f"logits/{si}", led.run.shown.guided_BLV[:, at], expected, allowed_BL1[:, at], si)
+        result.delta_logits = float(np.fmax(result.delta_logits, delta))  # NaN: not compared
 
 
 def _judge_maps(
@@ -88,40 +86,18 @@ def _judge_maps(
 ) -> Tensor:
     """Judge f_hat, after every scale where that is recorded; return judged_BPP. Effects: on `result`."""
     last = case.models.pyramid.S - 1
-    delta = _compare("f_hat", own.run.f_hat_BCPP, recorded["f_hat"], own.allowed_SB1PP[-1], last, result)
-    result.delta_f_hat = delta
+    whole = own.run.f_hat_BCPP, recorded["f_hat"], own.allowed_SB1PP[-1]
+    result.delta_f_hat = result.compare("f_hat", *whole, last)
     judged_BPP = own.allowed_SB1PP[-1, :, 0].isfinite()
     if not case.f_hats:
         return judged_BPP
     if not torch.equal(recorded[f"f_hat/{last}"], recorded["f_hat"]):
         result.defect("f_hat", f"f_hat is not f_hat/{last}", last)
     f_hat_SBCPP = torch.stack([recorded[f"f_hat/{si}"] for si in case.models.pyramid])
-    steps_SBCPP = added(f_hat_SBCPP)
+    free = maps(own.run, steps=False), f_hat_SBCPP, own.allowed_SB1PP
+    by_step = maps(led.run, steps=True), added(f_hat_SBCPP), led.allowed_SB1PP
     for si in case.models.pyramid:
-        for followed, actual_SBCPP, expected_SBCPP in (
-            (own, maps(own.run, steps=False), f_hat_SBCPP),
-            (led, maps(led.run, steps=True), steps_SBCPP),
-        ):
-            allowed_B1PP = followed.allowed_SB1PP[si]
-            delta = _compare(f"f_hat/{si}", actual_SBCPP[si], expected_SBCPP[si], allowed_B1PP, si, result)
-            result.delta_f_hat = worse(result.delta_f_hat, delta)
+        for actual, expected, allowed in (free, by_step):
+            delta = result.compare(f"f_hat/{si}", actual[si], expected[si], allowed[si], si)
+            result.delta_f_hat = float(np.fmax(result.delta_f_hat, delta))
     return judged_BPP | led.allowed_SB1PP[:, :, 0].isfinite().all(0)
-
-
-def _compare(name: str, actual: Tensor, expected: Tensor, allowed: Tensor, si: int, result: CaseResult) -> float:
-    """Compare where a finite difference is allowed; return the largest there, NaN for none. Effects: on `result`."""
-    delta = (actual.double() - expected.double()).abs()
-    judged = allowed.isfinite().expand(delta.shape)
-    if not bool(judged.any()):
-        return NOT_RECORDED
-    over = torch.where(judged, delta / allowed, 0.0)
-    if not bool((over <= 1).all()):
-        where = int(over.argmax())
-        off, most = float(delta.flatten()[where]), float(allowed.expand(delta.shape).flatten()[where])
-        result.defect(name.partition("/")[0], f"{name} is off by {off:.3g}, allowed {most:.3g}", si)
-    return float(delta[judged].max())
-
-
-def worse(one: float, other: float) -> float:
-    """Return the larger of two differences; one that is NaN was not compared."""
-    return max((delta for delta in (one, other) if not math.isnan(delta)), default=NOT_RECORDED)

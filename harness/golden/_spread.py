@@ -13,7 +13,7 @@ Source: spec §7, `more_smooth`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -48,12 +48,10 @@ class Nudged(Around):
 
 
 def as_they_are(logits_RlV: Tensor) -> Tensor:
-    """Return the logits: no nudge."""
     return logits_RlV
 
 
 def nudged(models: ModelPair, nudge: Nudge = as_they_are, raw: Mapping[int, Tensor] | None = None) -> ModelPair:
-    """Return a pair whose draft and target are nudged alike."""
     draft, target = (cast(Network, Nudged(network, nudge, raw or {})) for network in (models.draft, models.target))
     return replace(models, draft=draft, target=target)
 
@@ -173,19 +171,17 @@ def spread(case: RecordedCase, error: float, raw: Mapping[int, Tensor] | None = 
     chosen, steps = choices(case, exact.shown.guided_BLV), raw is not None
     calm, pyramid = _Farthest(exact, chosen, steps), case.models.pyramid
     for k in range(RUNS):
-        calm.add(run(_Rounding(error, k)))
+        calm.add(run(rounding(error, k)))
     reach_BLV = FACTOR * calm.apart_BLV
     ties_BL = soft_ties(case, exact.shown.guided_BLV, chosen, reach_BLV)
     both = _Farthest(exact, chosen, steps)
     for k in range(2 * PAIRS if bool(ties_BL.any()) else 0):
         shift_BLV = (-1) ** k * tossed(chosen, k // 2) * reach_BLV * ties_BL[..., None]
         shifts = {pyramid.tokens(si): shift_BLV[:, pyramid.span(si)] for si in pyramid}
-        both.add(run(_Rounding(error, k, shifts)), shift_BLV)
-    rms_BL, peak_BL = (
-        torch.maximum(FACTOR * calm.rms_BL, both.rms_BL),
-        torch.maximum(FACTOR * calm.peak_BL, both.peak_BL),
-    )
-    return Spread(exact, rms_BL, peak_BL, torch.maximum(FACTOR * calm.map_SBPP, both.map_SBPP), ties_BL)
+        both.add(run(rounding(error, k, shifts)), shift_BLV)
+    pairs = ((calm.rms_BL, both.rms_BL), (calm.peak_BL, both.peak_BL), (calm.map_SBPP, both.map_SBPP))
+    rms_BL, peak_BL, map_SBPP = (torch.maximum(FACTOR * one, other) for one, other in pairs)
+    return Spread(exact, rms_BL, peak_BL, map_SBPP, ties_BL)
 
 
 class _Farthest:
@@ -208,26 +204,22 @@ class _Farthest:
         self.map_SBPP = torch.maximum(self.map_SBPP, moved_SBCPP.abs().amax(2))
 
 
-@dataclass
-class _Rounding:
-    """A nudge of the size of rounding, from a generator of its own, and shifts of the guided logits besides."""
+def rounding(error: float, seed: int, shifts: Mapping[int, Tensor] | None = None) -> Nudge:
+    """Return a nudge of the size of rounding (root mean square `error`), from a generator of its own.
 
-    error: float  # root mean square of the nudge
-    seed: int  # of the generator
-    # shift_BlV by number of tokens, which tells the scales of a pyramid apart
-    shifts: Mapping[int, Tensor] = field(default_factory=dict)
+    `shifts` move the guided logits besides: shift_BlV by number of tokens, which tells the scales of a pyramid apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
 
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
-
-    def __call__(self, logits_RlV: Tensor) -> Tensor:
-        """Return the logits, moved; both guidance rows by the same shift, so that the guided ones move by it."""
-        noise_RlV = torch.randn(logits_RlV.shape, generator=self.generator)
-        moved_RlV = logits_RlV.add(noise_RlV.type_as(logits_RlV), alpha=self.error)
-        shift_BlV = self.shifts.get(logits_RlV.shape[1])
-        if shift_BlV is None:
+    def moved(logits_RlV: Tensor) -> Tensor:
+        noise_RlV = torch.randn(logits_RlV.shape, generator=generator)
+        moved_RlV = logits_RlV.add(noise_RlV.type_as(logits_RlV), alpha=error)
+        if shifts is None:
             return moved_RlV
+        shift_BlV = shifts[logits_RlV.shape[1]]  # of both guidance rows, so that the guided ones move by it
         return moved_RlV + torch.cat((shift_BlV, shift_BlV)).type_as(logits_RlV)
+
+    return moved
 
 
 def maps(trace: Trace, steps: bool) -> Tensor:

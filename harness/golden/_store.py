@@ -48,7 +48,6 @@ class Recording:
 
     @property
     def own(self) -> bool:
-        """True for this project's goldens."""
         return self.metadata.get("kind") == KIND
 
     @property

@@ -6,6 +6,7 @@ Promise: the three fit together, or one error says in which size they do not.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,8 @@ from harness.protocol.pyramid import ScalePyramid
 # Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
 CLOSE_NOISE = 0.002
 MOST_NOISE = 10
+# Sizes of the draft that must be the target's.
+ALIKE = ("family", "pyramid.patch_nums", "pyramid.sides", "pyramid.channels", "V", "C", "classes")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -43,23 +46,13 @@ class ModelPair:
     taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain; a line a network
 
     def __post_init__(self) -> None:
-        draft, target = self.draft.config, self.target.config
-        pairs: tuple[tuple[str, object, object], ...] = (
-            ("family", draft.family, target.family),
-            ("patch_nums", draft.pyramid.patch_nums, target.pyramid.patch_nums),
-            ("sides", draft.pyramid.sides, target.pyramid.sides),
-            ("channels", draft.pyramid.channels, target.pyramid.channels),
-            ("V", draft.V, target.V),
-            ("C", draft.C, target.C),
-            ("classes", draft.classes, target.classes),
-            ("V", self.vae.config.V, target.V),
-            ("C", self.vae.config.C, target.C),
-        )
-        for word, of_draft, of_target in pairs:
-            if of_draft != of_target:
-                side = "vae" if word in "VC" and draft.V == target.V and draft.C == target.C else "draft"
+        sizes = [("draft", size) for size in ALIKE] + [("vae", size) for size in ("V", "C")]
+        for side, size in sizes:
+            theirs, of_target = (attrgetter(size)(network.config) for network in (getattr(self, side), self.target))
+            if theirs != of_target:
                 rule = f"must equal the target's {of_target}"
-                raise InputError(f"{side} {word}", of_draft, rule, "pass models trained as a pair")
+                name = f"{side} {size.rpartition('.')[2]}"
+                raise InputError(name, theirs, rule, "pass models trained as a pair")
         self.vae.check_for(self.pyramid)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -142,11 +135,11 @@ class ModelPair:
         """Return the pair on its first 1..S scales, as if made for them. Raises `InputError` where it cannot be cut."""
         if self.vqvae.config.phi_layout == "per-scale":
             raise InputError("scales", count, "cannot be cut: every scale has a φ of its own", "keep all scales")
-        sides = [self.draft, self.target]
-        if not all(isinstance(side, Transformer) for side in sides):
+        draft, target = self.draft, self.target
+        if not (isinstance(draft, Transformer) and isinstance(target, Transformer)):
             raise InputError("scales", count, "cannot be cut: the networks are no transformers", "keep all scales")
-        draft, target = (side.first_scales(count) for side in sides if isinstance(side, Transformer))
-        return replace(self, draft=draft, target=target, name=f"{self.name}, first {count} scales")
+        name = f"{self.name}, first {count} scales"
+        return replace(self, draft=draft.first_scales(count), target=target.first_scales(count), name=name)
 
     def named_weights(self) -> dict[str, Tensor]:
         """Return every weight of the three, e.g. by ``target.head.weight``."""

@@ -152,7 +152,6 @@ def verified(case: DigitsCase, options: PluginOptions) -> Verification:
 
 
 def reference(models: ModelPair, request: Request) -> Trace:
-    """Return the sequential decode of a request."""
     return sample_sequential(models.target, models.vae, request, models.noise(request))
 
 

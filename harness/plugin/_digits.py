@@ -38,13 +38,11 @@ class DigitsCase:
 
 @cache
 def pair(device: str = "cpu") -> ModelPair:
-    """Return the shipped pair on a device; loaded once a process."""
     return load_digits().to(torch.device(device))
 
 
 @cache
 def design() -> dict[str, DigitsCase]:
-    """Return the cases of the covering design, by name."""
     cases = {}
     for block, (word, noise) in zip(covering(pair()), (("own", None), ("close", CLOSE_NOISE)), strict=True):
         for setting in block.settings:

@@ -38,7 +38,6 @@ class Suite(pytest.Collector):
         return cls.from_parent(session, name="sdvar", nodeid="sdvar", path=place, options=options, line=line)
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Return an item a law, then an item a case."""
         for law in LAWS:
             yield CheckItem.from_parent(self, name=law.id, subject=law)
         for case in cases_of(self.options):

@@ -53,7 +53,6 @@ class PluginOptions:
 
     @property
     def subject(self) -> Subject:
-        """The decoder under test, for laws."""
         from harness.decoders import load_factory
         from harness.laws import Subject
 

@@ -167,7 +167,6 @@ def about(job: bytes, digest: str, device: str) -> Any:
 
 
 def do(job: bytes, digest: str, device: str, task: Any) -> Any:
-    """Do one task in a worker of the cluster."""
     with _LOCK:
         return _opened(job, digest, device).do(task)
 

@@ -68,9 +68,9 @@ class Trace:
     # that was hangs on those numbers, or is not shown
     law_BLV: Tensor | None = None
     seconds: float = 0.0  # wall time of the decode
-    cache_bytes: dict[str, int] = field(default_factory=dict)  # held by each network's cache, "draft" and "target"
-    # high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU
-    peak_bytes: int = 0
+    # bytes held by each network's cache, "draft" and "target"
+    cache_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: int = 0  # high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU
 
     @property
     def shown(self) -> Intermediates:

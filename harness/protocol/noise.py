@@ -48,11 +48,7 @@ Reading = Callable[[int, str, str], Tensor]  # (scale, stream, reader) -> number
 
 
 class Ledger:
-    """Remember who read which address; refuse a second reader where numbers must be independent.
-
-    Args:
-        exclusive: True under contract B: an address belongs to its first reader.
-    """
+    """Remember who read which address; under contract B, where that is `exclusive`, refuse a second reader."""
 
     def __init__(self, exclusive: bool = False) -> None:
         self.exclusive = exclusive
@@ -152,14 +148,8 @@ class RecordedNumbers:
 class SeededNoise:
     """Numbers from PyTorch generators on the device of the models.
 
-    Args:
-        request: gives seed, image addresses and the order: "batch" is the published one (one generator through
-            E₀, [E'₀,] E₁, [E'₁,] …, each E one (B·l, V) tensor), "image" gives every image generators of its own.
-        pyramid: scales.
-        V: codebook size.
-        device: where the generators live; CPU and CUDA give different numbers.
-        ledger: who read what; a new one by default.
-        recorded: numbers to hand out in place of generated ones.
+    The request gives seed, image addresses and the order: "batch" is the published one (one generator through
+    E₀, [E'₀,] E₁, [E'₁,] …, each E one (B·l, V) tensor), "image" gives every image generators of its own.
 
     Effects: draws from generators of its own, never from the global one. Keeps what was drawn, B·L·V floats a stream.
     Source: spec §7.
@@ -169,10 +159,10 @@ class SeededNoise:
         self,
         request: Request,
         pyramid: ScalePyramid,
-        V: int,
-        device: torch.device,
-        ledger: Ledger | None = None,
-        recorded: RecordedNumbers | None = None,
+        V: int,  # codebook size
+        device: torch.device,  # where the generators live; CPU and CUDA give different numbers
+        ledger: Ledger | None = None,  # who read what; a new one by default
+        recorded: RecordedNumbers | None = None,  # numbers to hand out in place of generated ones
     ) -> None:
         self.recorded = recorded
         self.request, self.pyramid, self.V, self.device = request, pyramid, V, device

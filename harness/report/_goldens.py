@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -56,9 +57,7 @@ def _rows(result: FileResult, verbose: bool) -> list[list[str]]:
 def _row(words: str, cases: Sequence[CaseResult]) -> list[str]:
     """Return what one case came to, or several of them together."""
     counts = [(c.draws, c.identical, len(c.ties), c.not_judged, len(c.defects)) for c in cases]
-    deltas = [
-        max((delta for c in cases if not math.isnan(delta := getattr(c, name))), default=math.nan) for name in DELTAS
-    ]
+    deltas = [float(np.fmax.reduce([getattr(c, name) for c in cases])) for name in DELTAS]  # NaN: not recorded
     return [words, *(str(sum(each)) for each in zip(*counts, strict=True)), *map(number, deltas), _free_run(cases)]
 
 

@@ -93,7 +93,6 @@ class History:
 
     @classmethod
     def of(cls, files: Sequence[Path]) -> Self:
-        """Read what every run came to."""
         return cls(sorted(map(summary_of, files), key=lambda run: (WORST.index(run.verdict), -run.ended)))
 
     @property
@@ -142,6 +141,6 @@ def _facts_of(run: Verification) -> dict[str, str]:
 
 
 def show_changes(changes: Sequence[Change], names: tuple[str, str], console: Console) -> None:
-    columns = [name_column("what"), prose_column(one_line(names[0])), prose_column(one_line(names[1]))]
+    columns = [name_column("what"), *(prose_column(one_line(name)) for name in names)]
     print_table(console, "", columns, [[one_line(text) or "-" for text in change] for change in changes])
     say(console, f"{count_of(len(changes), 'difference')} between the two runs")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from harness.judge import Verdict
+from harness.runs import record_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,7 @@ class CheckRow:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        values = json.loads(text)
-        verdict = values["verdict"] and Verdict(values["verdict"])
-        return cls(**{**values, "watches": tuple(values["watches"]), "verdict": verdict})
+        return record_of(cls, json.loads(text))
 
     @property
     def state(self) -> str:
@@ -48,17 +47,14 @@ class CheckRow:
 
     @property
     def fails_no_more(self) -> bool:
-        """Tell whether it is known to fail, and does not."""
         return bool(self.known) and self.state != "known"
 
     @property
     def family(self) -> str:
-        """First half of the id."""
         return self.id.partition("." if self.kind == "law" else "[")[0]
 
 
 def check_line(row: CheckRow) -> str:
-    """Return a row of the summary in the terminal."""
     if row.verdict is None:
         return f"{row.id:28s} does not apply: {row.why}"
     counts = f"images, {row.verdict}"

@@ -42,9 +42,9 @@ def _caught_line(hunt: Hunt) -> str:
     """Return one line on what was caught: how many of each family, the longest hunt, the stages."""
     caught = [each for each in hunt.found if not each.survived]
     slowest = max(caught, key=lambda each: each.seconds)
-    line = f"caught: {_counts(each.mutant.family for each in caught)}"
-    line += f"; at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id})"
-    return line + (f"; first caught by {_counts(each.stage for each in caught)}" if _has_stages(hunt) else "")
+    latest = f"at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id})"
+    stages = f"; first caught by {_counts(each.stage for each in caught)}" if _has_stages(hunt) else ""
+    return f"caught: {_counts(each.mutant.family for each in caught)}; {latest}{stages}"
 
 
 def _counts(words: Iterable[str]) -> str:

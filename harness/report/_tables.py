@@ -47,7 +47,6 @@ def prose_column(head: str) -> Column:
 
 
 def columns_of(table: str) -> tuple[Column, ...]:
-    """Return the columns of a table of tables.toml."""
     return tuple(Column(**values) for values in TABLES[table]["columns"])
 
 

@@ -130,7 +130,6 @@ def _verdict_text(result: Verification, console: Console) -> str:
 
 
 def laws_line(tried: LawsTried) -> str:
-    """Return one line on the laws that were tried after a run."""
     counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
                (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]

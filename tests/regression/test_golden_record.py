@@ -141,7 +141,6 @@ def test_a_dirty_tree_and_no_tree_are_refused(tmp_path: Path, monkeypatch: pytes
     subprocess.run([*git, "add", "file"], check=True)
     subprocess.run([*git, "commit", "-qm", "one"], check=True)
     guard.refuse("because", tree, tree)
-    assert len(guard.commit(tree)) == 40
     (tree / "file").write_text("2")
     with pytest.raises(InputError, match="commit first, so that the goldens name the code that made them"):
         guard.refuse("because", tree, tree)

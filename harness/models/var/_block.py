@@ -44,7 +44,6 @@ After = Callable[[Tensor, Tensor, Modulation, BlockWeights], Tensor]
 
 
 def block_weights(weights: Mapping[str, Tensor], i: int, qkv_bias: Tensor, length_2H1: Tensor) -> BlockWeights:
-    """Return the weights of block `i` of a checkpoint, each read once."""
     attn, ffn = f"blocks.{i}.attn.", f"blocks.{i}.ffn."
     rest = (attn + "proj.weight", attn + "proj.bias", ffn + "fc1.weight", ffn + "fc1.bias", ffn + "fc2.weight",
             ffn + "fc2.bias")  # fmt: skip
@@ -76,7 +75,6 @@ def after(x_RnD: Tensor, out_RHnc: Tensor, six: Modulation, w: BlockWeights) -> 
 
 
 def feed_forward(h_RnD: Tensor, w: BlockWeights) -> Tensor:
-    """Return the block's two layers of `h_RnD`."""
     return F.linear(F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias), approximate="tanh"), w.fc2, w.fc2_bias)
 
 

@@ -116,7 +116,7 @@ def _check_real(tensors: Mapping[str, Tensor], key: str, source: str) -> None:
         raise _refuse(source, f"{key} is no dense tensor of real numbers", "export the checkpoint again")
 
 
-def _vote(tensors: Mapping[str, Tensor], sources: list[tuple[str, int]], what: str, origin: str) -> int:
+def _vote(tensors: Mapping[str, Tensor], origin: str, sources: list[tuple[str, int]], what: str) -> int:
     """Return the size that most of the named axes agree on, so that one bad tensor does not condemn the others."""
     sizes = [tensors[key].shape[axis] for key, axis in sources if key in tensors and tensors[key].dim() > axis]
     if not sizes:
@@ -134,12 +134,11 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 def _infer_transformer(
     tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None, heads: int
 ) -> TransformerConfig:
-    D = _vote(
-        tensors,
+    vote = partial(_vote, tensors, source)
+    D = vote(
         [("word_embed.weight", 0), ("class_emb.weight", 1), ("pos_start", 2), ("pos_1LC", 2), ("lvl_embed.weight", 1)]
         + [("head.weight", 1), ("blocks.0.attn.proj.bias", 0)],
         "width D",
-        source,
     )
     muls = [t for key, t in tensors.items() if re.fullmatch(r"blocks\.\d+\.attn\.scale_mul_1H11", key) and t.dim() == 4]
     H = Counter(m.shape[1] for m in muls).most_common(1)[0][0] if muls else heads
@@ -151,7 +150,7 @@ def _infer_transformer(
         raise _refuse(source, f"D={D} is not a multiple of H={H} heads", remedy)
     if heads and heads != H:
         raise _refuse(source, f"has {H} heads, not {heads}", "drop --heads")
-    classes = _vote(tensors, [("class_emb.weight", 0)], "number of classes", source) - 1
+    classes = vote([("class_emb.weight", 0)], "number of classes") - 1
     if classes < 1:
         raise _refuse(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
     depth = _count(tensors, r"blocks\.(\d+)\.")
@@ -162,8 +161,8 @@ def _infer_transformer(
         depth=depth,
         D=D,
         H=H,
-        V=_vote(tensors, [("head.weight", 0), ("head.bias", 0)], "codebook size V", source),
-        C=_vote(tensors, [("word_embed.weight", 1)], "code channels C", source),
+        V=vote([("head.weight", 0), ("head.bias", 0)], "codebook size V"),
+        C=vote([("word_embed.weight", 1)], "code channels C"),
         classes=classes,
         shared_adaln=any(key.startswith("shared_ada_lin.") or key.endswith(".ada_gss") for key in tensors),
         l2_norm=bool(muls),
@@ -180,8 +179,8 @@ def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple
             raise _refuse(source, f"lvl_1L counts {counts} are not squares", "export the checkpoint again")
         pyramid: ScalePyramid | None = ScalePyramid(sides)
     else:
-        S = _vote(tensors, [("lvl_embed.weight", 0)], "number of scales S", source)
-        L = _vote(tensors, [("pos_1LC", 1)], "number of positions L", source)
+        S = _vote(tensors, source, [("lvl_embed.weight", 0)], "number of scales S")
+        L = _vote(tensors, source, [("pos_1LC", 1)], "number of positions L")
         pyramid = next((p for p in (wanted, *KNOWN_PYRAMIDS) if p and (p.S, p.L) == (S, L)), None)
         if pyramid is None:
             raise _refuse(source, f"no known pyramid has S={S} scales and L={L} positions", "pass --patch-nums 1,2,3,…")
@@ -195,14 +194,9 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
     levels = _count(tensors, r"decoder\.up\.(\d+)\.")
     if levels == 0:
         raise _refuse(source, "multipliers cannot be inferred: no decoder.up.* is there", "is it a VQ-VAE checkpoint?")
+    vote, parts = partial(_vote, tensors, source), [f"{j}.{conv}.bias" for j in range(9) for conv in ("conv1", "conv2")]
     widths = [
-        _vote(
-            tensors,
-            [(f"decoder.up.{i}.block.{j}.{part}", 0) for j in range(9) for part in ("conv1.bias", "conv2.bias")],
-            f"width of level {i}",
-            source,
-        )
-        for i in range(levels)
+        vote([(f"decoder.up.{i}.block.{part}", 0) for part in parts], f"width of level {i}") for i in range(levels)
     ]
     if any(width % autoencoder.GROUPS or not width for width in widths):
         rule = f"level widths {widths} are not multiples of the {autoencoder.GROUPS} groups of its norms"
@@ -219,8 +213,8 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
     if not layout:
         raise _refuse(source, "no φ convolution (quantize.quant_resi.*) is there", "is it a VQ-VAE checkpoint?")
     return AutoencoderConfig(
-        V=_vote(tensors, [("quantize.embedding.weight", 0)], "codebook size V", source),
-        C=_vote(tensors, [("quantize.embedding.weight", 1)], "code channels C", source),
+        V=vote([("quantize.embedding.weight", 0)], "codebook size V"),
+        C=vote([("quantize.embedding.weight", 1)], "code channels C"),
         ch=ch,
         multipliers=tuple(width // ch for width in widths),
         res_blocks=_count(tensors, r"decoder\.up\.0\.block\.(\d+)\.") - 1,

@@ -8,7 +8,8 @@ Source: spec §2 (names) and §4 (arithmetic).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -69,20 +70,15 @@ def buffer_names(config: TransformerConfig) -> set[str]:
     return {"lvl_1L", "attn_bias_for_masking"} | {f"blocks.{i}.attn.zero_k_bias" for i in range(config.depth)}
 
 
-class Converted(Mapping[str, Tensor]):
+class Converted(ChainMap[str, Tensor]):
     """Weights in another dtype, each converted when it is read: of a large network one layer exists twice at a time."""
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._weights, self._dtype = weights, dtype
+        super().__init__(weights)  # type: ignore[arg-type]  # nobody writes to it
+        self._dtype = dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name].to(self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+        return super().__getitem__(name).to(self._dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.report.html._page import Fold, counted, share
-from harness.report.html._words import MARKS
+from harness.report.html._page import MARKS, Fold, counted, share
 from harness.runs.pictures import AGREES, TIE, UNCLAIMED, WRONG, Picture, as_png, pngs
 
 MOST_BYTES = 1_800_000  # of all pictures of a page, as they stand in it
@@ -196,7 +195,6 @@ def _first_change(old_L: Tensor, new_L: Tensor, layout: ScalePyramid | None) -> 
 
 
 def token_maps(picture: Picture, layout: ScalePyramid, title: str) -> Maps:
-    """Return the maps of a picture's marks."""
     items = [_map(picture.marks[layout.draws.span(si)], si, layout) for si in layout]
     return Maps(title, [(name, word) for mark, (name, word, _) in MARKS.items() if mark in picture.marks], items)
 

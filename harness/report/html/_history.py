@@ -5,11 +5,10 @@ from itertools import pairwise
 from harness.judge import Verdict
 from harness.report import History, RunSummary, changes_between
 from harness.report.html import _page as page
-from harness.report.html._words import PAGES, TONE
 from harness.runs import Verification
 
 LATEST = 40  # runs of a decoder that are shown over time
-STATES: dict[str, tuple[str, str]] = PAGES["verdicts"]
+STATES: dict[str, tuple[str, str]] = page.PAGES["verdicts"]
 NOTHING = page.State("final", "", "")
 
 
@@ -17,7 +16,7 @@ def history_page(history: History) -> bytes:
     runs, worst = history.runs, history.runs[0].verdict
     decoders = page.counted(len({run.decoder for run in runs}), "decoder")
     head = page.Head(
-        "runs", worst, TONE[Verdict(worst)] if worst in set(Verdict) else "open",
+        "runs", worst, page.TONE[Verdict(worst)] if worst in set(Verdict) else "open",
         f"{page.counted(len(runs), 'run')} of {decoders}: {history.counts}.",
         parts=[page.Line(history.command, "Next: look at the worst:")],
     )  # fmt: skip
@@ -59,5 +58,5 @@ def changes_page(runs: tuple[Verification, Verification], names: tuple[str, str]
     changes, (one, other) = changes_between(*runs), (run.verdict for run in runs)
     text = f"{names[0]}: {one}; {names[1]}: {other}. {page.counted(len(changes), 'difference')} between them."
     sheet = [page.sheet_of("differences", changes, one=names[0], other=names[1])] if changes else []
-    head = page.Head("two runs", f"{one} → {other}", TONE[other], text)
+    head = page.Head("two runs", f"{one} → {other}", page.TONE[other], text)
     return page.as_html(head, [page.Section("changes", "What changed", "What is not listed is equal.", sheet)])

@@ -4,10 +4,9 @@ from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
 from harness.report import first_catch, smallest_case, why_survived
 from harness.report.html import _page as page
-from harness.report.html._words import PAGES, WORDS
 
-SCOPES = WORDS["scopes"]  # which laws are tried
-CAUGHT, ELSEWHERE, HELD, NOT_TRIED = (page.State(*words) for words in PAGES["states"]["hunt"])
+SCOPES = page.WORDS["scopes"]  # which laws are tried
+CAUGHT, ELSEWHERE, HELD, NOT_TRIED = (page.State(*words) for words in page.PAGES["states"]["hunt"])
 LEGEND = "; ".join(f"{state.letter} = {state.word}" for state in (CAUGHT, ELSEWHERE, HELD))
 
 
@@ -21,16 +20,16 @@ def hunt_page(hunt: Hunt) -> bytes:
         f"{hunt.examples:,} cases a law, seed {hunt.seed}, on {hunt.device}; networks in {hunt.dtype} where a law does "
         f"not need float64; asked: {SCOPES[hunt.scope]}."
     )
-    return page.as_html(page.Head("planted bugs", word, tone, WORDS["hunt"][word]), [*sections, page.origin(scope)])
+    head = page.Head("planted bugs", word, tone, page.WORDS["hunt"][word])
+    return page.as_html(head, [*sections, page.origin(scope)])
 
 
 def _facts(hunt: Hunt) -> page.Facts:
     families = page.counted(len({caught.mutant.family for caught in hunt.found}), "family", "families")
-    caught = len(hunt.found) - len(hunt.survived)
     broken = {violation.law.id for each in hunt.found for violation in each.violations}
     return page.Facts([
         ("planted bugs", f"{len(hunt.found):,}", f"of {families}"),
-        ("caught", f"{caught:,}", "each by its own family"),
+        ("caught", f"{len(hunt.found) - len(hunt.survived):,}", "each by its own family"),
         ("survived", f"{len(hunt.survived):,}", "none may"),
         ("false alarms", f"{len(hunt.false_alarms):,}", "laws that the correct decoder breaks"),
         ("laws that caught one", f"{len(broken):,}", SCOPES[hunt.scope]),

@@ -6,9 +6,8 @@ from harness.judge import Verdict
 from harness.laws import Scope
 from harness.report import CheckRow
 from harness.report.html import _page as page
-from harness.report.html._words import WORDS
 
-STATES = WORDS["laws"]
+STATES = page.WORDS["laws"]
 
 
 def laws_page(rows: Sequence[CheckRow], name: str, scope: Scope) -> bytes:

@@ -8,10 +8,10 @@ from harness.judge import Divergence, margin_bound
 from harness.protocol import Guidance, growth, guidance_text
 from harness.provenance import versions
 from harness.report import laws_line, rounds_of, setting_name
+from harness.report.html import _page as page
 from harness.report.html._page import Bullets, Drawing, Facts, Line, counted, flat_rows, share, sheet_of, size
 from harness.report.html._plots import Axis, Series, plot
 from harness.report.html._scales import layout_of, scales_of
-from harness.report.html._words import COMPARED, MEANS
 from harness.rounding import precision
 from harness.runs import COUNTS, Verification
 
@@ -44,13 +44,13 @@ def key_facts(result: Verification) -> Facts:
 
 def compared_parts(result: Verification) -> list[object]:
     """Return what was claimed, what was compared, and what was not."""
-    parts: list[object] = [text for name, text in MEANS.items() if name in result.contract]
+    parts: list[object] = [text for name, text in page.MEANS.items() if name in result.contract]
     if result.against:
         parts.append(f"In the reference's place stands another decoder, {result.against}: neither is called right.")
     exercised = result.exercised
     lists: dict[str, list[tuple[str, str]]] = {
         f"Compared with {result.against or 'the reference'}, for every decode:":
-            [(name, COMPARED.get(name, "")) for name in result.compared],
+            [(name, page.COMPARED.get(name, "")) for name in result.compared],
         "Not compared:": list(result.not_compared.items()),
         "Not asked, so that nothing is proved of it:":
             [(word, f"asked by {option}") for word, option in exercised.missing.items()],
@@ -76,7 +76,6 @@ def compared_parts(result: Verification) -> list[object]:
 
 
 def settings_parts(result: Verification) -> list[object]:
-    """Return a table with a row a setting."""
     shown = result.settings[:MOST_ROWS]
     rows = [
         [setting_name(setting), setting.verdict.value, *(f"{setting.total(name):,}" for name in COUNTS[:-1]),
@@ -131,7 +130,6 @@ def _or_dash(value: int) -> str:
 
 
 def cost_parts(result: Verification) -> list[object]:
-    """Return seconds and memory by setting."""
     rows = []
     for setting in result.settings[:MOST_ROWS]:
         images = sum(judgement.images for judgement in setting.judgements)
@@ -196,7 +194,6 @@ def budget_parts(result: Verification) -> list[object]:
 
 
 def provenance_parts(result: Verification, file: str) -> list[object]:
-    """Return what the run was of, and the command that made it."""
     record = result.record
     identity, words = (record.identity, record.command) if record else (None, ())
     rows = [("networks", result.models), ("device", str(result.device)), ("run file", file or "not kept")]

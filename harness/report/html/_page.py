@@ -10,24 +10,37 @@ there, never markup; no information is in colour alone.
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from harness import wording
 from harness.decoders import OWN_DECODER
 from harness.errors import check_installed, shortened
+from harness.judge import Verdict
 from harness.provenance import versions
-from harness.report.html._words import PAGES
 from harness.rounding import precision
 from harness.runs import code_of
 
 MOST_TEXT = 4000  # characters of one text: the message of somebody else's crash may have any length
 number = partial(wording.number, none="–")
+counted = partial(wording.count_of, form=",")  # `1,200 images`
 date_of = wording.date_of
 TONES = {"good": "✓", "bad": "✕", "open": "?"}  # what a headline wears besides its colour
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+WORDS: dict[str, dict[str, str]] = _read("words.toml")
+PAGES = _read("pages.toml")
+MEANS, VERDICTS, COMPARED, COMPONENTS = (WORDS[name] for name in ("contracts", "verdicts", "compared", "components"))
+TONE = dict.fromkeys(Verdict, "good") | {Verdict.DEFECT: "bad", Verdict.INCONCLUSIVE: "open"}
+MARKS: dict[str, tuple[str, str, str]] = {mark: tuple(words) for mark, words in PAGES["marks"].items()}
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,6 @@ class Made:
 
     @classmethod
     def here(cls) -> Self:
-        """Return what describes the work of this process."""
         program = "sdvar-harness" if Path(sys.argv[0]).stem in ("__main__", "sdvar-harness") else Path(sys.argv[0]).name
         return cls(date_of(time.time()), shlex.join([program, *sys.argv[1:]]), code_of(OWN_DECODER).title)
 
@@ -212,11 +224,6 @@ def printable(value: object) -> object:
         return value
     text = shortened(value, MOST_TEXT)
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: ``1 image``, ``1,200 images``."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def share(part: float, whole: float) -> str:

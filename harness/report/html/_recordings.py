@@ -11,12 +11,11 @@ from harness import golden
 from harness.judge import Verdict, worst_verdict
 from harness.report.html import _page as page
 from harness.report.html._gallery import PicturePair, gallery_parts, side_by_side
-from harness.report.html._words import COMPONENTS, TONE, WORDS
 
 SIDES = "recording", "code of today"
 MOST_IMAGES = 40  # of cases that do not hold; each is decoded again
 SHOWN = 5  # defects of one case
-HEADLINES, CHANGES = WORDS["recordings"], WORDS["changes"]  # by verdict; by kind of change
+HEADLINES, CHANGES = page.WORDS["recordings"], page.WORDS["changes"]  # by verdict; by kind of change
 RecordedCases = Sequence[tuple[golden.Recording, Sequence[golden.RecordedCase]]]
 
 
@@ -31,7 +30,7 @@ def recordings_page(results: Sequence[golden.FileResult], recorded: RecordedCase
         files=[page.Bullets(files)] if files else [],
         images=gallery_parts(pairs, count, "the files hold") if pairs else [], cases=_cases(results),
     )  # fmt: skip
-    head = page.Head("goldens", verdict.value, TONE[verdict], HEADLINES.get(verdict, HEADLINES["holds"]))
+    head = page.Head("goldens", verdict.value, page.TONE[verdict], HEADLINES.get(verdict, HEADLINES["holds"]))
     return page.as_html(head, [*sections, page.origin(f"On {device}.")])
 
 
@@ -44,9 +43,8 @@ def regeneration_page(files: Sequence[golden.Regeneration], device: str) -> byte
     sections = page.sections_of(
         "regeneration", {}, result=[_change_facts(files)], changes=_change_sheets(files), images=images
     )
-    return page.as_html(
-        page.Head("goldens", word, tone, WORDS["regeneration"][word]), [*sections, page.origin(f"On {device}.")]
-    )
+    head = page.Head("goldens", word, tone, page.WORDS["regeneration"][word])
+    return page.as_html(head, [*sections, page.origin(f"On {device}.")])
 
 
 def _result_facts(results: Sequence[golden.FileResult]) -> page.Facts:
@@ -63,7 +61,7 @@ def _result_facts(results: Sequence[golden.FileResult]) -> page.Facts:
 def _wrong(results: Sequence[golden.FileResult]) -> list[object]:
     parts: list[object] = []
     for path, case in ((result.path, case) for result in results for case in result.cases if case.defects):
-        items = [(each.component, f"{each}. {COMPONENTS.get(each.component, '')}") for each in case.defects[:SHOWN]]
+        items = [(d.component, f"{d}. {page.COMPONENTS.get(d.component, '')}") for d in case.defects[:SHOWN]]
         if len(case.defects) > SHOWN:
             items.append(("and", page.counted(len(case.defects) - SHOWN, "defect more", "defects more")))
         parts += [f"Case {case.id} of {path}:", page.Bullets(items)]

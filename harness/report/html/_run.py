@@ -13,9 +13,8 @@ from harness.report import first_word, setting_name
 from harness.report.html import _overview as overview
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
-from harness.report.html._page import Fold, Head, Made, Section, as_html, counted, date_of, sections_of
+from harness.report.html._page import TONE, VERDICTS, Fold, Head, Made, Section, as_html, counted, date_of, sections_of
 from harness.report.html._story import first_parts, story_parts
-from harness.report.html._words import TONE, VERDICTS
 from harness.runs import Verification, case_number, exhibit_of, is_begun, pictures_of
 from harness.runs.pictures import Picture
 
@@ -43,10 +42,8 @@ def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
 
 
 def run_page(result: Verification, seen: Seen) -> bytes:
-    notes = []
-    if not result.is_whole:
-        whole = counted(result.plan.images, "image")
-        notes = [f"the run is not finished: {result.images:,} of {whole} are judged"]
+    unfinished = f"the run is not finished: {result.images:,} of {counted(result.plan.images, 'image')} are judged"
+    notes = [] if result.is_whole else [unfinished]
     head = Head(
         result.models, result.verdict.value, TONE[result.verdict], _headline(result), notes, first_parts(result),
         _made(result),

@@ -8,9 +8,8 @@ from harness.judge import Divergence
 from harness.protocol import Round
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import setting_name
-from harness.report.html._page import Drawing, Grid, Lane, Sheet, State, share, sheet_of
+from harness.report.html._page import PAGES, Drawing, Grid, Lane, Sheet, State, share, sheet_of
 from harness.report.html._plots import Axis, Series, plot
-from harness.report.html._words import PAGES
 from harness.runs import SettingResult, Verification
 
 MOST_POINTS = 60  # of a scale and kind, those with the largest margins
@@ -130,7 +129,6 @@ def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
 
 
 def _state(si: int, turn: Round) -> State:
-    """Return what a round made of a scale."""
     imperfect, after = turn.first + turn.accepted, turn.first + turn.drafted
     if si < imperfect:
         return FINAL if si < turn.first else ACCEPTED

@@ -10,9 +10,8 @@ from harness.judge import CodeLine, Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import next_step
 from harness.report.html._gallery import place_of
-from harness.report.html._page import Bullets, Line, Sheet, Text, counted
+from harness.report.html._page import COMPONENTS, Bullets, Line, Sheet, Text, counted
 from harness.report.html._scales import layout_of
-from harness.report.html._words import COMPONENTS
 from harness.runs import Verification
 
 NEAR = 8  # tokens of the prefix that are listed

@@ -9,7 +9,6 @@ from harness.report.html._plots import Axis, Series, plot
 
 
 def timings_page(run: Speed, device: str) -> bytes:
-    """Return the page of one run of `bench`, with one row or more, as one HTML file."""
     best = max(run.rows, key=lambda row: row.speed_up)
     gains = best.speed_up > 1
     text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."

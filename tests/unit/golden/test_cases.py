@@ -177,13 +177,13 @@ def test_whoever_decides_a_token_is_a_side():
 
 
 def test_some_logits_are_every_so_many_positions_from_one_scale_on(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cases, "LOGITS_DENSE", 1)
+    monkeypatch.setattr(cases, "LOGITS_DENSE", 2)
     monkeypatch.setattr(cases, "LOGITS_STEP", 3)
     kept = {
-        logits: [list(range(9))[replace(NAMED[0], logits=logits).logits_positions(si)] for si in (0, 1)]
+        logits: [list(range(MODELS.pyramid.L))[replace(NAMED[0], logits=logits).logits_at(si)] for si in (1, 2)]
         for logits in ("some", "all")
     }
-    assert kept == {"some": [list(range(9)), [0, 3, 6]], "all": [list(range(9))] * 2}
+    assert kept == {"some": [[1, 2, 3, 4], [5, 8, 11]], "all": [[1, 2, 3, 4], list(range(5, 14))]}
 
 
 # ---- networks ----

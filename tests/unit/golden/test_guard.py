@@ -105,8 +105,6 @@ def test_every_refusal_names_what_is_wrong_its_rule_and_the_remedy(tmp_path: Pat
         f"tree={tmp_path}: is dirty (3 files differ from the last commit); "
         "commit first, so that the goldens name the code that made them"
     )
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True).stdout
-    assert guard.commit(tmp_path) == head.decode().strip()
 
 
 def test_an_installed_copy_says_so_and_keeps_its_goldens(tmp_path: Path):

@@ -139,7 +139,7 @@ def test_every_weight_of_every_planned_pair_is_in_the_digest(monkeypatch: pytest
     planned = {"filled": few, "digits": few[:1]}
     monkeypatch.setattr(plan, "cases", lambda models: planned[models])
     made = {id(case): recorded_networks(case, "filled") for case in few}
-    monkeypatch.setattr(plan, "recorded_networks", lambda case, models: made[id(case)])
+    monkeypatch.setattr(plan, "recorded_networks", lambda case, models, device: made[id(case)])
     digests = {weights_digest("filled"), weights_digest("digits")}
     for case in few:
         for part in ("draft", "target", "vae"):

@@ -172,13 +172,13 @@ def test_the_largest_difference_of_any_scale_is_told():
 def test_just_what_is_allowed_is_right_and_where_all_is_allowed_nothing_is_compared(name: str, component: str):
     result, allowed = CaseResult(CASE.id, CASE.request), torch.tensor([[0.5], [torch.inf]])
     actual, expected = torch.tensor([[0.5, 0.0], [9.0, 9.0]]), torch.zeros(2, 2)
-    assert smooth._compare(name, actual, expected, allowed, 2, result) == 0.5
+    assert result.compare(name, actual, expected, allowed, 2) == 0.5
     assert result.defects == []
-    assert smooth._compare(name, actual + 0.25, expected, allowed, 2, result) == 0.75
+    assert result.compare(name, actual + 0.25, expected, allowed, 2) == 0.75
     said = (component, f"{name} is off by 0.75, allowed 0.5", 2)
     assert [(d.component, d.detail, d.scale) for d in result.defects] == [said]
     nowhere = torch.full_like(allowed, torch.inf)
-    assert math.isnan(smooth._compare(name, actual, expected, nowhere, 2, result))
+    assert math.isnan(result.compare(name, actual, expected, nowhere, 2))
 
 
 @pytest.mark.parametrize("error", [1e-7, 1e-3])

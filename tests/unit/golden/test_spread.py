@@ -76,7 +76,7 @@ def test_one_more_run_is_well_within_what_rounding_may_do_and_not_far_within(err
     """Plant of a wide factor: the farthest run, times four, is some five times as far as another one."""
     case = CASES[name]
     found = spread(case, error)
-    again = replace(case, models=nudged(MODELS, measuring._Rounding(error, seed=99))).run()
+    again = replace(case, models=nudged(MODELS, measuring.rounding(error, seed=99))).run()
     moved_BL = (again.shown.guided_BLV.double() - found.exact.shown.guided_BLV).square().mean(-1).sqrt()
     share_BL = found.rms_BL / moved_BL
     assert float(share_BL.min()) > 1.5
@@ -151,15 +151,14 @@ def test_logits_that_move_together_are_off_but_not_apart():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_nudge_is_of_the_size_of_rounding_and_shifts_both_rows_of_the_scales_that_it_names(dtype: torch.dtype):
+def test_a_nudge_is_of_the_size_of_rounding_and_shifts_both_rows_of_a_scale(dtype: torch.dtype):
     shift_BlV = torch.randn(2, 4, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits_RlV = torch.zeros(4, 4, 11, dtype=dtype)
-    shifted = measuring._Rounding(0.0, 0, {4: shift_BlV})
+    shifted = measuring.rounding(0.0, 0, {4: shift_BlV})
     assert torch.equal(shifted(logits_RlV), torch.cat((shift_BlV, shift_BlV)).to(dtype))
-    assert torch.equal(shifted(logits_RlV[:, :1]), logits_RlV[:, :1])
-    moved_RlV = measuring._Rounding(1e-3, 7)(logits_RlV)
+    moved_RlV = measuring.rounding(1e-3, 7)(logits_RlV)
     assert moved_RlV.dtype == dtype
-    assert torch.equal(moved_RlV, measuring._Rounding(1e-3, 7)(logits_RlV))
+    assert torch.equal(moved_RlV, measuring.rounding(1e-3, 7)(logits_RlV))
     assert float(moved_RlV.square().mean().sqrt()) == pytest.approx(1e-3, rel=0.2)
     assert abs(float(moved_RlV.mean())) < 3e-4
 
