@@ -26,7 +26,8 @@ def next_step(result: Verification) -> NextStep | None:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
         what = f"{'compare' if result.against else 'mend'} what the first defect names, {first.component}"
         if result.alone:
-            return f"{what}; this shows that image alone{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
+            shown = "this shows that image alone" + ", with --locate the line of code, too" * (not result.line)
+            return f"{what}; {shown}{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
         return f"{what}{law}; then ask again", ""
     if record is None or record.recipe is None:

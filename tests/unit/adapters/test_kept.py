@@ -120,7 +120,7 @@ def test_the_command_line_repeats_what_it_found(
     assert command(monkeypatch, *line, "--run", str(tmp_path / "run.db"), "--workers", workers) == 1
     out = capsys.readouterr().out.splitlines()
     first, after = (next(text for text in out if text.startswith(word)) for word in ("first difference", "next: "))
-    assert f"; this shows that image alone ({BATCH}): " in after
+    assert f"; this shows that image alone, with --locate the line of code, too ({BATCH}): " in after
     words = shlex.split(after.partition("): ")[2])
     assert [word for word in words if word.startswith("--")].count("--option") == 2  # exit_num, and the role
     assert command(monkeypatch, *words[1:]) == 1

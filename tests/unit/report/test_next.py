@@ -41,7 +41,12 @@ def after(result: Verification) -> tuple[str, str]:
 def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
-    assert what == "mend what the first defect names, positions; this shows that image alone (" + BATCH + ")"
+    assert (
+        what
+        == "mend what the first defect names, positions; this shows that image alone, with --locate the line of code, too ("
+        + BATCH
+        + ")"
+    )
     assert line == result.alone
     result.record = replace(result.record, recipe=None)
     assert after(result) == ("mend what the first defect names, positions; then ask again", "")

@@ -53,7 +53,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
     assert (
-        f"Next: mend what the first defect names, {first.component}; this shows that image alone ({BATCH}): "
+        f"Next: mend what the first defect names, {first.component}; this shows that image alone, with --locate the line of code, too ({BATCH}): "
         f"{result.alone}" in head
     )
     assert "Not asked" not in head
