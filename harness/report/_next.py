@@ -11,6 +11,7 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "timeout", "memory", "in_process", "budgets",
          "device"}  # fmt: skip
+ALONE, LINE = "this shows that image alone", ", with --locate the line of code, too"
 BATCH = "if IDENTICAL, the fault needs its batch or the requests before it: ask the whole question again"
 
 
@@ -26,7 +27,7 @@ def next_step(result: Verification) -> NextStep | None:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
         what = f"{'compare' if result.against else 'mend'} what the first defect names, {first.component}"
         if result.alone:
-            shown = "this shows that image alone" + ", with --locate the line of code, too" * (not result.line)
+            shown = ALONE + LINE * (not result.line)
             return f"{what}; {shown}{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
         return f"{what}{law}; then ask again", ""

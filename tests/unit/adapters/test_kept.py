@@ -16,7 +16,7 @@ from harness.mutants.positions import OFFSET
 from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request
-from harness.report._next import BATCH
+from harness.report._next import ALONE, BATCH, LINE
 from harness.rounding._budget import SHIPPED_BUDGETS
 from harness.runs._case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
@@ -120,7 +120,7 @@ def test_the_command_line_repeats_what_it_found(
     assert command(monkeypatch, *line, "--run", str(tmp_path / "run.db"), "--workers", workers) == 1
     out = capsys.readouterr().out.splitlines()
     first, after = (next(text for text in out if text.startswith(word)) for word in ("first difference", "next: "))
-    assert f"; this shows that image alone, with --locate the line of code, too ({BATCH}): " in after
+    assert f"; {ALONE}{LINE} ({BATCH}): " in after
     words = shlex.split(after.partition("): ")[2])
     assert [word for word in words if word.startswith("--")].count("--option") == 2  # exit_num, and the role
     assert command(monkeypatch, *words[1:]) == 1

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
-from harness.report._next import BATCH
+from harness.report._next import ALONE, BATCH, LINE
 from harness.runs._recorded import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
@@ -74,10 +74,7 @@ def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
     first, after = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("first defect", "next")))
     document = json.loads(report.read_text())
     mend = f"mend what the first defect names, {document['first_divergence']['component']}"
-    assert (
-        after
-        == f"next: {mend}; this shows that image alone, with --locate the line of code, too ({BATCH}): {document['alone']}"
-    )
+    assert after == f"next: {mend}; {ALONE}{LINE} ({BATCH}): {document['alone']}"
     found = document["first_divergence"]
     line = shlex.split(document["alone"])
     assert line[:2] == ["sdvar-harness", "verify"]

@@ -11,7 +11,7 @@ import pytest
 from harness.decoders._factory import OWN_DECODER
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
-from harness.report._next import BATCH, next_step
+from harness.report._next import ALONE, BATCH, LINE, next_step
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
@@ -41,12 +41,7 @@ def after(result: Verification) -> tuple[str, str]:
 def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
-    assert (
-        what
-        == "mend what the first defect names, positions; this shows that image alone, with --locate the line of code, too ("
-        + BATCH
-        + ")"
-    )
+    assert what == f"mend what the first defect names, positions; {ALONE}{LINE} ({BATCH})"
     assert line == result.alone
     result.record = replace(result.record, recipe=None)
     assert after(result) == ("mend what the first defect names, positions; then ask again", "")

@@ -20,7 +20,7 @@ from PIL import Image
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.report._next import BATCH
+from harness.report._next import ALONE, BATCH, LINE
 from harness.report.html._gallery import MOST_BYTES
 from harness.report.html._page import date_of
 from harness.report.html._run import run_page, seen_in
@@ -52,10 +52,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"where – Seed {first.seed}, image {first.image}, label {first.label}. Scale {first.scale} of" in head
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
-    assert (
-        f"Next: mend what the first defect names, {first.component}; this shows that image alone, with --locate the line of code, too ({BATCH}): "
-        f"{result.alone}" in head
-    )
+    assert f"Next: mend what the first defect names, {first.component}; {ALONE}{LINE} ({BATCH}): {result.alone}" in head
     assert "Not asked" not in head
     titles = [section["id"] for section in page.all("section")]
     assert titles.index("images") < titles.index("result")
