@@ -17,11 +17,7 @@ class HarnessError(Exception):
 class InputError(HarnessError):
     """Say which input is bad, which rule it breaks and what to do about it.
 
-    Args:
-        name: the input as the user knows it, e.g. ``draft_len``.
-        value: what was given; shown with ``repr`` unless it is a string.
-        rule: what must hold, e.g. ``must lie in 1..10``.
-        remedy: what to do, e.g. ``pass --draft-len 5``.
+    E.g. ``draft_len``, 11, ``must lie in 1..10`` and ``pass --draft-len 5``; the value is shown with ``repr``.
     """
 
     def __init__(self, name: str, value: object, rule: str, remedy: str) -> None:

@@ -111,10 +111,7 @@ class Published:
 
 
 class Sampler:
-    """A decoder made of somebody's sampling function, as `Published.sampler` says.
-
-    `loop` sees the rounds where the function is SDVAR's parallel decode.
-    """
+    """A decoder made of somebody's sampling function; `loop` sees the rounds of SDVAR's parallel decode."""
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
     declines: tuple[str, ...] = ()  # what the function does not do, of `DECLINES`

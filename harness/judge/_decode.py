@@ -218,10 +218,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 
 
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
-    """List what was compared; a claim about the target without its tensors proves nothing.
-
-    Effects: on `judgement`: `compared`, `not_compared`, and a reason to be inconclusive under contracts B and C.
-    """
+    """List what was compared; under contracts B and C nothing is proved without the target's tensors."""
     actual = evidence.actual
     judgement.compared = ["tokens"] if contract is Contract.TOKENS else []
     judgement.compared.append("final f_hat")

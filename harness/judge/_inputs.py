@@ -157,10 +157,7 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Wro
 
 
 def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, Tensor] | None:
-    """Return position and level of every row whose term these are, each free to sit anywhere; None where one is none's.
-
-    The first row is looked up alone: most contents that are tried end there.
-    """
+    """Return position and level of every row whose term these are, wherever it sits; None where one is none's."""
     network = evidence.models.target
     for rows_lD in (term_lD[:1], term_lD):
         # [level, row, position]: how far a row is from that position's term

@@ -123,11 +123,7 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
 
 @torch.inference_mode()
 def _moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
-    """Tell whether a scale's logits are those of passes whose rows sit elsewhere, where no input shows it.
-
-    All passes up to there are made with their rows elsewhere by one usual mistake: such positions stand in the keys of
-    earlier passes, too.
-    """
+    """Tell whether logits are those of passes, from the first on, whose rows sit elsewhere though no input shows it."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
     where_LX = family.positions(network, 0, pyramid.S - 1)

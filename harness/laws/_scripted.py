@@ -49,10 +49,7 @@ class Scripted(Around):
 
 @dataclass(frozen=True)
 class Ranked(Around):
-    """The target as its own draft that proposes, at every position, the token of one rank of the target's law.
-
-    Without guidance and filter; rank 1 is the most likely one.
-    """
+    """The target as its own draft that proposes the token of one rank of its plain law; rank 1 is the likeliest."""
 
     rank: int
 

@@ -21,10 +21,7 @@ _IMAGES = 64
 
 
 def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bool:
-    """Require that every variant of a request changes its images, if it changes (most of) the reference's.
-
-    Under contract A the images are the reference's; under contract B see `_IMAGES`.
-    """
+    """Require that every variant of a request changes its images where (most of) the reference's change."""
     labels = case.labels
     if subject.decoder(case).contract != Contract.TOKENS:
         # one generator for the batch, since a generator an image costs more than the decode; few scales

@@ -41,41 +41,23 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """Labels, seed and sampling parameters of one batch.
+    """Labels, seed and sampling parameters of one batch. Raises `InputError`: one of them is outside its range."""
 
-    Args:
-        labels: class of every image, 0..classes (``classes`` itself is the unconditional class); None = drawn. Where
-            there are texts, which of them.
-        seed: seed of all randomness, >= 0.
-        cfg: guidance value, finite; 0 switches guidance off.
-        top_k: keep the k largest logits; 0 switches the filter off; at most V.
-        top_p: nucleus mass in [0, 1]; 0 switches the filter off.
-        more_smooth: replace code vectors by a soft mixture (visualisation only, spec §7).
-        order: "image" gives every image its own stream from (seed, image); "batch" is the published order, one
-            generator for the whole batch.
-        images: address of every image in "image" order; None = 0, 1, 2, …
-        count: number of images when `labels` is None.
-        seeds: seed of every image in "image" order, where a batch mixes several; None = `seed` for all.
-        texts: conditions of packed rows, which labels number, for a family that reads them.
-        scale_guidance: guidance by scale in place of `cfg`, for a family that reads it.
-        filters: (top_k, top_p) of every scale in place of those of all.
-
-    Raises `InputError`: a parameter is outside its range.
-    """
-
+    # class of every image, 0..classes (`classes` itself is unconditional), or which of the texts; None = drawn
     labels: tuple[int, ...] | None
-    seed: int = 0
-    cfg: float = 1.5
-    top_k: int = 0
-    top_p: float = 0.0
-    more_smooth: bool = False
+    seed: int = 0  # of all randomness, >= 0
+    cfg: float = 1.5  # guidance value, finite; 0 switches guidance off
+    top_k: int = 0  # keep the k largest logits, at most V; 0 switches the filter off
+    top_p: float = 0.0  # nucleus mass in [0, 1]; 0 switches the filter off
+    more_smooth: bool = False  # replace code vectors by a soft mixture (visualisation only, spec §7)
+    # "image" gives every image its own stream from (seed, image); "batch" is the published order, one generator for all
     order: NoiseOrder = "image"
-    images: tuple[int, ...] | None = None
-    count: int = 0
-    seeds: tuple[int, ...] | None = None
-    texts: tuple[Rows, ...] = ()
-    scale_guidance: ScaleGuidance | None = None
-    filters: tuple[tuple[int, float], ...] = ()
+    images: tuple[int, ...] | None = None  # address of every image in "image" order; None = 0, 1, 2, …
+    count: int = 0  # number of images when `labels` is None
+    seeds: tuple[int, ...] | None = None  # of every image in "image" order, where they differ; None = `seed` for all
+    texts: tuple[Rows, ...] = ()  # conditions of packed rows, which labels number, for a family that reads them
+    scale_guidance: ScaleGuidance | None = None  # guidance by scale in place of `cfg`, for a family that reads it
+    filters: tuple[tuple[int, float], ...] = ()  # (top_k, top_p) of every scale in place of those of all
 
     def __post_init__(self) -> None:
         if self.labels is not None:
@@ -168,14 +150,7 @@ class Request:
         return {"seed": seed, "image": image}
 
     def check_against(self, classes: int, V: int) -> None:
-        """Refuse labels and filters that the networks do not have.
-
-        Args:
-            classes: number of classes of the networks; the label `classes` itself is unconditional.
-            V: codebook size.
-
-        Raises `InputError`: a label or top_k is out of range.
-        """
+        """Refuse labels and filters that networks of `classes` and codebook size V lack. Raises `InputError`."""
         for label in self.labels or ():
             if not 0 <= label <= classes:
                 raise InputError(
@@ -203,10 +178,7 @@ class Request:
                 raise InputError(name, values, f"must hold one entry a scale ({S})", "pass as many, or drop it")
 
     def only(self, rows: list[int]) -> Self:
-        """Return the request for the images at `rows` alone, their noise addresses kept ("image" order).
-
-        Raises `InputError`: in "batch" order, where an image's noise depends on the whole batch.
-        """
+        """Return the request for some images alone, at their noise addresses. Raises `InputError` in "batch" order."""
         if self.order != "image" or self.labels is None:
             raise InputError("order", self.order, "an image stands alone in image order only", "pass --noise image")
         labels, ids = self.labels, self.image_ids

@@ -48,11 +48,7 @@ Reading = Callable[[int, str, str], Tensor]  # (scale, stream, reader) -> number
 
 
 class Ledger:
-    """Remember who read which address; refuse a second reader where numbers must be independent.
-
-    Args:
-        exclusive: True under contract B: an address belongs to its first reader.
-    """
+    """Remember who read which address; `exclusive` under contract B, where an address belongs to its first reader."""
 
     def __init__(self, exclusive: bool = False) -> None:
         self.exclusive = exclusive
@@ -99,10 +95,7 @@ class NoiseBefore:
 
 
 class ExclusiveNoise(NoiseBefore):
-    """A source of numbers with an exclusive ledger before it: what contract B reads through.
-
-    Raises `NoiseError` on reading, when another consumer read the same address before.
-    """
+    """A source that raises `NoiseError` where another consumer read the same address: what contract B reads through."""
 
     def __init__(self, noise: Noise) -> None:
         super().__init__(noise)
@@ -138,10 +131,7 @@ class RecordedNumbers:
     request: Request  # whose they are
 
     def rows(self, request: Request, si: int, stream: str) -> Tensor:
-        """Return the numbers of another request's images, which are among those recorded.
-
-        Raises `NoiseError`: they were not recorded.
-        """
+        """Return the numbers of another request's images. Raises `NoiseError`: they were not recorded."""
         name, known = f"{stream}/{si}", self.request.addresses
         missing = name not in self.tensors or not set(request.addresses) <= set(known)
         if missing or (request.order == "batch" and request.addresses != known):
@@ -150,19 +140,10 @@ class RecordedNumbers:
 
 
 class SeededNoise:
-    """Numbers from PyTorch generators on the device of the models.
+    """Numbers from PyTorch generators on the device of the models; CPU and CUDA give different ones.
 
-    Args:
-        request: gives seed, image addresses and the order: "batch" is the published one (one generator through
-            E₀, [E'₀,] E₁, [E'₁,] …, each E one (B·l, V) tensor), "image" gives every image generators of its own.
-        pyramid: scales.
-        V: codebook size.
-        device: where the generators live; CPU and CUDA give different numbers.
-        ledger: who read what; a new one by default.
-        recorded: numbers to hand out in place of generated ones.
-
-    Effects: draws from generators of its own, never from the global one. Keeps what was drawn, B·L·V floats a stream.
-    Source: spec §7.
+    The published order, "batch", is one generator through E₀, [E'₀,] E₁, [E'₁,] …, each E one (B·l, V) tensor. What was
+    drawn is kept, B·L·V floats a stream. The global generator is never read. Source: spec §7.
     """
 
     def __init__(
@@ -171,8 +152,8 @@ class SeededNoise:
         pyramid: ScalePyramid,
         V: int,
         device: torch.device,
-        ledger: Ledger | None = None,
-        recorded: RecordedNumbers | None = None,
+        ledger: Ledger | None = None,  # None = a new one
+        recorded: RecordedNumbers | None = None,  # to be handed out in place of generated numbers
     ) -> None:
         self.recorded = recorded
         self.request, self.pyramid, self.V, self.device = request, pyramid, V, device
@@ -201,10 +182,7 @@ class SeededNoise:
         return self._labels
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger.
-
-        Raises `NoiseError`: stream ACCEPT, which holds one uniform number a token.
-        """
+        """Return E_BlV ~ Exp(1), float32, of scale `si`, any stream but ACCEPT. Effects: one entry in the ledger."""
         if stream == ACCEPT:
             raise NoiseError(f"stream={ACCEPT}: holds one uniform number a token; read it with uniform")
         return self._read(si, stream, reader)

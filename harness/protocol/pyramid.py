@@ -60,21 +60,14 @@ class Spans(Runs):
 
 @dataclass(frozen=True)
 class ScalePyramid(Runs):
-    """The scales of an image, coarse to fine; its runs are those of positions, row by row within a scale.
+    """The scales of an image, coarse to fine; its runs are those of positions, row by row within a scale (spec §1).
 
-    Args:
-        patch_nums: sides of squares; strictly increasing, the first one 1. Empty where scales are no such squares.
-        sides: (h, w) of every scale, in place of `patch_nums`: any rectangles, the first one a single position.
-        channels: N, draws a position.
-
-    Raises `InputError`: the sides break the rules above.
-
-    Source: spec §1.
+    Raises `InputError`: the sides break the rules below.
     """
 
-    patch_nums: tuple[int, ...] = ()
-    sides: tuple[tuple[int, int], ...] = ()
-    channels: int = 1
+    patch_nums: tuple[int, ...] = ()  # sides of squares, strictly increasing from 1; empty where scales are none
+    sides: tuple[tuple[int, int], ...] = ()  # (h, w) of every scale in place of these: any, the first one (1, 1)
+    channels: int = 1  # N, draws a position
 
     def __post_init__(self) -> None:
         sides, squares = tuple((int(h), int(w)) for h, w in self.sides), tuple(int(pn) for pn in self.patch_nums)

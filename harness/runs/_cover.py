@@ -60,10 +60,7 @@ def covering(
 def covering_with(
     models: ModelPair, settings: Sequence[Settings], drafts: bool = True, smooth: bool = True
 ) -> tuple[Block, ...]:
-    """Return the blocks for a decoder with settings of its own; a close draft is nothing to one without `drafts`.
-
-    With `smooth` it is asked for soft codes, too.
-    """
+    """Return the blocks for a decoder with settings of its own: with a close draft if it `drafts`, and soft codes."""
     every, requests = tuple(settings), (*requests_for(models), *([soft_codes(models)] if smooth else []))
     own = Block(models, every, requests)
     return (own, Block(close_pair(models, CLOSE_NOISE), every, requests)) if drafts else (own,)

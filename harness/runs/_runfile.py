@@ -181,10 +181,7 @@ def check_rows(run: Kept, rows: Sequence[JudgedRow]) -> None:
 
 
 def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:
-    """Return the file of a run, new or gone on with; None where nothing is kept.
-
-    Raises `InputError` where the file is there, is being written, or is that of another run.
-    """
+    """Return a run's file, or None; raise `InputError` where it is there, being written, or another run's."""
     if store.file is None:
         return None
     here = Kept(record, plan)
