@@ -130,12 +130,7 @@ class Sampler:
         self._B = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given.
-
-        Raises:
-            InputError: it cannot take the request.
-            ImageError: what it returns is not the image of its f_hat.
-        """
+        """Run the code under the numbers given. Raises `InputError` for the request, `ImageError` for its image."""
         arguments = self.code.arguments(request, noise, self.numbers)
         self.recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B

@@ -81,10 +81,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
 
 
 def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
-    """Judge what a decode did before it ended, as `ended` says; why it ended comes first, whatever differed before.
-
-    `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.
-    """
+    """Judge what a decode did before it ended, as `ended` says; why it ended comes first. Arguments as of `judge`."""
     actual, pyramid = evidence.actual, evidence.models.pyramid
     if _is_whole(actual, pyramid, evidence.models.target.config.V):
         judgement = judge(evidence, contract, drafts)

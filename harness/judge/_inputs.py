@@ -84,10 +84,7 @@ def misplaced_rows(
     si: int,
     what: Literal["inputs", "logits"],
 ) -> WrongTensor | None:
-    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
-
-    `tensors` are the decoder's of this image's rows, and the expected one of all rows.
-    """
+    """Tell whether a guidance row of this image, in `tensors`, holds what is another's: another half or image."""
     (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())

@@ -222,10 +222,7 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
 def _rows_under(
     evidence: Evidence, image: int, window: tuple[int, int], labels: tuple[int, ...], is_input: bool
 ) -> Tensor:
-    """Return logits (R,l,V) of a window's last scale under each label but the first one.
-
-    That is the image's own, under which is what was cached, and without `is_input` the input of scale 0, too.
-    """
+    """Return logits (R,l,V) of a window's last scale, and with `is_input` scale 0's input, under all labels but one."""
     network, pyramid = evidence.models.target, evidence.models.pyramid
     (first, last), family = window, family_of(network)
     R, K, end = len(labels) - 1, pyramid.begin(first), pyramid.end(last)

@@ -210,10 +210,8 @@ class _Spoiled(Around):
 
 @law("numbers.finite", "decode")
 def finite(subject: Subject, case: Case) -> bool:
-    """A logit that is not finite ends the harness's own decode, whichever network decides its scale.
-
-    At a bonus scale, too; of a draft where it decides alone, since nobody judges what it draws there.
-    """
+    """A logit that is not finite ends the harness's own decode, whichever network decides its scale."""
+    # of a draft only where it decides alone, since nobody judges what it draws there
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
     draws, S = case.pyramid.draws, case.pyramid.S

@@ -134,10 +134,7 @@ def recount(subject: Subject, case: Case) -> bool:
 
 @law("rules.edges", "accept")
 def edges(subject: Subject, case: Case) -> bool:
-    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
-
-    Where all tokens tie, every drafted scale is accepted.
-    """
+    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in."""
     _follows(subject, replace(case, policy="coupled"))
     for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
         for rate, is_accepted in (("0", True), ("1.5", False)):

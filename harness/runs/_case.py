@@ -152,10 +152,7 @@ def unlike(case: KeptCase, models: ModelPair) -> str:
 
 
 def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
-    """Write a bundle of a case that was recorded on such uncut networks here, or read from a bundle.
-
-    Raises `InputError`: this machine cannot draw the case's numbers, or the file cannot be written.
-    """
+    """Write a bundle of a case on its uncut networks. Raises `InputError`: no such numbers here, or no such file."""
     why = unlike(case, models)
     if why:
         raise InputError("bundle", str(path), f"cannot be made here: {why}", "make it where the run was recorded")

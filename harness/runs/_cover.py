@@ -39,10 +39,7 @@ def covering(
     options: tuple[tuple[str, str], ...] = (),
     smooth: bool = True,
 ) -> tuple[Block, ...]:
-    """Return the blocks of the default verification: the pair's own draft, and a close one (`noise`: `close_pair`).
-
-    With `smooth` soft codes are asked for, once a setting of the first.
-    """
+    """Return the blocks of the default verification: its own draft, `smooth` if it is asked, and a close one."""
     S, requests = models.pyramid.S, (*requests_for(models), filtered_by_scale(models))
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:

@@ -123,10 +123,7 @@ class RunFile(GrowingFile):
         exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
         pictures: Sequence[Picture] = (),
     ) -> None:
-        """Add what one request came to; all of it or nothing.
-
-        Of exhibits (task, setting, tensors) the first ones of the run are kept, of pictures the worst.
-        """
+        """Add what one request came to, all or nothing; the run's first exhibits and worst pictures are kept."""
         with self.transaction():
             for row in rows:
                 self.insert("judged", _columns(row), "REPLACE")
