@@ -17,7 +17,7 @@ class HarnessError(Exception):
 class InputError(HarnessError):
     """Say which input is bad, which rule it breaks and what to do about it.
 
-    E.g. ``draft_len``, 11, ``must lie in 1..10`` and ``pass --draft-len 5``; the value is shown with ``repr``.
+    E.g. ``draft_len``, 11, ``must lie in 1..10``, ``pass --draft-len 5``; what is no text is shown with ``repr``.
     """
 
     def __init__(self, name: str, value: object, rule: str, remedy: str) -> None:

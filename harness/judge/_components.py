@@ -169,7 +169,7 @@ def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermedia
 def _is_guided(
     evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int, ulp: float, of_finite: bool = False
 ) -> Tensor:
-    """Compare with the guidance of the decoder's own rows (spec §7); of guided logits of -inf not with `of_finite`."""
+    """Compare with the guidance of the decoder's own rows (spec §7); `of_finite` leaves guided logits of -inf out."""
     guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
     expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone

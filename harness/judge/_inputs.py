@@ -79,12 +79,12 @@ def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> Wron
 def misplaced_rows(
     evidence: Evidence,
     image: int,
-    tensors: tuple[Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor],  # the decoder's of this image's rows, and the expected one of all rows
     error: float,
     si: int,
     what: Literal["inputs", "logits"],
 ) -> WrongTensor | None:
-    """Tell whether a guidance row of this image, in `tensors`, holds what is another's: another half or image."""
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
     (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
