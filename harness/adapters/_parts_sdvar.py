@@ -37,10 +37,7 @@ THRESHOLD = 0.5  # that acceptance is asked with, where it takes one
 
 
 def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[PartLaw]:
-    """Ask every law of every part of a decoder that is made of published code; return a row a law.
-
-    Its SDVAR object is asked, where it has one, and the methods of the parallel decode, where that is it.
-    """
+    """Ask every law of every part of a decoder that is made of published code; return a row a law."""
     probe = Probe.of(decoder, request, budget)
     if decoder.loop is None:
         probe.rows += sampler_laws(decoder, request, budget)

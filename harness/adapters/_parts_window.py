@@ -153,10 +153,7 @@ def _split_refuses(probe: Probe) -> None:
 
 
 def _masked(probe: Probe, window: ProbeWindow) -> tuple[Tensor, Tensor]:
-    """Return who may see whom, as the code and as the reference have it, over the window's own columns.
-
-    A mask that is larger is laid with its last row and column over the right one's, once its shape is reported.
-    """
+    """Return who sees whom, by the code and the reference; of a mask that is too large, its last rows and columns."""
     begin, end = probe.pyramid.begin(window.first), probe.pyramid.end(window.scales[-1])
     probe.state_at(window)
     n = end - begin

@@ -315,10 +315,7 @@ def require_tensor(value: object, shape: Sequence[int], what: str) -> Tensor:
 def require_close(
     actual: Tensor, expected: Tensor, error: float, what: str, why: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Raise `Broken` where two tensors of one shape differ by more than `error`, which rounding explains.
-
-    `why` says what else the code's may equal, by a clause that explains it.
-    """
+    """Raise `Broken` where tensors differ by more than `error`; `why`: clauses of what else the code's may equal."""
     far = (actual.double() - expected.double()).abs()
     if bool((far <= error).all()):  # NaN compares False
         return
@@ -331,10 +328,7 @@ def require_close(
 
 
 def require_sight(mask_nm: Tensor, what: str) -> Tensor:
-    """Return who sees whom by a mask (n, m), or raise `Broken` at its first entry that says neither.
-
-    A boolean mask says it itself; of an additive one 0 is visible and `HIDDEN` or less is not.
-    """
+    """Return who sees whom by a mask (n, m), boolean or additive; raise `Broken` at an entry that says neither."""
     mask_nm = mask_nm.cpu()
     if mask_nm.dtype is torch.bool:
         return mask_nm

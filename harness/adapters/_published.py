@@ -111,10 +111,7 @@ class Published:
 
 
 class Sampler:
-    """A decoder made of somebody's sampling function, as `Published.sampler` says.
-
-    `loop` sees the rounds where the function is SDVAR's parallel decode.
-    """
+    """A decoder made of somebody's sampling function; `loop` sees the rounds of SDVAR's parallel decode."""
 
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
     declines: tuple[str, ...] = ()  # what the function does not do, of `DECLINES`
@@ -133,12 +130,7 @@ class Sampler:
         self._B = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        """Run the code under the numbers given.
-
-        Raises:
-            InputError: it cannot take the request.
-            ImageError: what it returns is not the image of its f_hat.
-        """
+        """Run the code under the numbers given. Raises `InputError` for the request, `ImageError` for its image."""
         arguments = self.code.arguments(request, noise, self.numbers)
         self.recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
         self._B = request.B

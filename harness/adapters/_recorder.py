@@ -245,10 +245,7 @@ class SharedNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def check_answered(self, scales: Iterable[int]) -> None:
-        """Require that tokens were drawn by numbers that were answered, where the code drew by others, too.
-
-        `scales` are those whose tokens are the code's own. Raises `InputError`.
-        """
+        """Raise `InputError` where numbers without an address decide tokens of `scales`, those of the code's own."""
         alone = [si for si in scales if si not in self.answered]
         if alone and self.own:
             rule = f"{self.own[0]}: what decides the tokens of scale {alone[0]} has no address"

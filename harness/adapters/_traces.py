@@ -71,10 +71,7 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
 
 
 def _put_prefixes(recorder: Recorder, models: ModelPair, x_RLD: Tensor) -> None:
-    """Put in the target's inputs of a whole prefix, at scales that the draft decided too.
-
-    A pass over one scale alone may be as long as a prefix (9² = 1² + 4² + 8²).
-    """
+    """Put in the target's inputs of whole prefixes; a pass over one scale may be as long as one (9² = 1² + 4² + 8²)."""
     pyramid, alone = models.pyramid, set()
     for draw in recorder.draws:
         si, seen = draw.scale, draw.made_by
@@ -119,10 +116,7 @@ def _rounds(recorder: Recorder, models: ModelPair) -> list[Round]:
 
 
 def check_image(image: object, f_hat_BCPP: Tensor, models: ModelPair) -> None:
-    """Require that a sampler returned the picture of its last f_hat. Raises `ImageError`: it is something else.
-
-    An image is (B,3,H,W), floating point, in [0,1]; an f_hat of another form, or with NaN, is the judge's.
-    """
+    """Raise `ImageError` unless a sampler returned the picture of its last f_hat, if that is one that can be judged."""
     C, P = models.target.config.C, models.pyramid.P
     if f_hat_BCPP.shape[1:] != (C, P, P) or not bool(torch.isfinite(f_hat_BCPP).all()):
         return

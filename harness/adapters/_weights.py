@@ -112,10 +112,7 @@ def defaults_of(checkout: Checkout, init: Mapping[str, str]) -> dict[str, object
 
 
 def build_network(checkout: Checkout, network: Network, vae: CodesOnly, init: Mapping[str, str]) -> Any:
-    """Return the checkout's ``VAR`` with the weights of a network, on its device; `init` are more arguments of it.
-
-    Raises `InputError` where the checkout has no ``VAR``, or one of other arguments or parameters.
-    """
+    """Return the checkout's ``VAR`` with a network's weights. Raises `InputError` where it has none that takes them."""
     config, device = var_config(network), network.device
     for name, text in init.items():
         if name not in _arguments(checkout):

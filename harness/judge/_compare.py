@@ -27,10 +27,7 @@ class Difference:
 def differences(
     actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], atol: Mapping[str, float] | None = None
 ) -> list[Difference]:
-    """List every difference between two sets of named tensors; an empty list means equal.
-
-    `atol` is the largest absolute difference allowed, by name; a name that is not there must be equal to the bit.
-    """
+    """List every difference between two sets of named tensors, beyond `atol` by name; without a name, to the bit."""
     if not actual and not expected:
         return [Difference("(all)", "nothing", "nothing was compared: both sides are empty")]
     listed = []

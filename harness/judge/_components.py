@@ -112,10 +112,7 @@ def wrong_at(
 
 
 def _wrong_halves(evidence: Evidence, actual: Intermediates, image: int, si: int, ulp: float) -> str:
-    """Say which half is whose, where that explains guided logits.
-
-    At scale 0 guidance has no weight, and swapped halves are the unconditional one alone: the last scale tells.
-    """
+    """Say which half is whose where that explains guided logits; the last scale tells, since scale 0 has no weight."""
     pyramid, one, B = evidence.models.pyramid, slice(image, image + 1), evidence.request.B
     fits = []
     for scale in (si, pyramid.S - 1):
@@ -172,10 +169,7 @@ def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermedia
 def _is_guided(
     evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int, ulp: float, of_finite: bool = False
 ) -> Tensor:
-    """Compare with the guidance of the decoder's own rows (spec §7): no network in between, so rounding is tiny.
-
-    With `of_finite` logits of -inf are not compared.
-    """
+    """Compare with the guidance of the decoder's own rows (spec §7); `of_finite` leaves guided logits of -inf out."""
     guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
     expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone

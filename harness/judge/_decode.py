@@ -81,10 +81,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
 
 
 def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
-    """Judge what a decode did before it ended, as `ended` says; why it ended comes first, whatever differed before.
-
-    `evidence.actual` is the trace up to there; `contract` and `drafts` are those of `judge`.
-    """
+    """Judge what a decode did before it ended, as `ended` says; why it ended comes first. Arguments as of `judge`."""
     actual, pyramid = evidence.actual, evidence.models.pyramid
     if _is_whole(actual, pyramid, evidence.models.target.config.V):
         judgement = judge(evidence, contract, drafts)
@@ -218,10 +215,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 
 
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
-    """List what was compared; a claim about the target without its tensors proves nothing.
-
-    Effects: on `judgement`: `compared`, `not_compared`, and a reason to be inconclusive under contracts B and C.
-    """
+    """List what was compared; under contracts B and C nothing is proved without the target's tensors."""
     actual = evidence.actual
     judgement.compared = ["tokens"] if contract is Contract.TOKENS else []
     judgement.compared.append("final f_hat")

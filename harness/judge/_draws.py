@@ -37,10 +37,7 @@ CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED, GREEDY)
 
 @torch.inference_mode()
 def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
-    """Return (component, clause) of the wrong tokens of an image's first scales, whose logits are right.
-
-    Where its own logits give a token, nothing is wrong with the draw.
-    """
+    """Return (component, clause) of the wrong tokens of an image's first scales; by its own logits all may be right."""
     free_nV, law_nV = (_law(evidence, image, scales, change) for change in (None, filter_logits))
     token_n, E_nV = evidence.actual.tokens_BL[image, : len(law_nV)], _numbers(evidence, image, scales, TOKEN)
     wrong_n = token_n != (law_nV.argmax(-1) if evidence.greedy else draw(law_nV, E_nV))

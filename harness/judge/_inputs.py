@@ -79,15 +79,12 @@ def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> Wron
 def misplaced_rows(
     evidence: Evidence,
     image: int,
-    tensors: tuple[Tensor, Tensor],
+    tensors: tuple[Tensor, Tensor],  # the decoder's of this image's rows, and the expected one of all rows
     error: float,
     si: int,
     what: Literal["inputs", "logits"],
 ) -> WrongTensor | None:
-    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
-
-    `tensors` are the decoder's of this image's rows, and the expected one of all rows.
-    """
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
     (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
@@ -157,10 +154,7 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Wro
 
 
 def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, Tensor] | None:
-    """Return position and level of every row whose term these are, each free to sit anywhere; None where one is none's.
-
-    The first row is looked up alone: most contents that are tried end there.
-    """
+    """Return position and level of every row whose term these are, wherever it sits; None where one is none's."""
     network = evidence.models.target
     for rows_lD in (term_lD[:1], term_lD):
         # [level, row, position]: how far a row is from that position's term

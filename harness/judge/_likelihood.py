@@ -263,10 +263,7 @@ class _Law:
         return self._certain(self.token_Bl)
 
     def bet(self, alternatives: Sequence[Alternative]) -> tuple[Tensor, Tensor]:
-        """Return what each alternative wins of every image, and mean and variance of it under the alternative.
-
-        These are of the last image alone, which stands for all.
-        """
+        """Return what each alternative wins of every image, and mean and variance of it for the last image under it."""
         law_ABlK, p_BlK = torch.stack([self.alternative(a) for a in alternatives]), self.probs_BlK
         held_ABlK = torch.minimum(law_ABlK, MOST_RATIO * p_BlK)
         ratio_ABlK = held_ABlK / p_BlK.clamp_min(TINY)

@@ -63,7 +63,6 @@ class Wrong:
 
     @property
     def is_tokens(self) -> bool:
-        """Whether it is no tensor of real numbers."""
         return not self.actual.is_floating_point()
 
     def __str__(self) -> str:
@@ -107,15 +106,12 @@ class Stream:
         return set(step_N[here_N].tolist())
 
     def makers_of(self, number: int) -> set[int]:
-        """Return the steps that made what is wrong of a step's inputs.
-
-        What a right mask hides need not be right, so that a wrong mask comes before all else; but where keys are too
-        many, it is wrong for their sake.
-        """
+        """Return the steps that made what is wrong of a step's inputs."""
         step = self.steps[number]
         makers = [(rows.kind[0], self.makers(rows, number)) for rows in step.inputs]
-        if step.attends and step.read[1][-2] not in self._ends:
+        if step.attends and step.read[1][-2] not in self._ends:  # of too many keys the mask is wrong for their sake
             return set().union(*(of for kind, of in makers if kind == "real"))
+        # what a right mask hides need not be right: a wrong one comes before all else
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
         return set().union(*(masks or [of for _, of in makers]))
 

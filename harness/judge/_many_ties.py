@@ -70,10 +70,7 @@ class Tail:
         return float(2 * self.scale * (2 * math.log(4 / NOTHING)) ** (1 / self.power))
 
     def chance(self, gap: Tensor) -> Tensor:
-        """Return a bound on the chance that rounding makes up for a gap between two scores, 0 to 1/2.
-
-        One of the two must have moved by half of it.
-        """
+        """Return a bound on the chance that one of two scores moved by half the gap between them, 0 to 1/2."""
         return (4 * torch.exp(-0.5 * (gap.clamp_min(0) / (2 * self.scale)) ** self.power)).clamp(1e-300, 0.5)
 
 
@@ -113,10 +110,7 @@ def log_e(weights_x3: Tensor) -> Tensor:
 
 
 def too_many(weights_x3: Tensor, looks: int = 1) -> Tensor:
-    """Tell where evidence − cost, for every θ, is more than a right decoder shows with probability `ALARM`.
-
-    `looks` e-values are looked at, each of which could raise the alarm.
-    """
+    """Tell where evidence − cost, for every θ, passes the `ALARM` of a right decoder, of `looks` e-values in all."""
     return log_e(weights_x3) > math.log(looks / ALARM)
 
 

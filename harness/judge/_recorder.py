@@ -13,7 +13,9 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any, NamedTuple
 
 import torch
@@ -109,12 +111,9 @@ class OperationRecorder(TorchDispatchMode):
 
 def _own_frames() -> tuple[Frame, ...]:
     """Return the decoder's own frames that called the recorder."""
-    frames, at = list[Frame](), sys._getframe(2)
-    while at is not None and len(frames) < MOST_STACK:
-        if _is_own(at.f_code.co_filename):
-            frames.append(Frame(at.f_code.co_filename, at.f_lineno, at.f_code.co_name))
-        at = at.f_back  # type: ignore[assignment]
-    return tuple(frames)
+    codes = ((frame.f_code, line) for frame, line in walk_stack(sys._getframe(2)))
+    frames = (Frame(code.co_filename, line, code.co_name) for code, line in codes if _is_own(code.co_filename))
+    return tuple(islice(frames, MOST_STACK))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -123,11 +123,7 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
 
 @torch.inference_mode()
 def _moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
-    """Tell whether a scale's logits are those of passes whose rows sit elsewhere, where no input shows it.
-
-    All passes up to there are made with their rows elsewhere by one usual mistake: such positions stand in the keys of
-    earlier passes, too.
-    """
+    """Tell whether logits are those of passes, from the first on, whose rows sit elsewhere though no input shows it."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
     where_LX = family.positions(network, 0, pyramid.S - 1)
@@ -226,10 +222,7 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
 def _rows_under(
     evidence: Evidence, image: int, window: tuple[int, int], labels: tuple[int, ...], is_input: bool
 ) -> Tensor:
-    """Return logits (R,l,V) of a window's last scale under each label but the first one.
-
-    That is the image's own, under which is what was cached, and without `is_input` the input of scale 0, too.
-    """
+    """Return logits (R,l,V) of a window's last scale, and with `is_input` scale 0's input, under all labels but one."""
     network, pyramid = evidence.models.target, evidence.models.pyramid
     (first, last), family = window, family_of(network)
     R, K, end = len(labels) - 1, pyramid.begin(first), pyramid.end(last)

@@ -27,10 +27,7 @@ def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
 
 
 def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, B: int, error: float) -> int | None:
-    """Return the guidance row whose tensor one row holds, where it is not its own: of the other half, if there is one.
-
-    An image of the unconditional label has in both halves what belongs to the other.
-    """
+    """Return the guidance row whose tensor one row holds in place of its own, of the other half if there is one."""
     differs_R = (expected_RlX - actual_lX).abs().flatten(1).amax(1)
     # a row that equals the right one tells nothing
     apart_R = (expected_RlX - expected_RlX[own]).abs().flatten(1).amax(1) > 2 * error
@@ -39,10 +36,7 @@ def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, B: int, error: 
 
 
 def other_positions(actual_2lX: Tensor, expected_2LX: Tensor, span: slice, error: float) -> int | None:
-    """Return the position from which on both rows hold what they have; None where that is no other place.
-
-    The first row of a scale may be something else: a start token, say, after which all others are one late.
-    """
+    """Return the position from which on both rows hold what they have, be it after the first; None for their own."""
     l, L = actual_2lX.shape[1], expected_2LX.shape[1]
     k = min(1, l - 1)
     far_L = (expected_2LX - actual_2lX[:, k : k + 1]).abs().amax(dim=(0, 2))
@@ -80,10 +74,7 @@ def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
 
 
 def is_accepted_draft(evidence: Evidence, image: int, scales: int) -> bool:
-    """Tell whether the wrong tokens of an image's first scales are what the draft draws there: accepted, not rejected.
-
-    A single one may be so by chance, where others are not.
-    """
+    """Tell whether all wrong tokens of an image's first scales are what the draft draws there: accepted."""
     wrong, same, differ_L = 0, 0, evidence.actual.tokens_BL[image] != evidence.expected.tokens_BL[image]
     for si in range(scales):
         span, turn = evidence.models.pyramid.draws.span(si), round_of(evidence, image, si)

@@ -28,10 +28,7 @@ NUMBERS = 2**26  # of logits that are raced at a time
 
 
 def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:
-    """Certify every differing token as a tie, or call it a defect. Effects: on `judgement`.
-
-    `evidence.expected` is along the decoder's tokens; `wrong` holds the first wrong tensor of every image.
-    """
+    """Certify every token that differs along the decoder's own as a tie, or call it a defect, on `judgement`."""
     costs_SB3 = costs_of_draws(evidence) if evidence.costs_SB3 is None else evidence.costs_SB3
     judgement.surprise = (-costs_SB3.sum(1)).tolist()
     places = torch.nonzero(differ_BL)

@@ -56,10 +56,7 @@ def gains(won_NAS: Tensor) -> Tensor:
 
 
 class Wealth:
-    """What the bets of one decoder under one setting, over S scales, have come to.
-
-    `alpha` is the chance that a right decoder is accused, all `looks` together: so many such wealths are looked at.
-    """
+    """What one decoder's bets under one setting came to; all `looks` accuse a right one with chance `alpha`."""
 
     def __init__(self, alternatives: Sequence[Alternative], S: int, looks: int = 1, alpha: float = ALPHA) -> None:
         self.alternatives, self.S = tuple(alternatives), S

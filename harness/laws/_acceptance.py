@@ -60,10 +60,7 @@ def _token_identical(subject: Subject, case: Case) -> bool:
     contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
 )  # fmt: skip
 def _identical_draft(subject: Subject, case: Case) -> bool:
-    """draft = target accepts everything.
-
-    At every window length.
-    """
+    """draft = target accepts everything."""
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     for draft_len in range(1, case.pyramid.S + 1):
         decoded = subject.decode(replace(case, draft="identical", draft_len=draft_len))
@@ -103,10 +100,7 @@ def honest(subject: Subject, case: Case) -> bool:
 
 @law("acceptance.exact", "accept", "residual", "noise", contract=Contract.LAW)
 def exact(subject: Subject, case: Case) -> bool:
-    """The probability of every image, by walking all branches of the decoder, is the target's.
-
-    On pyramid (1, 2) with V = 2.
-    """
+    """The probability of every image, by walking all branches of the decoder, is the target's."""
     needs_exact(case, "rounding moves the probability of an image")
     # the walk lives on the host; on another device `distribution` is what tests the law
     small = replace(distribution_case(case), V=2, labels=case.labels[:1], order="image", device="cpu")
@@ -293,10 +287,8 @@ def independent(subject: Subject, case: Case) -> bool:
 
 @law("acceptance.distribution", "accept", "draw", "noise", contract=Contract.LAW)
 def distribution(subject: Subject, case: Case) -> bool:
-    """The joint law over scales is the target's.
-
-    On the smallest real pyramid, of two scales.
-    """
+    """The joint law over scales is the target's."""
+    # on the smallest real pyramid, of two scales
     small = distribution_case(case)
     decoded = subject.decode(small)
     p = p_value(decoded.tokens_BL, target_law(small), small.V)

@@ -51,10 +51,7 @@ Told = tuple[str, tuple[tuple[str, str], ...]]  # how a violation names the deco
 
 
 class LawProcesses:
-    """Processes that try laws, one a device, which may stand there twice.
-
-    Raises `InputError` where the decoder's factory cannot be found. Effects: processes; `close` ends them.
-    """
+    """Processes that try laws, one a device, which may stand there twice. Raises `InputError` for no such factory."""
 
     def __init__(self, job: LawJob, devices: Sequence[str], told: Told) -> None:
         self._folder = OwnFolder()
@@ -212,10 +209,7 @@ def _say(replies: BinaryIO, line: bytes) -> None:
 
 @contextmanager
 def in_time(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what takes longer; code that hears no signal ends its process. 0 = no limit.
-
-    Effects: the alarm of this process, which must be one of its own.
-    """
+    """Raise `OutOfTimeError` in what takes longer, by this process's alarm; end the process if deaf; 0 = no limit."""
     if not seconds:
         yield
         return

@@ -104,10 +104,8 @@ def neighbour(subject: Subject, case: Case) -> bool:
 
 @law("batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
 def rounds(subject: Subject, case: Case) -> bool:
-    """An image is drafted, accepted and corrected as it would be alone.
-
-    Some images must go on drafting where others were rejected: a close draft, and scales for a round after the next.
-    """
+    """An image is drafted, accepted and corrected as it would be alone."""
+    # some must go on drafting where others were rejected: a close draft, and scales for a round after the next
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     case = _base(case).at_least(5)
     case = replace(case, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
@@ -121,10 +119,8 @@ def rounds(subject: Subject, case: Case) -> bool:
 
 @law("batch.caches", "cache", "draft_generate_batch", contract=Contract.LAW, policies=KEEPS_AN_EQUAL)
 def caches(subject: Subject, case: Case) -> bool:
-    """Images at one scale whose draft has seen different numbers of scales go on as each would alone.
-
-    One took a bonus scale, which its draft has yet to see, while the other was corrected up to the same scale.
-    """
+    """Images at one scale whose draft has seen different numbers of scales go on as each would alone."""
+    # one took a bonus scale, which its draft has yet to see; the other was corrected up to the same scale
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     if not subject.has_bonus(case):
         raise NotOffered("it refuses bonus scales")

@@ -257,11 +257,7 @@ FAMILIES = {
 
 
 def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
-    """Return a network of random weights whose positions, scales and labels leave marks of ordinary size.
-
-    The plain random weights of a size scale with fan-in, which would drown the embeddings: they are drawn at unit size
-    here, so that a wrong position, level or label moves every logit by far more than rounding.
-    """
+    """Return a network of random weights whose positions, scales and labels move every logit far beyond rounding."""
     weights = random_weights(transformer_shapes(config), seed)
     for name in ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight"):
         weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)

@@ -109,19 +109,14 @@ def run_conformance(
     progress: Callable[[LawResult], None] = lambda row: None,
     **how: Unpack[How],
 ) -> Report:
-    """Check all laws against somebody's decoder, on cases that Hypothesis draws.
+    """Check all laws against somebody's decoder, on `examples` cases each that Hypothesis draws, the same for all.
 
-    Args:
-        implementation: ``factory(models, settings) -> decoder``, or its name ``package.module:factory``. A factory,
-            not a decoder, because the laws need small networks and many settings.
-        examples: cases per law, >= 1; all laws meet the same ones.
-        progress: called after every case with what its law has seen, and once more when the law is done; with several
-            workers when a law is done.
-        how: see `How`.
+    `implementation` is ``factory(models, settings) -> decoder``, or its name ``package.module:factory``: no decoder,
+    since laws need small networks and many settings. `progress` is called after every case with what its
+    law has seen, and once more when the law is done; with several workers when a law is done.
 
-    Returns the report, whose `verdict` is DEFECT if a law is broken.
-
-    Raises `InputError`: `implementation` is no factory, or an argument outside its range.
+    Returns the report, whose `verdict` is DEFECT if a law is broken. Raises `InputError` for no factory, or an argument
+    outside its range.
     """
     factory = load_factory(implementation) if isinstance(implementation, str) else implementation
     if not callable(factory):
@@ -163,10 +158,7 @@ def part_laws() -> list[Law]:
 
 
 def inspect_parts(work: LawWork, progress: Callable[[], None] = lambda: None) -> list[PartLaw]:
-    """Ask every law of parts; return a row a part and law. `progress` is called after every law.
-
-    Raises `InputError` where there is no such decoder.
-    """
+    """Ask every law of parts; return a row a part and law. Raises `InputError` where there is no such decoder."""
     results = []
     with closing(try_laws(work, Crew(("cpu",)), part_laws())) as tried:
         for result in tried:

@@ -199,10 +199,7 @@ CaseSource = Scope | CaseList
 def try_law(
     law: Law, subject: Subject, source: CaseSource, progress: Callable[[LawResult], None] = lambda row: None
 ) -> LawResult:
-    """Check one law in the cases of a source until one breaks it, and simplify that one.
-
-    `progress` is called after every case with what the law has seen, and once more when it is done.
-    """
+    """Check one law until a case breaks it, and simplify that case; `progress` is called after each, and at the end."""
     row, start = LawResult(law), time.perf_counter()
     for cases in source.batches(law):
         for case in cases:

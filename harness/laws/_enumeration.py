@@ -193,10 +193,7 @@ def target_law(case: Case) -> Tensor:
 
 
 def p_value(tokens_BL: Tensor, law_N: Tensor, V: int) -> float:
-    """Return the p-value of images under a law of their token sequences; 0 if one lies outside its support.
-
-    Tests: the joint law, every token's own law, and every token's law together with the first token.
-    """
+    """Return the p-value of images under a law of every token, beside the first, and of all; 0 outside its support."""
     tokens_BL, L = tokens_BL.cpu(), tokens_BL.shape[1]
     tokens_NL = sequences(V, L)
     powers_L = V ** torch.arange(L - 1, -1, -1)

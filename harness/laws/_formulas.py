@@ -26,10 +26,7 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tensor, mask_nn: Tensor) -> Tensor:
-    """Return logits_RnV of positions 0..n-1 in one masked pass (spec §4); `x_RnD` has its position term.
-
-    `mask_nn` is True where a row sees a column.
-    """
+    """Return logits_RnV of one pass (spec §4) over rows with their position term; `mask_nn`: a row sees a column."""
     R, D = len(x_RnD), config.D
     silu_RD = _silu(w["class_emb.weight"][labels_R])
     for i in range(config.depth):

@@ -81,10 +81,8 @@ def refusal(subject: Subject, case: Case) -> bool:
 
 @law("guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)
 def unconditional(subject: Subject, case: Case) -> bool:
-    """The unconditional label gives the same image for every cfg.
-
-    Both halves are equal then, so that guidance has nothing to say.
-    """
+    """The unconditional label gives the same image for every cfg."""
+    # both halves are equal then, so that guidance has nothing to say
     case = replace(case, labels=(3,) * case.B)
     tokens_BL = subject.decode(case).tokens_BL
     for cfg in (0.0, 4.0):
@@ -105,10 +103,8 @@ def _both_sides(subject: Subject, case: Case) -> bool:
 
 @law("guidance.trace", "decode", "guide")
 def _weights(subject: Subject, case: Case) -> bool:
-    """The guided logits of a decode are the formula over its own rows.
-
-    For a guidance value that is no short decimal.
-    """
+    """The guided logits of a decode are the formula over its own rows."""
+    # for a guidance value that is no short decimal
     case = replace(case, cfg=case.cfg + _THIRD)
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)

@@ -53,10 +53,8 @@ def definition(subject: Subject, case: Case) -> bool:
 
 @law("masks.visible", "attention_mask")
 def visible(subject: Subject, case: Case) -> bool:
-    """No row of a mask is without a visible column.
-
-    Softmax would turn such a row into NaN.
-    """
+    """No row of a mask is without a visible column."""
+    # softmax would turn such a row into NaN
     for first, last in case.windows:
         blind = torch.nonzero(~(_mask(subject, case, first, last)[0, 0] == 0).any(-1)).flatten().tolist()
         require(not blind, f"window {first}..{last}: rows {blind[:8]} see nothing")
@@ -66,10 +64,7 @@ def visible(subject: Subject, case: Case) -> bool:
 @law("masks.dependency", "attention_mask")
 @torch.inference_mode()
 def dependency(subject: Subject, case: Case) -> bool:
-    """A row depends on exactly the positions of its own and earlier scales.
-
-    Found by perturbing one position at a time.
-    """
+    """A row depends on exactly the positions of its own and earlier scales."""
     needs_exact(case, "rounding moves logits by more than a leak may")
     case = replace(case, labels=case.labels[:1])
     pyramid, network = case.pyramid, case.models.target

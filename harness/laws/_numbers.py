@@ -53,10 +53,7 @@ def _vqvae(case: Case) -> Autoencoder:
 
 
 def _both_norms(case: Case) -> list[ModelPair]:
-    """Return the case's networks with queries and keys brought to a length, and without; one of both shares its AdaLN.
-
-    In float64 some heads' length is above the greatest that there is: it is cut.
-    """
+    """Return the case's networks with and without queries and keys of one length, and with a head's that is cut."""
     _vqvae(case)
     pairs = [case.models, replace(case, l2_norm=not case.l2_norm, shared_adaln=not case.shared_adaln).models]
     normed: Any = next(pair.target for pair in pairs if var_config(pair.target).l2_norm)
@@ -213,10 +210,8 @@ class _Spoiled(Around):
 
 @law("numbers.finite", "decode")
 def finite(subject: Subject, case: Case) -> bool:
-    """A logit that is not finite ends the harness's own decode, whichever network decides its scale.
-
-    At a bonus scale, too; of a draft where it decides alone, since nobody judges what it draws there.
-    """
+    """A logit that is not finite ends the harness's own decode, whichever network decides its scale."""
+    # of a draft only where it decides alone, since nobody judges what it draws there
     if not isinstance(subject.decoder(case), SpeculativeDecoder):
         raise NotOffered("not composed of the harness's parts")
     draws, S = case.pyramid.draws, case.pyramid.S

@@ -108,10 +108,8 @@ def trace(subject: Subject, case: Case) -> bool:
     contract=Contract.LAW, policies=KEEPS_AN_EQUAL,
 )  # fmt: skip
 def long(subject: Subject, case: Case) -> bool:
-    """A window of eight scales that begins after scale 0 is that of eight passes.
-
-    The draft is the target, but for scale 0: all that follows is drafted at once, and accepted.
-    """
+    """A window of eight scales that begins after scale 0 is that of eight passes."""
+    # the draft is the target but for scale 0: all that follows is drafted at once, and accepted
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     case = replace(case.long, draft_len=NINE[-1], bonus=False, labels=(case.labels[0] % CLASSES,), order="image")
     draft = Scripted(case.models.target, ((case.labels[0], 0),))

@@ -116,10 +116,8 @@ _STATES = range(4)  # of the global generator: in two of them a token of five is
 
 @law("randomness.own-numbers", "decode")
 def _own_numbers(subject: Subject, case: Case) -> bool:
-    """No generator but the noise's decides a token, be it between two that tie exactly.
-
-    One that is moved, and decides nothing, is a remark of `verify`.
-    """
+    """No generator but the noise's decides a token, be it between two that tie exactly."""
+    # one that is moved, and decides nothing, is a remark of `verify`
     generators = [torch.default_generator, *(torch.cuda.default_generators if case.at.type == "cuda" else ())]
     sides: dict[str, Any] = {side: levelled(getattr(case.models, side)) for side in ("draft", "target")}
     flat = replace(case.models, **sides)

@@ -69,10 +69,8 @@ def kept(subject: Subject, case: Case) -> bool:
 
 @law("reuse.alternating", "decode", "condition", "draft_len")
 def alternating(subject: Subject, case: Case) -> bool:
-    """One decoder over other labels, batch sizes and settings decodes as fresh ones do.
-
-    Several draft lengths, where the decoder takes them: what a dynamic one learnt belongs to one decode.
-    """
+    """One decoder over other labels, batch sizes and settings decodes as fresh ones do."""
+    # draft lengths, too, where the decoder takes them: what a dynamic one learnt belongs to one decode
     S = case.pyramid.S
     for draft_len in (case.length, f"dynamic:1:{S}"):
         try:

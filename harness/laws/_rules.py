@@ -50,10 +50,7 @@ def _both(turns: list[Round]) -> bool:
 
 
 def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> list[Round]:
-    """Require the tokens and rounds of a naive decoder of docs/policies.md; return its rounds.
-
-    A law that the trace shows must draw these tokens.
-    """
+    """Require tokens, rounds and any shown law of a naive decoder of docs/policies.md; return its rounds."""
     request, noise = case.request, case.noise()
     tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
     require_tokens(decoded.tokens_BL, tokens_BL, where)
@@ -70,9 +67,7 @@ def _follows(subject: Subject, case: Case) -> None:
 
 
 def _at_the_border(case: Case) -> list[str]:
-    """Return `kl` with bounds on both sides of the first token's KL, and one between it and that of the draft from the
-    target: a bound that is read otherwise shows there.
-    """
+    """Return `kl` with bounds on both sides of the first token's KL, and between it and that of draft from target."""
     laws = []
     for network in (case.models.target, case.models.draft):
         shown = sample_sequential(network, case.models.vae, case.request, case.noise()).shown
@@ -139,10 +134,7 @@ def recount(subject: Subject, case: Case) -> bool:
 
 @law("rules.edges", "accept")
 def edges(subject: Subject, case: Case) -> bool:
-    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in.
-
-    Where all tokens tie, every drafted scale is accepted.
-    """
+    """A RATE of 0 keeps every drafted scale, one above 1 none; tokens tied with the K-th are in."""
     _follows(subject, replace(case, policy="coupled"))
     for name in ("match:{}", "coupled-match:{}", "topk-match:1:{}"):
         for rate, is_accepted in (("0", True), ("1.5", False)):

@@ -49,10 +49,7 @@ class Scripted(Around):
 
 @dataclass(frozen=True)
 class Ranked(Around):
-    """The target as its own draft that proposes, at every position, the token of one rank of the target's law.
-
-    Without guidance and filter; rank 1 is the most likely one.
-    """
+    """The target as its own draft that proposes the token of one rank of its plain law; rank 1 is the likeliest."""
 
     rank: int
 
@@ -67,10 +64,7 @@ class Ranked(Around):
 def decode_drafted(
     subject: Subject, case: Case, draft: Any, draft_len: str = "", request: Request | None = None
 ) -> Trace:
-    """Decode a case, or another request, by another draft, under another draft length where one is given.
-
-    Raises `NotOffered` where the decoder cannot be built with a draft of another class than the shipped networks'.
-    """
+    """Decode by another draft and draft length. Raises `NotOffered` where drafts of other classes are not taken."""
     models, request = replace(case.models, draft=draft), request or case.request
     try:
         decoder = subject.decoder(case, models, draft_len)

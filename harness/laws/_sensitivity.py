@@ -21,10 +21,7 @@ _IMAGES = 64
 
 
 def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bool:
-    """Require that every variant of a request changes its images, if it changes (most of) the reference's.
-
-    Under contract A the images are the reference's; under contract B see `_IMAGES`.
-    """
+    """Require that every variant of a request changes its images where (most of) the reference's change."""
     labels = case.labels
     if subject.decoder(case).contract != Contract.TOKENS:
         # one generator for the batch, since a generator an image costs more than the decode; few scales
@@ -42,10 +39,8 @@ def _changes(subject: Subject, case: Case, word: str, variants: _Variants) -> bo
 
 @law("sensitivity.seed", "decode", "noise", contract=Contract.LAW)
 def seed(subject: Subject, case: Case) -> bool:
-    """The seed changes the image.
-
-    Image order: in batch order the seed is PyTorch's, whose CPU generator itself takes 32 bits.
-    """
+    """The seed changes the image."""
+    # image order: in batch order the seed is that of PyTorch's CPU generator, which takes 32 bits
     case = replace(case, order="image")
     return _changes(subject, case, "seed", lambda r, _: [replace(r, seed=r.seed + step) for step in (1, 2, 2**32)])
 

@@ -119,10 +119,8 @@ def used(subject: Subject, case: Case) -> bool:
 
 @law("streams.once", "noise", policies=("rejection",))
 def once(subject: Subject, case: Case) -> bool:
-    """Under contract B no number decides twice: where a token was rejected, the draw in its place takes fresh ones.
-
-    With a draft length of 1, so that no scale is drafted twice.
-    """
+    """Under contract B no number decides twice: where a token was rejected, the draw in its place takes fresh ones."""
+    # with a draft length of 1, so that no scale is drafted twice
     raced, case = list[Tensor](), replace(case, draft_len=1, bonus=False)
     decoder: Any = subject.spied(case, draw=noting(raced, 1))
     if decoder.contract != Contract.LAW:

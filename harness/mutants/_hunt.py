@@ -111,10 +111,7 @@ def laws_for(mutant: Mutant, scope: str) -> list[Law]:
 
 
 def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
-    """Check the laws of a scope against one mutant; cases are smallest first.
-
-    "first" stops at the first violation, "family" tries the laws of the mutant's family, "all" every law.
-    """
+    """Check the laws of a scope against one mutant, in cases smallest first; "first" stops at the first violation."""
     caught, start = Caught(mutant), time.perf_counter()
     for law in laws_for(mutant, scope):
         with mutant.planted():
@@ -147,10 +144,7 @@ def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
 
 @dataclass
 class HuntWork:
-    """What a worker of a hunt gets. It hunts mutants by id, and asks the correct decoder about laws by id.
-
-    A mutant itself may not travel.
-    """
+    """What a worker of a hunt gets; mutants, which may not travel, and laws of the correct decoder are named by id."""
 
     cases: tuple[Case, ...]  # smallest first
     scope: str  # one of `SCOPES`

@@ -18,10 +18,7 @@ from harness.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A condition of several rows of numbers, such as an encoded text.
-
-    Raises `InputError`: they are no finite float32 numbers of T >= 1 rows.
-    """
+    """A condition of T >= 1 rows, such as an encoded text. Raises `InputError`: they are no finite float32 numbers."""
 
     numbers_TA: Tensor  # float32, on the CPU; nobody may write into it
 

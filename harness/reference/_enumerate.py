@@ -20,10 +20,7 @@ JointLaw = dict[tuple[int, ...], float]
 
 @torch.inference_mode()
 def joint_law(models: ModelPair, request: Request) -> JointLaw:
-    """Return the probability of every token sequence of one image under sequential target decoding (spec §7).
-
-    The networks are small, in float64. Raises `InputError`: several images, or more than `MOST` outcomes.
-    """
+    """Return the probability of every token sequence of one image (spec §7). Raises `InputError` beyond `MOST`."""
     pyramid, V = models.pyramid, models.target.config.V
     if request.labels is None or request.B != 1:
         raise InputError("labels", request.labels, "must name exactly one image", "pass one label")

@@ -42,10 +42,7 @@ def positions(network: Network, first: int, last: int) -> Tensor | None:
 
 
 def guide(logits_RlV: Tensor, cfg: float, si: int, S: int) -> Tensor:
-    """Return (1+t)·conditional − t·unconditional with t = cfg·si/(S-1) (spec §7); S = 1 gives t = 0.
-
-    The first half of the rows is conditional. Raises `InputError` where their number is odd.
-    """
+    """Return (1+t)·conditional − t·unconditional, t = cfg·ramp (spec §7). Raises `InputError` for odd rows."""
     R = logits_RlV.shape[0]
     if R % 2 != 0:
         raise InputError("guidance rows", R, "must be 2B: conditional, then unconditional", "pass both halves")

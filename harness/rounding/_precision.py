@@ -138,10 +138,7 @@ def certifying_precision(models: ModelPair) -> Certifying:
 
 @contextmanager
 def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Network, Codec]]:
-    """Lend the target and the quantiser in the certifying precision; convolutions on CUDA are exact.
-
-    Effects: the process-wide TF32 settings, put back at the end.
-    """
+    """Lend target and quantiser in the certifying precision; TF32 settings of the process are put back at the end."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = not by.exact, False
     try:

@@ -104,10 +104,7 @@ class KeptCase:
 
 
 def cases_of(path: Path) -> list[KeptCase]:
-    """Return the defects of a run file: the first of every request and setting that has one, setting by setting.
-
-    Raises `InputError`: it is no run file, or of a run that was not asked what it is of.
-    """
+    """Return the defects of a run file, the first of each request and setting. Raises `InputError` for another file."""
     run, rows = read_run(path, "file")
     if run.record.identity is None:
         raise InputError("file", str(path), "does not say of what its run was", "record it with verify --run")
@@ -126,10 +123,7 @@ def cases_of(path: Path) -> list[KeptCase]:
 
 
 def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
-    """Return the case with its published code elsewhere: the decoder's, and that in the reference's place.
-
-    Raises `InputError`: no such decoder has a checkout.
-    """
+    """Return the case with its published code elsewhere. Raises `InputError` where no such decoder has a checkout."""
     settings = case.settings_of_both
     for side, (name, folder) in enumerate(zip(("checkout", "against_checkout"), checkouts, strict=True)):
         if folder is None:
@@ -158,10 +152,7 @@ def unlike(case: KeptCase, models: ModelPair) -> str:
 
 
 def write_bundle(case: KeptCase, models: ModelPair, path: Path) -> None:
-    """Write a bundle of a case that was recorded on such uncut networks here, or read from a bundle.
-
-    Raises `InputError`: this machine cannot draw the case's numbers, or the file cannot be written.
-    """
+    """Write a bundle of a case on its uncut networks. Raises `InputError`: no such numbers here, or no such file."""
     why = unlike(case, models)
     if why:
         raise InputError("bundle", str(path), f"cannot be made here: {why}", "make it where the run was recorded")

@@ -39,10 +39,7 @@ def covering(
     options: tuple[tuple[str, str], ...] = (),
     smooth: bool = True,
 ) -> tuple[Block, ...]:
-    """Return the blocks of the default verification: the pair's own draft, and a close one (`noise`: `close_pair`).
-
-    With `smooth` soft codes are asked for, once a setting of the first.
-    """
+    """Return the blocks of the default verification: its own draft, `smooth` if it is asked, and a close one."""
     S, requests = models.pyramid.S, (*requests_for(models), filtered_by_scale(models))
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:
@@ -60,10 +57,7 @@ def covering(
 def covering_with(
     models: ModelPair, settings: Sequence[Settings], drafts: bool = True, smooth: bool = True
 ) -> tuple[Block, ...]:
-    """Return the blocks for a decoder with settings of its own; a close draft is nothing to one without `drafts`.
-
-    With `smooth` it is asked for soft codes, too.
-    """
+    """Return the blocks for a decoder with settings of its own: with a close draft if it `drafts`, and soft codes."""
     every, requests = tuple(settings), (*requests_for(models), *([soft_codes(models)] if smooth else []))
     own = Block(models, every, requests)
     return (own, Block(close_pair(models, CLOSE_NOISE), every, requests)) if drafts else (own,)

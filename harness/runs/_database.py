@@ -75,10 +75,7 @@ class FileKind:
 
 
 class GrowingFile:
-    """A file that this process writes, locked against others until it is closed or the process ends.
-
-    `create` and `go_on` open it.
-    """
+    """A file that this process, by `create` or `go_on`, writes and locks until it is closed or the process ends."""
 
     kind: ClassVar[FileKind]
 
@@ -91,10 +88,7 @@ class GrowingFile:
     def _create(
         cls, path: Path, notes: Mapping[str, object], rows: Mapping[str, Sequence[tuple[object, ...]]] | None = None
     ) -> Self:
-        """Make the file of a new run, with notes and, by table, rows.
-
-        Raises `InputError` where it is there already, another process writes it, or it cannot be written.
-        """
+        """Make the file of a new run. Raises `InputError` where it is there or being written, or cannot be written."""
         if is_begun(path):
             raise InputError("run", str(path), "is there already", REMEDY)
         file = cls(path, _locked(path))
@@ -117,10 +111,7 @@ class GrowingFile:
 
     @classmethod
     def go_on(cls, path: Path, differing: Callable[[Self], list[str]] = lambda file: []) -> Self:
-        """Open the file of a run that stopped; `differing` says why it is that of another run, one clause each.
-
-        Raises `InputError` where it is being written, of another kind, or of another run.
-        """
+        """Open a stopped run's file. Raises `InputError` where it is being written, or another run's (`differing`)."""
         check_readable(path, "run", cls.kind.remedy)
         file = cls(path, _locked(path))
         try:
@@ -140,10 +131,7 @@ class GrowingFile:
 
     @classmethod
     def check_kept(cls, path: Path, digest: str) -> None:
-        """Refuse a file that does not hold what its writer wrote, whose last seal is called `digest`.
-
-        Raises `InputError`.
-        """
+        """Refuse a file that lacks what its writer wrote up to the seal called `digest`. Raises `InputError`."""
         if not is_begun(path):
             raise rewritten(path, "it is not there any more")
         with cls.kind.reading(path) as base:

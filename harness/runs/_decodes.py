@@ -119,6 +119,8 @@ def verify_decodes(
         if once.decodes < plan.decodes:  # the same decoder under every length
             progress(Step(0, off=plan.images - once.images))
             return verify_decodes(models, replace(decodes, plan=once), parallelism, store, progress)
+        is_published = isinstance(factory, str) and factory.startswith(f"{PUBLISHED_PREFIX}:")
+        is_counted = is_own_decoder(factory) or is_published  # by the harness: calls, rows and rounds
         seed, built = plan.tasks[0].request.seed, pool.about
         result.early += [Divergence("precision", f"building changed {what}", seed) for what in built.moved]
         contracts = [Contract.of(contract) for contract in built.contracts]
@@ -126,7 +128,7 @@ def verify_decodes(
         record = RunHeader(
             identity, NetworksUsed.of(models), terms, tuple(contracts), budget, plan.images, store.recipe,
             tuple(sys.argv[1:]), isolation=built.isolation, declines=tuple(map(tuple, built.declines)),
-            counted_by=HARNESS if is_counted(factory) else DECODER,
+            counted_by=HARNESS if is_counted else DECODER,
         )  # fmt: skip
         file = begin(store, record, plan)
         with closing(file) if file else nullcontext():
@@ -138,11 +140,6 @@ def verify_decodes(
     if result.stopped:
         raise RunInterrupted(result, result.stopped)
     return result
-
-
-def is_counted(factory: Factory | str) -> bool:
-    """Tell whether the harness itself counts a decoder's calls, rows and rounds."""
-    return is_own_decoder(factory) or (isinstance(factory, str) and factory.startswith(f"{PUBLISHED_PREFIX}:"))
 
 
 def check_pairs(plan: Plan, terms: Terms) -> None:
@@ -214,7 +211,10 @@ class RunInProgress:
 
     def _take(self, task: Task, answer: Done | Died) -> None:
         if isinstance(answer, Died):
-            answer = Done(task.number, [_lost(task, number, answer.why) for number in task.settings], [])
+            detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {answer.why}"
+            lost = Divergence("process", detail, task.request.seed)
+            rows = [JudgedRow(task.number, k, Judgement(task.request.B, defects=[lost])) for k in task.settings]
+            answer = Done(task.number, rows, [])
         with held():
             if self.file:
                 self.file.write(answer.rows, answer.exhibits, answer.pictures)
@@ -223,12 +223,6 @@ class RunInProgress:
         self.result.seconds += answer.seconds
         if not self.is_heard:
             self.progress(Step.of(answer.rows))
-
-
-def _lost(task: Task, setting: int, why: str) -> JudgedRow:
-    detail = f"every worker that took the request died, {MOST_DEATHS} of them; the last: {why}"
-    defect = Divergence("process", detail, task.request.seed)
-    return JudgedRow(task.number, setting, Judgement(task.request.B, defects=[defect]))
 
 
 def keeps_dying(rows: Sequence[JudgedRow]) -> bool:

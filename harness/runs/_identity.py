@@ -86,10 +86,7 @@ class Identity:
 
 
 def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other | None = None) -> Identity:
-    """Return what a run on these networks, in this process's mode, is of.
-
-    `decoder` is the name of its factory, and settings that tell its checkout, if it has one.
-    """
+    """Return what a run in this process is of; `decoder`: its factory's name, and settings that tell its checkout."""
     return Identity(
         code_of(decoder[0], decoder[1].option("checkout")),
         code_of(against.name, against.settings[0].option("checkout")) if against else None,
@@ -111,10 +108,7 @@ def weights_of(models: ModelPair) -> dict[str, str]:
 
 
 def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
-    """Return what the code of a decoder is; of a factory that nobody finds nothing but the name is known.
-
-    The checkout that a factory puts under test is part of the source, and its commit counts.
-    """
+    """Return what the code of a decoder, and its checkout, is; of a factory that nobody finds its name alone."""
     module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
     places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
     if not places:

@@ -16,10 +16,7 @@ from harness.runs._setting import SettingResult
 
 
 def recorded_result(path: Path) -> Verification:
-    """Return the result of a run file, of a run that goes on or was stopped, too.
-
-    Raises `InputError` where it is no run file, of another schema, or does not say what its run was of.
-    """
+    """Return the result of a run file, of an unfinished run, too. Raises `InputError` where it is none."""
     run, rows = read_run(path)
     with readable("run", path):
         return _result(run, rows)

@@ -123,10 +123,7 @@ class RunFile(GrowingFile):
         exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
         pictures: Sequence[Picture] = (),
     ) -> None:
-        """Add what one request came to; all of it or nothing.
-
-        Of exhibits (task, setting, tensors) the first ones of the run are kept, of pictures the worst.
-        """
+        """Add what one request came to, all or nothing; the run's first exhibits and worst pictures are kept."""
         with self.transaction():
             for row in rows:
                 self.insert("judged", _columns(row), "REPLACE")
@@ -181,10 +178,7 @@ def check_rows(run: Kept, rows: Sequence[JudgedRow]) -> None:
 
 
 def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:
-    """Return the file of a run, new or gone on with; None where nothing is kept.
-
-    Raises `InputError` where the file is there, is being written, or is that of another run.
-    """
+    """Return a run's file, or None; raise `InputError` where it is there, being written, or another run's."""
     if store.file is None:
         return None
     here = Kept(record, plan)

@@ -174,10 +174,7 @@ def trusted_outcome(state: DecodeState, window: Window, proposal: Proposal) -> O
 
 
 def decided_outcome(state: DecodeState, decision: Decision, window: Window) -> Outcome:
-    """Return what comes of a scale that the target decides without a draft: known without a wait for the device.
-
-    Effects: whether its logits are finite is asked when the decode ends (`check_finite`).
-    """
+    """Return what comes of a scale that the target decides alone, without a wait: `check_finite` looks later."""
     b = len(window.images)
     state.unchecked.append(("target", window.first, decision.numbers.clone()))
     return Outcome(decision.tokens_by_scale, [0] * b, [1] * b, [[]] * b)
@@ -205,10 +202,7 @@ def round_numbers(judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tenso
 
 
 def fetch_outcome(decision: Decision, window: Window, bonus: bool) -> Outcome:
-    """Bring the numbers of a decision to the host: the round's one wait for the device.
-
-    Raises `NonFiniteError`: the target's logits are not finite.
-    """
+    """Bring a decision to the host: the round's one wait. Raises `NonFiniteError` for the target's logits."""
     is_finite, *counts = decision.numbers.tolist()
     if not is_finite:
         raise NonFiniteError("target.logits", f"the pass that began at scale {window.first}")

@@ -15,10 +15,7 @@ from harness.models.network import Network
 
 
 class KVCache:
-    """Keys and values of B images over the network's L positions, in its dtype and on its device.
-
-    `halves` are the guidance rows of every image: conditional and unconditional, or conditional alone.
-    """
+    """Keys and values of B images over the network's L positions, of each its one or two guidance rows (`halves`)."""
 
     def __init__(self, network: Network, B: int, halves: int = 2) -> None:
         config = network.config
@@ -31,10 +28,7 @@ class KVCache:
         return self.kv.numel() * self.kv.element_size()
 
     def window(self, images: list[int]) -> CacheWindow:
-        """Return the view that one forward pass over `images` (all of one length) writes through.
-
-        Effects: the pass raises the lengths of these images when `CacheWindow.commit` is called.
-        """
+        """Return the view that a pass over `images`, all of one length, writes through; `commit` raises that."""
         return CacheWindow(self, images)
 
     def rollback(self, image: int, length: int) -> None:

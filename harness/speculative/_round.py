@@ -75,10 +75,7 @@ def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, windo
 
 
 def propose_scale(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> Tensor | None:
-    """Draw one scale from the draft's law and prepare the input of the next one. Device work.
-
-    Returns whether the logits are finite, where the target will not judge what is drawn from them.
-    """
+    """Draw a scale by the draft and prepare the next input; return whether logits that nobody judges are finite."""
     pyramid, window, si = state.pyramid, this.window, this.window.first
     rows = place(window.images, len(state.done))
     _, rows_RlV = forward(state, parts, this)

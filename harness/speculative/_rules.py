@@ -91,10 +91,7 @@ def accept_by_kl(
 def accept_by_coin(
     parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window, rate: float
 ) -> Acceptance:
-    """Contract C, benches only: a scale is accepted with probability RATE, whatever its tokens.
-
-    Its coin is the first number of its stream ACCEPT, so it depends on (seed, image, scale) alone.
-    """
+    """Contract C, for benches: accept a scale if its first ACCEPT number, the same in every decode, is below RATE."""
     own_bn = race(parts, target_probs_bnV, window)
     u_bn = window.read_as("accept").uniform(ACCEPT)
     whole_bs = torch.stack([u_bl[:, 0] < rate for u_bl in window.split(u_bn)], 1)

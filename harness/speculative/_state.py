@@ -175,10 +175,7 @@ class DecodeState(Buffers):
         cls, models: ModelPair, request: Request, noise: Noise, launcher: Launcher, condition_rows: ConditionRows,
         keep: bool,
     ) -> Self:  # fmt: skip
-        """Return the state before the first round; `keep` allocates the intermediates. Draws labels if none are given.
-
-        Effects: the launcher's memory is this decode's from now on.
-        """
+        """Return the state before the first round, in the launcher's memory; `keep` allocates the intermediates."""
         B = request.B
         noise, labels_B = launcher.begin(noise, noise.labels(models.target.config.classes))
 

@@ -26,10 +26,7 @@ Address = tuple[str, int, str, str]  # "exponential" or "uniform", scale, stream
 
 
 class FixedNumbers:
-    """One decode's numbers at addresses that stay: the source that recorded work reads.
-
-    `begin` names the decode's own source; an address is copied from there at its first use in every decode.
-    """
+    """A decode's numbers at addresses that stay, for recorded work: copied from its source (`begin`) at first use."""
 
     def __init__(self) -> None:
         self.noise: Noise | None = None
