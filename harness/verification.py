@@ -91,7 +91,8 @@ class Question:
             lengths = _asked_lengths(self.decoder, self.settings)
             blocks = covering_with(models, lengths, not self.terms.sequential, alone)
         else:
-            blocks = covering(models, first.policy, options=first.options, smooth=alone)
+            whole = alone and is_own_decoder(self.decoder)
+            blocks = covering(models, first.policy, options=first.options, whole=whole)
         return Decodes(self.decoder, plan_of(blocks), self.terms)
 
 

@@ -37,10 +37,13 @@ def covering(
     policy: str = "coupled",
     noise: float = CLOSE_NOISE,
     options: tuple[tuple[str, str], ...] = (),
-    smooth: bool = True,
+    whole: bool = True,
 ) -> tuple[Block, ...]:
-    """Return the blocks of the default verification: its own draft, `smooth` if it is asked, and a close one."""
-    S, requests = models.pyramid.S, (*requests_for(models), filtered_by_scale(models))
+    """Return the blocks of the default verification: its own draft, and a close one.
+
+    `whole`: filters by scale and soft codes, too; many a right decoder of somebody's does not read these.
+    """
+    S, requests = models.pyramid.S, (*requests_for(models), *([filtered_by_scale(models)] if whole else []))
 
     def settings(*choices: tuple[int | str, bool]) -> tuple[Settings, ...]:
         cut = [(min(length, S) if isinstance(length, int) else length, bonus) for length, bonus in choices]
@@ -50,7 +53,7 @@ def covering(
     own = settings((1, False), (4, True), (f"dynamic:1:{min(3, S)}", False))
     close = settings((1, True), (2, False), (3, True), (5, False), (S, True), (schedule, False),
                      (f"dynamic:1:{S}", True))  # fmt: skip
-    soft = (soft_codes(models),) if smooth else ()
+    soft = (soft_codes(models),) if whole else ()
     return Block(models, own, (*requests, *soft)), Block(close_pair(models, noise), close, requests)
 
 

@@ -91,7 +91,7 @@ ASPECTS = (
     Aspect("more_smooth", "kinds", "Request(more_smooth=True) from Python alone", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip
-SMOOTH = "more_smooth"  # not asked of two decoders beside each other, where rounding grows
+RARE = ("more_smooth", BY_SCALE)  # not asked of everybody: many a right decoder does not read them
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
 
@@ -163,7 +163,7 @@ def exercised(decodes: Sequence[Decode], seen: Observed, declines: Sequence[str]
             not_done[aspect.word] = DECLARED
         elif lock_step and _PARTS in aspect.declines:
             not_done[aspect.word] = TOGETHER
-        elif not aspect.test(met) and (aspect.test(decodes) or (seen.covers and aspect.word != SMOOTH)):
+        elif not aspect.test(met) and (aspect.test(decodes) or (seen.covers and aspect.word not in RARE)):
             not_done[aspect.word] = REFUSED
         else:
             missing[aspect.word] = aspect.asks

@@ -161,10 +161,10 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
     )
     assert result.exercised.not_done == {
         "top-p alone": "declared", "top-k and top-p together": "declared", "bonus scales": "declared",
-        "bonus scales where images part": "declared", "filters by scale": "declared", "more_smooth": "refused",
+        "bonus scales where images part": "declared", "filters by scale": "declared",
     }  # fmt: skip
-    assert result.exercised.declared == 3 * len(result.settings)
-    assert result.exercised.refused == sum(noise is None for noise in result.plan.drafts)
+    assert result.exercised.declared == 2 * len(result.settings)
+    assert result.exercised.refused == 0
     assert "declared: top-p alone" in told(result)
     assert not any(setting.settings.bonus for setting in result.settings)
     assert any(isinstance(setting.settings.draft_len, str) for setting in result.settings)
@@ -262,3 +262,22 @@ def test_filters_by_scale_are_filters_and_guidance_by_scale_is_guidance():
 
 def decode(request: Request) -> Decode:
     return Decode(Settings(), request)
+
+
+class ReadsLittle:
+    """A right decoder that knows neither filters by scale nor soft codes, and says nothing of it."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        self.inner = build_decoder(models, settings)
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        return self.inner.decode(replace(request, filters=(), more_smooth=False), noise)
+
+
+def test_what_many_right_decoders_do_not_read_is_not_asked_of_them_and_is_said():
+    result = covered(ReadsLittle)
+    assert result.verdict is covered(build_decoder).verdict
+    assert {"filters by scale", "more_smooth"} <= set(result.exercised.missing)
+    assert not {"filters by scale", "more_smooth"} & set(result.exercised.not_done)
