@@ -50,6 +50,8 @@ def _from_files(networks: Pair) -> ModelPair:
     if networks.models != "digits":
         rule = "is one choice of networks, three checkpoint files are another"
         raise InputError("models", networks.models, rule, "drop one of them")
+    sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
+    heads = counts("heads", networks.heads, "16") if networks.heads else ()
     given = networks.given_files()
     for name, path in files_of(networks).items():
         if path is not None and not os.path.exists(path):  # a name that is too long is none
@@ -57,8 +59,6 @@ def _from_files(networks: Pair) -> ModelPair:
     for name in ("draft", "target", "vae"):
         if name not in given:
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
-    sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
-    heads = counts("heads", networks.heads, "16") if networks.heads else ()
     return load_pair(given["draft"], given["target"], given["vae"], "custom", sides, heads)
 
 

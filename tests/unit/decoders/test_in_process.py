@@ -41,10 +41,10 @@ class Raises:
         self.error = error
 
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
-        raise self.error
+        raise self.error.with_traceback(None)
 
     def so_far(self) -> Trace:
-        raise self.error
+        raise self.error.with_traceback(None)
 
 
 class Interrupted(Raises):

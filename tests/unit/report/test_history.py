@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sqlite3
-import time
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -141,15 +141,31 @@ def test_bad_input_is_one_line(words: list[str], said: str, folder: Path, monkey
     assert (folder / "right.db").read_bytes() == before
 
 
+PAGE_OF_MANY = """
+import resource, sys, time
+from pathlib import Path
+from harness.report._history import History, run_files
+from harness.report.html._history import history_page
+start = time.process_time()
+page = history_page(History.of(run_files([Path(sys.argv[1])])))
+seconds = time.process_time() - start
+print(b"1,000 runs of 2 decoders: 500 DEFECT, 500 UNFINISHED." in page, len(page), seconds)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def test_a_thousand_runs_take_seconds_and_little_memory(tmp_path: Path):
     for name, factory in (("right", build_decoder), ("wrong", OFFSET)):
         run(tmp_path / f"{name}.db", factory)
         for number in range(500):
             shutil.copy(tmp_path / f"{name}.db", tmp_path / f"{name}-{number:03d}.db")
         (tmp_path / f"{name}.db").unlink()
-    start = time.process_time()
-    page = history_page(History.of(run_files([tmp_path])))
-    assert time.process_time() - start < 10  # of the processor: other work may share the machine
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20  # KiB
-    assert b"1,000 runs of 2 decoders: 500 DEFECT, 500 UNFINISHED." in page
-    assert len(page) < 2_000_000
+    # in a process of its own: what others took here before is not its memory
+    done = subprocess.run(
+        [sys.executable, "-c", PAGE_OF_MANY, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    said, size, seconds, kibibytes = done.stdout.split()
+    assert said == "True"
+    assert int(size) < 2_000_000
+    assert float(seconds) < 10  # of the processor: other work may share the machine
+    assert int(kibibytes) < 2**20
