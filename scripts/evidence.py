@@ -4,6 +4,7 @@ Every decoder draws whole images by a law that is wrong in one thing, at all sca
 image is measured once; a run is such images, drawn with replacement, until the bets are won.
 
     python scripts/evidence.py --device cuda                     # minutes of an H200; --tables names some of them
+    # one script for all tables of the page, which share the laws and where images are drawn
     python scripts/evidence.py --pool 16 --tables laws,bugs      # some 20 minutes of a CPU
 """
 

@@ -2,7 +2,7 @@
 
 Promise: every count is a sum over judgements; a verdict is the worst one met, and a claim on the run as a whole (laws,
 quality, what was never exercised) can only make it worse. A result is complete in itself: as JSON, as a table, in a
-notebook.
+notebook. One long class, since every property of it is a fact of one run, a few lines each.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ import torch
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
 from harness.judge import CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
-from harness.protocol import Contract, declined, request_values
+from harness.protocol import Contract, Request, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
 from harness.runs._case import KeptCase, repeat_line
@@ -92,9 +92,13 @@ class Verification:
         return str(self.dtype).removeprefix("torch."), str(self.draft_dtype).removeprefix("torch.")
 
     @property
+    def _requests(self) -> dict[int, Request]:
+        return {task.number: task.request for task in self.plan.tasks}
+
+    @property
     def decoded(self) -> list[Decode]:
         """What was asked of the decoder, in the plan's order, as far as the run came."""
-        requests = {task.number: task.request for task in self.plan.tasks}
+        requests = self._requests
         declines = self.record.declines if self.record else ()
         decodes = []
         for number, setting in enumerate(self.settings):
@@ -167,7 +171,7 @@ class Verification:
     @property
     def _is_wrong_when_filtered(self) -> bool:
         """Whether some decodes without a filter were judged, and defects are in those with one alone."""
-        requests, wrong = {task.number: task.request for task in self.plan.tasks}, dict[bool, bool]()
+        requests, wrong = self._requests, dict[bool, bool]()
         for row in (row for setting in self.settings for row in setting.rows if not row.refused):
             is_filtered = any(top_k or top_p for top_k, top_p in requests[row.task].every_filter)
             wrong[is_filtered] = wrong.get(is_filtered, False) or bool(row.judgement.defects)
@@ -279,7 +283,7 @@ class Verification:
         if first is None or record is None or self.early:
             return None
         row, divergence = first
-        request = next(task.request for task in plan.tasks if task.number == row.task)
+        request = self._requests[row.task]
         return KeptCase(
             0, record, plan.settings[row.setting], request, divergence, draft_noise=plan.drafts[row.setting],
             against=record.against(row.setting), is_own=True, in_process=record.terms.in_process,
@@ -291,7 +295,7 @@ class Verification:
 
     def to_records(self) -> list[dict[str, object]]:
         """Return plain values, a record a setting and request."""
-        requests = {task.number: task.request for task in self.plan.tasks}
+        requests = self._requests
         return [
             {"setting": str(setting.settings), "contract": str(setting.contract), **row_values(row, requests[row.task])}
             for setting in self.settings
