@@ -46,7 +46,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     """
     from harness.commands._inputs import load_models
     from harness.protocol import Request
-    from harness.report import plain_console, say, write_asked
+    from harness.report import plain_console, say, say_after, write_asked
     from harness.runs import LikelihoodTest
 
     paths = check_outputs({"json": asked.json}, {f"file {n}": file for n, file in enumerate(asked.file)})
@@ -67,6 +67,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     if asked.verbose:
         for words, images in sorted(test.images_to_find().items(), key=lambda each: each[1]):
             say(console, f"  {images:g} images would show whether {words}")
+    say_after(console, "evidence", verdict.exit_status, quiet=False)
     write_asked(paths, json=lambda: compact(test.as_dict()))
     raise typer.Exit(verdict.exit_status)
 

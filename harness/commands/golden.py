@@ -67,7 +67,7 @@ def check(cases: CheckOptions) -> None:
     """
     from harness.golden import check_recording, golden_inventory, read_recordings, recorded_cases, stale_entries
     from harness.judge import worst_verdict
-    from harness.report import LongWork, plain_console, recordings_json, say, show_recordings, write_asked
+    from harness.report import LongWork, plain_console, recordings_json, say, say_after, show_recordings, write_asked
     from harness.report.html import check_page, recordings_page
 
     files = cases.files or []
@@ -96,6 +96,8 @@ def check(cases: CheckOptions) -> None:
                 result.defects += stale_entries(recording)
             results.append(result)
     show_recordings(results, console, cases.quiet, cases.verbose)
+    status = worst_verdict([result.verdict for result in results]).exit_status
+    say_after(console, "golden", status, cases.quiet)
     pairs = list(zip(recorded, parsed, strict=True))
     write_asked(
         paths,
@@ -103,7 +105,7 @@ def check(cases: CheckOptions) -> None:
         json=lambda: recordings_json(results, device),
         html=lambda: recordings_page(results, pairs, str(device)),
     )
-    raise typer.Exit(worst_verdict([result.verdict for result in results]).exit_status)
+    raise typer.Exit(status)
 
 
 @command

@@ -61,7 +61,16 @@ def mutants(hunted: HuntedBugs) -> None:
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool import Died, Parallelism, WorkerError, employ
-    from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt, write_asked
+    from harness.report import (
+        LongWork,
+        hunt_json,
+        hunt_markdown,
+        plain_console,
+        replaced_parts,
+        say_after,
+        show_hunt,
+        write_asked,
+    )
     from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
 
@@ -93,6 +102,7 @@ def mutants(hunted: HuntedBugs) -> None:
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
     hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
+    say_after(plain_console(), "mutants", hunt.verdict.exit_status, hunted.quiet)
     write_asked(
         paths,
         hunted.quiet,

@@ -55,7 +55,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
-    from harness.report import parts_json, parts_verdict, plain_console, show_parts, write_asked
+    from harness.report import parts_json, parts_verdict, plain_console, say_after, show_parts, write_asked
     from harness.signals import silence
     from harness.verification import Question, is_published, usual_settings
 
@@ -75,6 +75,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         rows.append(of_decode(pair, question))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
+    say_after(plain_console(), "parts", verdict.exit_status, about.quiet)
     write_asked(paths, about.quiet, json=lambda: parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 

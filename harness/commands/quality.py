@@ -130,6 +130,8 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     report.show_quality(measured, console, judging.quiet)
     if judging.find_cfg:
         report.say(console, report.best_cfg_line(measured, sources))
+    if measured.verdict:
+        report.say_after(console, "quality", measured.verdict.exit_status, judging.quiet)
     table = {"quality": report.quality_markdown(measured)}
     into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
     report.write_asked(paths, judging.quiet, json=measured.document, into=into)

@@ -50,7 +50,7 @@ def replay(cases: ReplayCases) -> None:
 
     Exit status: 0 all fixed, 1 a defect, 2 bad input, 3 one cannot be reproduced.
     """
-    from harness.report import LongWork, plain_console, say, say_replayed, say_smallest
+    from harness.report import LongWork, plain_console, say, say_after, say_replayed, say_smallest
     from harness.runs import Answer, check_trusted, locate_case, of_checkouts, shrink_case, write_bundle
     from harness.signals import silence
 
@@ -92,7 +92,10 @@ def replay(cases: ReplayCases) -> None:
     if len(chosen) > 1 and not cases.quiet:
         say(console, ", ".join(f"{count} of {len(chosen)} {answer.value}" for answer, count in answers.items()))
     statuses = {answer.exit_status for answer in answers}
-    raise typer.Exit(1 if 1 in statuses else max(statuses, default=0))
+    status = 1 if 1 in statuses else max(statuses, default=0)
+    if chosen:
+        say_after(console, "replay", status, cases.quiet)
+    raise typer.Exit(status)
 
 
 def chosen_cases(cases: ReplayCases) -> list[KeptCase]:

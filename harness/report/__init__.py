@@ -17,6 +17,7 @@ from harness.report._terminal import (
     plain_console,
     rounds_of,
     say,
+    say_after,
     say_replayed,
     say_smallest,
     setting_name,

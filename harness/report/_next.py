@@ -15,6 +15,39 @@ ALONE, LINE = "this shows that image alone", ", with --locate the line of code, 
 BATCH = "if IDENTICAL, the fault needs its batch or the requests before it: ask the whole question again"
 
 
+# What to do after the other commands, by exit status.
+AFTER = {
+    "evidence": {
+        0: "keep --state FILE, and feed it later images, too",
+        1: "sdvar-harness verify asks which part of the decoder is wrong",
+        3: "take more images (sdvar-harness sample --tokens FILE); with --state FILE it goes on where it stopped",
+    },
+    "golden": {
+        0: "nothing to do; sdvar-harness verify judges a decoder",
+        1: "mend the code; after a change that was intended, sdvar-harness golden diff (docs/goldens.md)",
+        3: "check it on the platform that recorded it, or record it here (docs/goldens.md)",
+    },
+    "mutants": {
+        0: "nothing to do; sdvar-harness verify judges a decoder by the same laws",
+        1: "make a law of that family stricter (CONTRIBUTING.md), then hunt again with --only FAMILY",
+    },
+    "parts": {
+        0: "the parts hold; sdvar-harness verify asks the whole decoder more settings",
+        1: "mend the first part that is named, then ask again: later ones may follow from it",
+        3: "show the parts that are missing (docs/own-decoder.md), or ask the whole decoder: sdvar-harness verify",
+    },
+    "quality": {
+        0: "sdvar-harness verify asks whether the decoder does what it says",
+        1: "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)",
+        3: "draw more images: --images, or --run FILE --resume where the run was kept",
+    },
+    "replay": {
+        0: "ask the whole question again: sdvar-harness verify",
+        1: "mend it, then repeat this; --locate names the line of code, --shrink the smallest case",
+        3: "give what is named as missing, then repeat this",
+    },
+}  # fmt: skip
+
 NextStep = tuple[str, str]  # what to do, and the command line that does it; empty where none does
 
 

@@ -17,7 +17,7 @@ from harness.errors import one_line, shortened
 from harness.files import compact, write_whole
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
-from harness.report._next import next_step
+from harness.report._next import AFTER, next_step
 from harness.report._tables import columns_of, name_column, print_table, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
@@ -96,6 +96,12 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
     if not quiet and (step := next_step(result)) is not None:
         say(console, ": ".join(filter(None, step)), "next:", whole=True)
+
+
+def say_after(console: Console, command: str, status: int, quiet: bool) -> None:
+    """Print what to do after a command that ended so; nothing where `quiet`, or where no verdict was reached."""
+    if not quiet and status in AFTER[command]:
+        say(console, AFTER[command][status], "next:", whole=True)
 
 
 def _details(result: Verification) -> list[str]:
@@ -187,9 +193,8 @@ def _title(result: Verification) -> str:
 
 
 def _counted(result: Verification) -> list[str]:
-    """Return the counts that the table shows; a column of unclaimed tokens only where there are any."""
-    unclaimed = any(setting.total("unclaimed") for setting in result.settings)
-    return [count for count in COUNTS if unclaimed or count != "unclaimed"]
+    """Return the counts that the table shows: those that are not 0 everywhere, which the verdict says, too."""
+    return [count for count in COUNTS if any(setting.total(count) for setting in result.settings)]
 
 
 def _rows(result: Verification, verbose: bool) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -11,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -118,24 +119,47 @@ def test_a_signal_ends_a_run_that_can_go_on(number: int, status: int, pair: list
     assert 3 <= done < 150
 
 
+def processes_of(folder: Path) -> list[str]:
+    """Return the lines of processes that were started with this temporary folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"TMPDIR={folder}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_as_the_serial_one(workers: int, pair: list[str], tmp_path: Path):
-    run = ("--draft-len", "1,2", "--batch", "3", "--seeds", "0:60", "--quiet")
+def test_a_run_that_is_killed_again_and_again_ends_as_the_serial_one(
+    workers: int, pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its 20 moments are drawn: while it starts, in a batch, in a write; of it and its decoder nothing stays."""
+    temporary, memory, drawn = tmp_path / "tmp", set(os.listdir("/dev/shm")), random.Random(workers)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    apart = ("--implementation", "harness.speculative.sampler:build_decoder")  # the short name would run in the judge
+    run = ("--draft-len", "1,2", "--batch", "3", "--seeds", "0:60", "--quiet", *apart)
     process = started(pair, *run, "--run", str(tmp_path / "whole.db"))
     assert (process.communicate(timeout=600)[1], process.returncode) == ("", 0)
     path, resumed = tmp_path / "a.db", ("--run", str(tmp_path / "a.db"), "--resume", "--workers", str(workers))
-    for kill in range(10):
+    for kill in range(20):
         process = started(pair, *run, *resumed)
-        wait_for_rows(process, path, len(judged(path)) + 2)
-        time.sleep(0.013 * kill)  # somewhere in a batch, or in a write
+        if kill % 2:
+            wait_for_rows(process, path, len(judged(path)) + 2)
+        time.sleep(drawn.uniform(0.0, 0.15 if kill % 2 else 3.0))
         process.kill()
         process.communicate()
+        end = time.monotonic() + 10
+        while processes_of(temporary) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert processes_of(temporary) == []
     before = len(judged(path))
     assert 10 <= before < 120
     process = started(pair, *run, *resumed)
     assert (process.communicate(timeout=600)[1], process.returncode) == ("", 0)
     assert judged(path) == judged(tmp_path / "whole.db")
+    assert (os.listdir(temporary), set(os.listdir("/dev/shm")) - memory) == ([], set())
 
 
 def test_a_file_that_is_there_is_refused_before_any_work(

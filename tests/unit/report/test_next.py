@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from harness.decoders._factory import OWN_DECODER
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
-from harness.report._next import ALONE, BATCH, LINE, next_step
+from harness.report import plain_console, say_after
+from harness.report._next import AFTER, ALONE, BATCH, LINE, next_step
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
@@ -132,3 +134,26 @@ def test_a_request_is_repeated_to_the_last_digit_or_not_at_all(tmp_path: Path):
     assert "--cfg -0.5772156649015329 --top-p 0.30000000000000004" in asked(cfg=-0.5772156649015329, top_p=0.1 + 0.2)
     assert "--cfg 4 " in asked(cfg=4.0)
     assert asked(more_smooth=True) == asked(filters=((2, 0.5),) * 2) == ""  # no option asks these
+
+
+def test_every_command_with_a_verdict_says_what_to_do_after_each_of_its_statuses(capsys: pytest.CaptureFixture[str]):
+    for name, steps in AFTER.items():
+        assert set(steps) <= {0, 1, 3}
+        assert {0, 1} <= set(steps)
+        for status, step in steps.items():
+            say_after(plain_console(), name, status, quiet=False)
+            assert capsys.readouterr().out == f"next: {step}\n"
+    say_after(plain_console(), "parts", 1, quiet=True)
+    say_after(plain_console(), "mutants", 130, quiet=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_step_names_is_there():
+    """Commands and options that a step names exist; so do its pages."""
+    root = Path(__file__).parents[3]
+    said = " ".join(step for steps in AFTER.values() for step in steps.values())
+    for page in re.findall(r"[\w/.-]+\.md", said):
+        assert (root / page).is_file()
+    known = {option for command in (root / "docs" / "commands.md", *(root / "docs").glob("*.md"))
+             for option in re.findall(r"--[a-z-]+", command.read_text())}  # fmt: skip
+    assert set(re.findall(r"--[a-z-]+", said)) <= known
