@@ -2,12 +2,27 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Times:
+    """What several runs took, milliseconds."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Self:
+        """Return what these samples come to."""
+        return cls(statistics.median(samples_ms), min(samples_ms), max(samples_ms))
 
 
 def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -19,10 +34,15 @@ def timed(run: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - start
 
 
+def times_of(run: Callable[[], object], repeats: int, device: torch.device) -> Times:
+    """Return what `repeats` runs take, after one that does not count."""
+    run()
+    return Times.of([1e3 * timed(run, device)[1] for _ in range(repeats)])
+
+
 def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Return the median of `repeats` runs in milliseconds, after one that does not count."""
-    run()
-    return 1e3 * statistics.median(timed(run, device)[1] for _ in range(repeats))
+    return times_of(run, repeats, device).median
 
 
 def _wait(device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 
-from harness.clock import median_ms
+from harness.clock import Times, median_ms, times_of
 from harness.errors import HarnessError
 from harness.judge import Evidence, judge
 from harness.models import ModelPair
@@ -83,6 +83,12 @@ class Sequential:
     passes_ms: float  # their transformer passes alone
     floor_ms: float  # what the machine's bandwidth and rate allow those passes
     peak: int  # most memory allocated, this network's weights and the VQ-VAE included; 0 on a CPU
+    least_ms: float = math.nan  # of the whole decodes; files from before it was measured do not say
+    most_ms: float = math.nan
+
+    @property
+    def times(self) -> Times:
+        return Times(self.ms, self.least_ms, self.most_ms)
 
 
 @dataclass(frozen=True)
@@ -157,13 +163,14 @@ class Bench:
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
             done = [self._measure(decoder, request) for request in requests]
-            parts = [self._alone(decoder, request, _turns(trace, self.models.pyramid)) for _, _, trace in done]
+            parts = [self._alone(decoder, request, turns_of(trace, self.models.pyramid)) for _, _, trace in done]
             draft_ms, target_ms, floor_ms = (statistics.mean(each) for each in zip(*parts, strict=True))
             calls = statistics.mean(count for _, _, trace in done for count in trace.target_calls)
             yield SpeedRow(
                 batch=request.B, policy=policy, draft_len=length, reference_ms=reference_ms, target=target, draft=draft,
-                ms=statistics.mean(ms for ms, _, _ in done), draft_passes_ms=draft_ms, target_passes_ms=target_ms,
-                floor_ms=floor_ms, target_calls=calls, kept=_kept(trace for _, _, trace in done),
+                ms=statistics.mean(times.median for times, _, _ in done), draft_passes_ms=draft_ms,
+                target_passes_ms=target_ms, floor_ms=floor_ms, target_calls=calls,
+                kept=_kept(trace for _, _, trace in done),
                 peak=max(peak for _, peak, _ in done),
             )  # fmt: skip
             decoder.workspaces.clear()
@@ -197,7 +204,7 @@ class Bench:
 
     def sequential(self, network: Network, request: Request) -> Sequential:
         decoder = build_sequential(self.models, network, self.graphs)
-        ms, peak, _ = self._measure(decoder, request)
+        times, peak, _ = self._measure(decoder, request)
         turns = [("draft", si, si, si) for si in self.models.pyramid]
         passes_ms = self._passes_ms(decoder, request, turns)
         floor_ms = sum(self.machine.pass_ms(network, request.R, *scales) for _, *scales in turns)
@@ -205,21 +212,22 @@ class Bench:
             other, config = self.fast.draft if network is self.fast.target else self.fast.target, network.config
             numbers = 4 * request.B * config.depth * config.D * network.pyramid.L
             peak -= other.bytes() + numbers * network.dtype.itemsize
-        return Sequential(ms, passes_ms, floor_ms, peak)
+        return Sequential(times.median, passes_ms, floor_ms, peak, times.least, times.most)
 
     def _reference(self, request: Request) -> Trace:
         return sample_sequential(self.models.target, self.models.vae, request, self.models.noise(request))
 
-    def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[float, int, Trace]:
-        """Return the median milliseconds of a decode, the peak of memory (recording included), and the last trace."""
+    def _measure(self, decoder: SpeculativeDecoder, request: Request) -> tuple[Times, int, Trace]:
+        """Return the milliseconds of a decode, the peak of memory (recording included), and the last trace."""
         cuda = self.models.device.type == "cuda"
         release(self.models.device)
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.models.device)
         for _ in range(WARM_UPS):
             trace = decoder.decode(request, self.models.noise(request))
-        ms = median_ms(lambda: decoder.decode(request, self.models.noise(request)), self.repeats, self.models.device)
-        return ms, torch.cuda.max_memory_allocated(self.models.device) if cuda else 0, trace
+        decode = lambda: decoder.decode(request, self.models.noise(request))  # noqa: E731
+        times = times_of(decode, self.repeats, self.models.device)
+        return times, torch.cuda.max_memory_allocated(self.models.device) if cuda else 0, trace
 
     @torch.inference_mode()
     def _passes_ms(self, decoder: SpeculativeDecoder, request: Request, turns: Sequence[Turn]) -> float:
@@ -260,7 +268,7 @@ def _kept(traces: Iterable[Trace]) -> float:
     return accepted / judged if judged else math.nan
 
 
-def _turns(trace: Trace, pyramid: ScalePyramid) -> list[Turn]:
+def turns_of(trace: Trace, pyramid: ScalePyramid) -> list[Turn]:
     """Return the passes of a decode, from what its caches held; none where its images took different rounds."""
     ways = [[(t.first, t.drafted, t.target_rows, t.draft_rows) for t in rounds] for rounds in trace.rounds]
     if any(way != ways[0] for way in ways):

@@ -1,13 +1,26 @@
-"""`sdvar-harness bench`: time speculative against sequential decoding."""
+"""`sdvar-harness bench`: time speculative against sequential decoding, the harness's own or anybody's."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from harness.commands import _options as options
 from harness.commands._options import DECODED, DRAWN, Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs
+
+if TYPE_CHECKING:
+    from harness.bench import Contest
+    from harness.models import ModelPair
+    from harness.protocol import Request
+
+
+DRAFT_LEN = 5  # of anybody's decoder, where none is asked for
 
 
 @dataclass(frozen=True)
@@ -31,23 +44,34 @@ class TimedDecodes(Group):
 
 
 @command
-def bench(networks: Networks, timed: TimedDecodes) -> None:
-    """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow."""
+def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) -> None:
+    """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow.
+
+    With --implementation: anybody's decoder beside the best sequential decoding, once it is judged; one that is wrong
+    is not timed. Exit status: 0 timed, 1 a defect, 2 bad input, 3 inconclusive.
+    """
     import torch
 
     from harness.bench import Bench, Machine, Speed, SpeedRow
     from harness.commands._inputs import load_models, timed_requests
     from harness.models import mode_name, product_dtype
-    from harness.report import LongWork, plain_console, show_speed, write_asked
-    from harness.report.html import check_page, timings_page
+    from harness.report import LongWork, plain_console, show_contest, show_speed, write_asked
+    from harness.report.html import check_page, contest_page, timings_page
 
     files = check_outputs({"json": timed.json, "html": timed.html}, options.files_of(networks))
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
+    check_side(tested, timed)
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
     requests = timed_requests(timed.batches, timed.seeds, pair.target.config.classes)
+    mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
+    if tested.implementation != options.OWN:
+        found = contest(pair, tested, timed, requests, mode)
+        show_contest(found, str(pair.device), plain_console())
+        write_asked(files, timed.quiet, json=found.document, html=lambda: contest_page(found, str(pair.device)))
+        return
     machine = Machine.measure(pair.device, product_dtype(pair.target))
     if pair.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -58,10 +82,57 @@ def bench(networks: Networks, timed: TimedDecodes) -> None:
             for row in timer.rows(same_size, settings):
                 rows.append(row)
                 work.advance()
-    mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     speed = Speed(pair.title, mode, mode_name(pair.draft), timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
     write_asked(files, timed.quiet, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
+
+
+def check_side(tested: options.UnderTest, timed: TimedDecodes) -> None:
+    """Refuse options that the side that is timed does not read. Raises `InputError`."""
+    if tested.implementation == options.OWN:
+        return
+    unread = {"policies", "graphs", "bonus"} & timed.given
+    if unread:
+        name = sorted(unread)[0]
+        rule = f"has no effect on {tested.implementation}: it is the harness's own decoder's"
+        raise InputError(name, getattr(timed, name), rule, "drop it; --option NAME=VALUE sets what yours has")
+
+
+def contest(
+    pair: ModelPair, tested: options.UnderTest, timed: TimedDecodes, requests: list[list[Request]], mode: str
+) -> Contest:
+    """Judge a decoder, then time it beside sequential decoding. Raises `typer.Exit` where it is wrong."""
+    from harness.bench import Contest, Machine, contest_rows, sequential_sides
+    from harness.commands._inputs import integers, options_tested
+    from harness.decoders import Terms, start_runner
+    from harness.models import product_dtype
+    from harness.protocol import Settings
+    from harness.report import LongWork, plain_console, show_verification
+    from harness.verification import Question, answer_question, is_published, takes_draft_len, usual_settings
+
+    name, terms = tested.implementation, Terms(sequential=True)  # whether it drafts is not asked here
+    lengths = integers("draft_len", timed.draft_len, "2,5") if "draft_len" in timed.given else (DRAFT_LEN,)
+    if len(lengths) > 1:
+        raise InputError("draft_len", timed.draft_len, "must be one for a decoder of yours", "pass --draft-len 5")
+    setting = Settings(min(lengths[0], pair.pyramid.S), options=options_tested(tested))
+    if is_published(name):
+        length = setting.draft_len if takes_draft_len(name) else ""
+        setting = replace(usual_settings(name, setting, 1)[0], draft_len=length)
+    asked = tuple(request for same_size in requests for request in same_size)
+    judged = answer_question(pair, Question(name, (setting,), asked, terms))
+    if judged.verdict.exit_status:
+        show_verification(judged, plain_console(), timed.quiet)
+        raise typer.Exit(judged.verdict.exit_status)
+    machine = Machine.measure(pair.device, product_dtype(pair.target))
+    found = Contest(pair.title, mode, name, judged.verdict.value, machine, timed.repeats, [])
+    steps = len(requests) * (1 + len(sequential_sides(pair, timed.compile)))
+    with LongWork("timings", steps, timed.quiet) as work:
+        for same_size in requests:
+            with closing(start_runner(pair, name, [setting], same_size[0].B, terms)) as runner:
+                for row in contest_rows(pair, runner, same_size, machine, timed.repeats, timed.compile):
+                    found.rows.append(row)
+                    work.advance()
+    return found
 
 
 def settings_for(policies: str, draft_len: str, repeats: int) -> list[tuple[str, int]]:

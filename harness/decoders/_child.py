@@ -22,7 +22,7 @@ import torch
 
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
 from harness.decoders._factory import Built, build_by_factory, load_factory
-from harness.decoders._in_process import Watched, inspect_parts, run_in_process, search_line
+from harness.decoders._in_process import Watched, decode_again, inspect_parts, run_in_process, search_line
 from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
@@ -84,6 +84,7 @@ def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched
         if question.greedy is not None:
             return DecoderReply(code_line=search_line(decoder, watched.models, question.request, question.greedy))
         outcome = run_in_process(decoder, watched.models, question.request)
+        decode_again(decoder, watched.models, question.request, question.times - 1)
     except InputError as error:
         return DecoderReply(refused=error)
     ended = outcome if isinstance(outcome, Judgement) else Judgement(question.request.B, partial=outcome)

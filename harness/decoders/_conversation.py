@@ -46,6 +46,7 @@ class DecoderQuestion:
     request: Request  # what is drawn
     timeout_s: float  # seconds that it may take
     budget: Budget | None = None  # how far rounding moves the networks; asks the parts. None = a decode is wanted
+    times: int = 1  # decodes; the first counts, the others are there to be timed
     greedy: bool | None = None  # rule of the oracle; asks for the line that goes wrong. None = a decode is wanted
 
 

@@ -45,9 +45,10 @@ class InProcess:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.built = Built.of(self._decoders, moved, "none: in the judge's own process" if watched else "")
 
-    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+    def decode(self, setting: int, request: Request, times: int = 1) -> Trace | Judgement:
         by_value = self._watched is not None
         outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=by_value)
+        decode_again(self._decoders[setting], self.models, request, times - 1)
         written = self._watched.written(request) if self._watched else []
         # the reference's own networks are others now: nothing can be compared with it
         return Judgement(request.B, defects=written) if written else outcome
@@ -61,6 +62,15 @@ class InProcess:
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+
+def decode_again(decoder: Implementation, models: ModelPair, request: Request, times: int) -> None:
+    """Decode under the `times` seeds that follow, for the time that it takes. Raises whatever the decoder does."""
+    for further in range(1, times + 1):
+        again = replace(request, seed=(request.seed + further) % 2**63)
+        decoder.decode(again, models.noise(again))
+    if times and models.device.type == "cuda":
+        torch.cuda.synchronize(models.device)
 
 
 class Watched:

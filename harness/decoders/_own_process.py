@@ -95,9 +95,9 @@ class OwnProcess:
             self.close()
             raise
 
-    def decode(self, setting: int, request: Request) -> Trace | Judgement:
+    def decode(self, setting: int, request: Request, times: int = 1) -> Trace | Judgement:
         try:
-            reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s))
+            reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s * times, times=times))
             outcome = self._outcome(reply, request)
         except Exception as error:  # whatever its process made us meet
             defects = [Divergence("process", self._given_up(error), request.seed)]

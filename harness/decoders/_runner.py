@@ -52,8 +52,11 @@ class Runner(Protocol):
 
     built: Built  # what building them showed
 
-    def decode(self, setting: int, request: Request) -> Trace | Judgement:
-        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request."""
+    def decode(self, setting: int, request: Request, times: int = 1) -> Trace | Judgement:
+        """Decode one request with the decoder of one setting. Raises `InputError` where it refuses the request.
+
+        Of several `times` the first counts; the others, under the seeds that follow, are there to be timed.
+        """
 
     def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
         """Return the line that goes wrong with the decoder of one setting, or why there is none; empty: none does."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
+from harness.bench import Contest, PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
 from harness.report._tables import Column, columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import number
@@ -17,6 +17,25 @@ def show_speed(run: Speed, device: str, console: Console) -> None:
     title = "speculative decoding" + (", bonus scale" if run.bonus else "")
     print_table(console, title, columns_of("speculative"), speculative_rows(run.rows))
     say(console, str(run.machine))
+
+
+def show_contest(found: Contest, device: str, console: Console) -> None:
+    """Print a decoder's times beside sequential decoding's, and whether it is faster than the best of them."""
+    title = f"{found.models} on {device}, {found.mode}: {found.decoder} ({found.verdict}) beside sequential decoding"
+    print_table(console, title, columns_of("contest"), contest_cells(found))
+    say(console, str(found.machine))
+    for text in found.answers:
+        say(console, text)
+
+
+def contest_cells(found: Contest) -> list[list[str]]:
+    return [
+        [row.side, f"{row.batch}", f"{row.times.median:.1f}", f"{row.times.least:.1f}-{row.times.most:.1f}",
+         f"{found.best(row.batch).times.median / row.times.median:.2f}×", number(row.target_calls, ".2f"),
+         number(row.passes_ms, ".1f"), number(row.floor_ms, ".1f"), number(row.floor_ms / row.times.median, ".0%"),
+         f"{row.peak / 2**30:.2f} GiB" if row.peak else "-"]
+        for row in found.rows
+    ]  # fmt: skip
 
 
 def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:

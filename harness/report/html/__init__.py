@@ -6,4 +6,4 @@ from harness.report.html._laws import laws_page
 from harness.report.html._page import check_page
 from harness.report.html._recordings import recordings_page, regeneration_page
 from harness.report.html._run import run_page, seen_in
-from harness.report.html._timings import timings_page
+from harness.report.html._timings import contest_page, timings_page

@@ -2,8 +2,8 @@
 
 import math
 
-from harness.bench import Speed, SpeedRow
-from harness.report import sequential_rows, speculative_rows
+from harness.bench import Contest, Speed, SpeedRow
+from harness.report import contest_cells, sequential_rows, speculative_rows
 from harness.report.html._page import Drawing, Facts, Head, as_html, counted, number, origin, sections_of, sheet_of
 from harness.report.html._plots import Axis, Series, plot
 
@@ -26,6 +26,19 @@ def timings_page(run: Speed, device: str) -> bytes:
     sections.append(origin(f"{run.models} on {device}, {run.title}. {run.machine}."))
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
     return as_html(Head(f"{run.models} on {device}", word, tone, text), sections)
+
+
+def contest_page(found: Contest, device: str) -> bytes:
+    """Return the page of a decoder beside sequential decoding."""
+    word, _, text = found.answers[0].partition(": ")
+    best = [found.best(row.batch) for row in found.rows if not row.is_sequential]
+    facts = Facts([
+        ("the decoder", found.verdict, found.decoder),
+        *((f"best sequential, {counted(row.batch, 'image')}", f"{row.times.median:.1f} ms", row.side) for row in best),
+    ])  # fmt: skip
+    sections = sections_of("contest", {}, result=[facts], sides=[sheet_of("contest", contest_cells(found))])
+    sections.append(origin(f"{found.models} on {device}, {found.mode}. {found.machine}. {' '.join(found.answers)}"))
+    return as_html(Head(f"{found.models} on {device}", word, "good" if word == "FASTER" else "open", text), sections)
 
 
 def _named(row: SpeedRow) -> str:
