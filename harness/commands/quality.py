@@ -18,8 +18,6 @@ from harness.numerals import reals
 if TYPE_CHECKING:
     from harness.quality import Means, Source
 
-EVERY = ",".join(name for name in (*options.EVERY_LENGTH, *options.ONE_LENGTH) if name != "greedy")
-
 
 @dataclass(frozen=True)
 class QualityImages(Group):
@@ -35,7 +33,7 @@ class QualityImages(Group):
     top_p: options.TopP = 0.0
     policies: Annotated[
         str, Option("Policies of the harness's own decoder, by commas; empty: none.", panel=options.DECODED)
-    ] = EVERY
+    ] = ",".join(options.STUDIED)
     draft_len: Annotated[str, Option("Draft lengths, by commas.", panel=options.DECODED)] = "5"
     bonus: options.Bonus = False
     graphs: options.Graphs = False
@@ -134,7 +132,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
     report.write_asked(paths, judging.quiet, json=measured.document, into=into)
     if "picture" in paths:
-        from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
+        from harness.quality.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
 
         report.write_asked(paths, judging.quiet, picture=lambda: svg(trade_off_chart(measured)))
     status = measured.verdict.exit_status if measured.verdict else 0

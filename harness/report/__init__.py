@@ -7,7 +7,7 @@ from harness.report._mutants import first_catch, hunt_json, hunt_markdown, show_
 from harness.report._next import next_step
 from harness.report._progress import Later, LongWork, Watch, watch_of
 from harness.report._quality import best_cfg_line, quality_markdown, show_quality
-from harness.report._speed import sequential_rows, show_policies, show_scoreboard, show_speed, speculative_rows
+from harness.report._speed import sequential_rows, show_speed, speculative_rows
 from harness.report._tables import replaced_parts
 from harness.report._terminal import (
     first_word,

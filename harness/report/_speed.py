@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
-from harness.report._tables import Column, columns_of, print_table
+from harness.bench import Speed, SpeedRow
+from harness.report._tables import columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import number
 
@@ -17,20 +17,6 @@ def show_speed(run: Speed, device: str, console: Console) -> None:
     title = "speculative decoding" + (", bonus scale" if run.bonus else "")
     print_table(console, title, columns_of("speculative"), speculative_rows(run.rows))
     say(console, str(run.machine))
-
-
-def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
-    """Print what `bench-policies` measured; means of an image, histograms of all."""
-    print_table(console, "means of an image", columns_of("policies"), [policy_cells(row) for row in rows])
-    for text in acceptance_sentences(rows):
-        say(console, text)
-
-
-def show_scoreboard(board: Scoreboard, console: Console) -> None:
-    rows = [[cell.replace("`", "") for cell in row] for row in board.rows]
-    quality = [Column("loss; drift (<\u00a00.1)")] if board.with_quality else []
-    *columns, kept = columns_of("scoreboard")
-    print_table(console, "the report's promises", [*columns, *quality, kept], rows)
 
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:

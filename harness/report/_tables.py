@@ -215,6 +215,7 @@ def replaced_parts(page: Path, parts: Mapping[str, str]) -> str:
         if opened and closed:
             replaced, text = True, f"{before}{begin}{part}{end}{after}"
     if not replaced:
-        rule = "must hold the lines <!-- scoreboard: begin --> and <!-- scoreboard: end -->, or those of speed"
+        name = next(iter(parts))
+        rule = f"must hold the lines <!-- {name}: begin --> and <!-- {name}: end -->"
         raise InputError("into", str(page), rule, "add them")
     return text

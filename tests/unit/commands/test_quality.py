@@ -12,10 +12,11 @@ import pytest
 from harness.decoders._factory import OWN_DECODER
 from harness.protocol._decoder import Settings
 from harness.quality._distances import Estimate
-from harness.quality._measured import Measured, read_quality
+from harness.quality._measured import Measured
 from harness.quality._rows import QualityRow
 from harness.quality._study import NO_MEANS, USUAL_IMAGES, Study
 from harness.runs._recorded import recorded_result
+from scripts.measured import read_quality
 from tests.helpers import Layout, command, tiny
 from tests.published.checkout import make
 from tests.unit.quality.means import corners

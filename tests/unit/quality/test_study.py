@@ -19,9 +19,9 @@ from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
 from harness.quality._features import NoFeatures
 from harness.quality._gather import Conditions, ImageSet, gather
-from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
 from harness.runs._runfile import RunFileOptions
+from scripts.measured import read_quality
 from tests.helpers import digits
 from tests.unit.quality.means import MODELS, corners
 
