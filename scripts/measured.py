@@ -17,7 +17,7 @@ from harness.quality import DRAFT, Estimate, Measured
 from harness.runs import record_of
 from scripts.policy_costs import DISTANCES, PolicyRow
 
-QUALITY_SCHEMA = 1  # docs/quality.md describes it
+QUALITY_SCHEMAS = (1, 2)  # docs/quality.md describes the last; 1 had a test of tokens, too
 ESTIMATES = (
     "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage", "nats",
 )  # fmt: skip
@@ -82,8 +82,8 @@ def read_quality(path: Path) -> Measured:
 
 
 def _measured(document: Any) -> Measured:
-    if document["schema"] != QUALITY_SCHEMA:
-        raise ValueError(f"its schema is {document['schema']}, and this version reads {QUALITY_SCHEMA}")
+    if document["schema"] not in QUALITY_SCHEMAS:
+        raise ValueError(f"its schema is {document['schema']}, and this version reads {QUALITY_SCHEMAS}")
     rows = [_row_of(values) for values in document["rows"]]
     document = {"most_nats": None, **document}  # files of before losses in nats have none
     header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
@@ -93,7 +93,8 @@ def _measured(document: Any) -> Measured:
 
 
 def _row_of(values: Any) -> dict[str, Any]:
-    values.pop("verdict", None)
+    for name in ("verdict", "tokens"):
+        values.pop(name, None)
     estimates = {name: values[name] and _estimate_of(values[name]) for name in ESTIMATES if name in values}
     return {**values, **estimates, "nats_S": [_estimate_of(each) for each in values.get("nats_S", ())]}
 

@@ -9,7 +9,7 @@ from harness.quality._loss import Quality, judge_quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
 from harness.rounding import precision
 
-SCHEMA = 1  # docs/quality.md describes it
+SCHEMA = 2  # docs/quality.md describes it
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def _notes(run: Measured) -> list[str]:
         need = images_to_resolve([max(losses, key=lambda loss: loss.half)], first.images, run.most)
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
         lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
-    return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
+    return lines
 
 
 def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
