@@ -14,7 +14,6 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -33,14 +32,14 @@ from harness.quality._gather import ImageSet
 from harness.quality._rows import measure_rows
 from harness.reference import family_of
 from harness.reference.sequential import sample as sample_sequential
-from harness.report._tables import replaced_parts
 from harness.rounding import joint_budget, set_precision
 from harness.speculative import Acceptance, Policy, parse_policy, race, race_alone
 from harness.speculative.parts import parts_of
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from scripts.pages import DOCS, replaced_parts
 from scripts.two_samples import compare_samples
 
-PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+PAGE = DOCS / "evidence.md"
 MODELS = load_digits()
 PYRAMID, V, LAST = MODELS.pyramid, MODELS.target.config.V, MODELS.pyramid.S - 1
 STEPS, RIGHT = family_of(MODELS.target), parts_of(MODELS.target)

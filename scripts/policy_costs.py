@@ -24,14 +24,12 @@ from harness.files import compact, write_whole
 from harness.judge import Distance, image_distances
 from harness.provenance import versions
 from harness.quality import DRAFT, ELSEWHERE, portions
-from harness.quality.charts import SIZE, svg
 from harness.reference.sequential import sample_sequential
-from harness.report import replaced_parts
 from harness.rounding import precision
 from harness.speculative import parse_policy, policy_speculates
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from scripts.pages import DOCS, SIZE, replaced_parts, svg
 
-DOCS = Path(__file__).parents[1] / "docs"
 DISTANCES = ("tokens", "f_hat", "pixels")
 EVERY_LENGTH = ("coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial",
                 "topk-match:5:0.5", "kl:0.1", "kl:0.5")  # fmt: skip

@@ -2,7 +2,7 @@
 
 Every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
 
-    python -m scripts.scoreboard                                 # docs/speed.md, docs/quality.md, docs/speed.svg
+    python -m scripts.scoreboard             # docs/speed.md, docs/quality.md, docs/speed.svg, docs/quality.svg
 """
 
 import argparse
@@ -18,14 +18,13 @@ from harness.bench import Speed, SpeedRow
 from harness.errors import InputError
 from harness.files import write_whole
 from harness.quality import DRAFT, Measured, Quality, QualityRow, quality_verdict
-from harness.quality.charts import SIZE, svg
-from harness.report import quality_markdown, replaced_parts
 from harness.speculative import IMPOSED, parse_policy
 from harness.wording import number
 from scripts.measured import read_policies, read_quality, read_speed
+from scripts.pages import DOCS, SIZE, replaced_parts, svg
 from scripts.policy_costs import PolicyRow
+from scripts.quality_page import quality_markdown, trade_off_chart
 
-DOCS = Path(__file__).parents[1] / "docs"
 MEASURED = DOCS / "measured"
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
@@ -268,7 +267,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--quality", type=Path, help="file of quality --json; quality.json beside the policies, if any")
     parser.add_argument("--speed", default="", help="files of bench --json, by commas; every speed-*.json there")
     parser.add_argument("--into", default=f"{DOCS / 'speed.md'},{DOCS / 'quality.md'}", help="pages, by commas")
-    parser.add_argument("--picture", type=Path, default=DOCS / "speed.svg")
+    parser.add_argument("--picture", type=Path, default=DOCS / "speed.svg", help="speed-up against acceptance")
+    parser.add_argument("--trade-off", type=Path, default=DOCS / "quality.svg", help="quality against target calls")
     given = parser.parse_args(words)
     folder = given.policies.parent
     files = [Path(name) for name in given.speed.split(",") if name] or sorted(folder.glob("speed-*.json"))
@@ -289,6 +289,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for page, text in texts.items():
         write_whole(page, text.encode())
     write_whole(given.picture, svg(speed_up_chart(runs)))
+    if measured is not None:
+        write_whole(given.trade_off, svg(trade_off_chart(measured)))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,6 @@ class HuntedBugs(Group):
     )
     workers: Annotated[int, Option(PROCESSES, panel=PLACE)] = 0
     cluster: options.Cluster = ""
-    into: options.Into = None
     json: options.Json = None
     html: options.Html = None
     verbose: options.Verbose = False
@@ -61,14 +60,12 @@ def mutants(hunted: HuntedBugs) -> None:
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool import Died, Parallelism, WorkerError, employ
-    from harness.report import LongWork, hunt_json, hunt_markdown, plain_console, replaced_parts, show_hunt, write_asked
+    from harness.report import LongWork, hunt_json, plain_console, show_hunt, write_asked
     from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
 
-    paths = check_outputs({"json": hunted.json, "html": hunted.html, "into": hunted.into}, {})
+    paths = check_outputs({"json": hunted.json, "html": hunted.html}, {})
     check_page(hunted.html)
-    if "into" in paths:
-        replaced_parts(paths["into"], {"mutants": ""})
     chosen, device = chosen_mutants(hunted.only), _checked(hunted)
     set_precision(False)
     scope = hunted.examples, hunted.seed, hunted.device, hunted.dtype
@@ -93,13 +90,7 @@ def mutants(hunted: HuntedBugs) -> None:
     hunt.false_alarms = [law for law in checked if answers["law", law.id]]
     hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
-    write_asked(
-        paths,
-        hunted.quiet,
-        json=lambda: hunt_json(hunt),
-        html=lambda: hunt_page(hunt),
-        into=lambda: replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode(),
-    )
+    write_asked(paths, hunted.quiet, json=lambda: hunt_json(hunt), html=lambda: hunt_page(hunt))
     raise typer.Exit(hunt.verdict.exit_status)
 
 

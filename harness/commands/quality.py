@@ -73,8 +73,6 @@ class QualityJudging(Group):
     workers: options.Workers = 0
     cluster: options.Cluster = ""
     json: options.Json = None
-    into: options.Into = None
-    picture: options.Picture = None
     quiet: options.Quiet = False
 
 
@@ -86,7 +84,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     INCONCLUSIVE; 130 or 143 interrupted.
     """
     from harness import report
-    from harness.commands._inputs import check_drawing, check_most, labels_for, load_models, writable_folders
+    from harness.commands._inputs import check_most, labels_for, load_models, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Request
@@ -94,12 +92,9 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     from harness.runs import RunFileOptions
     from harness.speculative.sampler import build_decoder
 
-    files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
+    files = {name: getattr(judging, name) for name in ("json", "run")}
     paths = check_outputs(files, {**options.files_of(networks), "features": judging.features, "real": judging.real})
-    check_drawing(judging.picture)
     check_most("images", images.images, str(options.QUALITY_IMAGES))
-    if "into" in paths:
-        report.replaced_parts(paths["into"], {"quality": ""})
     alone = judging.max_nats is not None and judging.max_loss is None
     means = means_for(networks, judging.features, judging.real, alone)
     sources = sources_for(images, tested, judging)
@@ -128,13 +123,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     report.show_quality(measured, console, judging.quiet)
     if judging.find_cfg:
         report.say(console, report.best_cfg_line(measured, sources))
-    table = {"quality": report.quality_markdown(measured)}
-    into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
-    report.write_asked(paths, judging.quiet, json=measured.document, into=into)
-    if "picture" in paths:
-        from harness.quality.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
-
-        report.write_asked(paths, judging.quiet, picture=lambda: svg(trade_off_chart(measured)))
+    report.write_asked(paths, judging.quiet, json=measured.document)
     status = measured.verdict.exit_status if measured.verdict else 0
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 

@@ -92,24 +92,6 @@ def first_catch(caught: Caught) -> str:
     return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
 
 
-def hunt_markdown(hunt: Hunt) -> str:
-    """Return the table of docs/laws.md: what a bug changes, what catches it first, the first law, seconds."""
-    staged, lines = _has_stages(hunt), []
-    if staged:
-        by_verify = [caught for caught in hunt.found if caught.stage == "verify"]
-        stated = [caught for caught in by_verify if caught.mutant.component]
-        right = sum(c.verified is not None and c.verified.component == c.mutant.component for c in stated)
-        counts = f"`verify` alone catches {len(by_verify)} of {len(hunt.found)}"
-        lines = [f"{counts}; of the {len(stated)} with a stated component it names {right} rightly.", ""]
-    lines += ["| planted bug | what it changes | first caught by | law | seconds |", "|---|---|---|---|---:|"]
-    for caught in hunt.found:
-        first = first_catch(caught) if staged else caught.stage or "SURVIVED"
-        law = f"`{caught.violations[0].law.id}`" if caught.violations else "-"
-        change = caught.mutant.change.replace("|", "\\|")
-        lines.append(f"| `{caught.mutant.id}` | {change} | {first} | {law} | {_seconds(caught)} |")
-    return "\n".join([*lines, ""])
-
-
 def hunt_json(hunt: Hunt) -> bytes:
     return compact(
         {

@@ -75,17 +75,6 @@ def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
     return f"best for the target: cfg {best}, FD to real data {real}{after}"
 
 
-def quality_markdown(run: Measured) -> str:
-    lines = [f"| {' | '.join(WORDS['markdown'])} |", f"|{'---|' * 2}{'---:|' * (len(WORDS['markdown']) - 3)}---|"]
-    verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
-    for row, verdict in zip(run.rows, verdicts, strict=True):
-        name, contract, _, *cells = _cells(row)
-        cells = [f"`{name}`", contract, *cells[:6], *cells[8:11], verdict]  # no kernel distances, no time
-        lines.append(f"| {' | '.join(cells)} |")
-    images = count_of(run.rows[0].images, "image")
-    return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])
-
-
 def _cells(row: QualityRow) -> list[str]:
     losses = (row.real, row.loss, row.law, row.drift)
     figures = (row.real_kernel, row.law_kernel, row.accuracy, row.precision, row.coverage)

@@ -14,7 +14,7 @@ from harness.judge._verdict import Distance
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._draw import portions
-from harness.quality.charts import svg
+from scripts.pages import svg
 from scripts.policy_costs import (
     PolicyRow,
     acceptance_sentences,

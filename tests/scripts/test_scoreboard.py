@@ -21,10 +21,10 @@ from harness.judge._verdict import Distance
 from harness.quality._distances import Estimate
 from harness.quality._measured import Measured
 from harness.quality._rows import QualityRow
-from harness.quality.charts import svg
-from harness.report._tables import replaced_parts
 from scripts.measured import read_policies, read_quality, read_speed
+from scripts.pages import replaced_parts, svg
 from scripts.policy_costs import PolicyRow, policies_document
+from scripts.quality_page import quality_markdown, trade_off_chart
 from scripts.scoreboard import main, scoreboard, speed_table, speed_up_chart
 from tests.docs.pages import ROOT
 from tests.unit.bench.measured import MACHINE
@@ -166,7 +166,7 @@ def measured_in(folder: Path) -> list[str]:
     (folder / "speed-a.json").write_bytes(RUN.document())
     (folder / "policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
     (folder / "page.md").write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
-    names = {"policies": "policies.json", "into": "page.md", "picture": "speed.svg"}
+    names = {"policies": "policies.json", "into": "page.md", "picture": "speed.svg", "trade-off": "quality.svg"}
     return [word for option, name in names.items() for word in (f"--{option}", str(folder / name))]
 
 
@@ -201,6 +201,12 @@ def test_the_published_tables_are_those_of_the_stored_measurements():
     path = root / "docs/measured/quality.json"
     found = read_quality(path) if path.exists() else None
     parts = {"scoreboard": scoreboard(policies, models, runs, measured=found).markdown(), "speed": speed_table(runs)}
+    figure = trade_off_chart(found)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mean target calls an image"] * 2
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"kl:0.1", "code:5"}
+    lines = quality_markdown(found).splitlines()
+    assert len(lines) == 4 + len(found.rows)
+    assert {line.count("|") for line in lines[2:]} == {13}
     page = root / "docs/speed.md"
     assert replaced_parts(page, parts) == page.read_text(), "run python -m scripts.scoreboard"
 

@@ -7,10 +7,8 @@ import os
 import resource
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -153,15 +151,6 @@ def test_the_limits_leave_room_for_every_recording():
     assert 10 * largest < metadata.MOST_NUMBERS
     with pytest.raises(Exception, match="must make tensors of at most"):
         metadata.check_batch(10**4, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
-
-
-def test_a_picture_without_matplotlib_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("harness.quality.run_study", partial(pytest.fail, "worked"))
-    assert command(monkeypatch, "quality", "--picture", str(tmp_path / "p.svg")) == 2
-    assert "is drawn by matplotlib, which is not installed" in the_line(capsys.readouterr().err)
 
 
 def test_the_json_of_a_golden_check_is_no_recording(
