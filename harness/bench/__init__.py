@@ -1,4 +1,3 @@
 """What speculation costs and gains: time, target calls, memory."""
 
-from harness.bench._files import Speed
-from harness.bench._speed import Bench, Machine, SpeedRow
+from harness.bench._speed import Bench, Machine, Speed, SpeedRow

@@ -14,8 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness.bench._files import Speed
-from harness.bench._speed import Sequential, SpeedRow
+from harness.bench._speed import Sequential, Speed, SpeedRow
 from harness.errors import InputError
 from harness.judge._verdict import Distance
 from harness.quality._distances import Estimate
