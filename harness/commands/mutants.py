@@ -38,7 +38,6 @@ class HuntedBugs(Group):
     laws: Annotated[str, Option("first: stop at the first violation; family; all laws.", offers=SCOPES)] = "family"
     examples: Annotated[int, Option("Cases per law.")] = 16
     seed: Annotated[int, Option("Seed of the cases.")] = 0
-    verify: Annotated[bool, Option("Run the default verify on each, too: which stage catches it first?")] = False
     device: options.Device = "cpu"
     dtype: Annotated[str, Option("Of the networks where a law does not need float64.", offers=DTYPES, panel=PLACE)] = (
         "float32"
@@ -80,7 +79,7 @@ def mutants(hunted: HuntedBugs) -> None:
     answers: dict[tuple[str, str], Any] = {}
     with (
         LongWork("laws and mutants", len(tasks), hunted.quiet) as work,
-        closing(crew.open(HuntWork(tuple(cases), hunted.laws, hunted.verify, threads))) as pool,
+        closing(crew.open(HuntWork(tuple(cases), hunted.laws, threads))) as pool,
     ):
         for task, answer in pool.map(tasks):
             if isinstance(answer, Died):
