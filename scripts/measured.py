@@ -14,7 +14,7 @@ from harness.bench import Speed
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.quality import DRAFT, Estimate, Measured
-from harness.runs import record_of
+from harness.schema import record_of
 from scripts.policy_costs import DISTANCES, PolicyRow
 
 QUALITY_SCHEMAS = (1, 2)  # docs/quality.md describes the last; 1 had a test of tokens, too

@@ -27,7 +27,7 @@ from harness.runs._identity import Identity, identity_of
 from harness.runs._record import RunHeader, against_of, against_values
 from harness.runs._records import readable, settings_of, settings_values, to_json
 from harness.runs._runfile import exhibit_of, read_run
-from harness.runs._schema import record_of, typed
+from harness.schema import record_of, typed
 from harness.wording import count_of
 
 MOST_SCALES = 2**10

@@ -21,7 +21,7 @@ from harness.models import ModelPair, mode_name, pair_checksums
 from harness.protocol import Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import precision
-from harness.runs._schema import record_of
+from harness.schema import record_of
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken

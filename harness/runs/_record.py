@@ -18,7 +18,7 @@ from harness.protocol import Contract, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Budget
 from harness.runs._identity import Identity, differences
-from harness.runs._schema import record_of
+from harness.schema import record_of
 
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.

@@ -30,9 +30,9 @@ from harness.runs._records import (
     settings_of,
     to_json,
 )
-from harness.runs._schema import record_of, typed
 from harness.runs._seals import origin_mark
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
+from harness.schema import record_of, typed
 from harness.wording import count_of
 
 TABLES = """

@@ -22,7 +22,7 @@ from harness.runs._case import KEY, cases_of, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._runfile import RunFileOptions
-from harness.runs._schema import typed
+from harness.schema import typed
 from tests.bent import Bent, _wrong
 from tests.helpers import command, seal_anew
 
