@@ -22,7 +22,6 @@ from typing import Annotated
 import typer
 
 from harness.commands.bench import bench
-from harness.commands.bench_policies import bench_policies
 from harness.commands.calibrate import calibrate
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
@@ -36,7 +35,6 @@ from harness.commands.records import add
 from harness.commands.replay import replay
 from harness.commands.report import report
 from harness.commands.sample import sample
-from harness.commands.scoreboard import scoreboard
 from harness.commands.verify import verify
 from harness.errors import HarnessError, InputError, NonFiniteError, one_line, shortened, text_of
 from harness.provenance import versions
@@ -77,7 +75,7 @@ def everything(
 for each in (verify, replay, report, sample, evidence, parts, init, doctor, bench, calibrate):
     add(app, each)
 app.add_typer(golden, name="golden")
-for each in (mutants, bench_policies, quality, scoreboard):
+for each in (mutants, quality):
     add(app, each)
 
 

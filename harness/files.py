@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,16 +60,6 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
     if not stat.S_ISREG(mode):
         kind = next((word for is_one, word in KINDS if is_one(mode)), "device")
         raise InputError(name, str(path), f"{missing} (there is a {kind})", remedy)
-
-
-def read_json(path: Path, name: str, command: str, made: Callable[[Any], Made]) -> Made:
-    """Return what is made of a file that a command wrote with --json. Raises `InputError` for anything else."""
-    remedy = f"pass one of {command} --json"
-    check_readable(path, name, remedy, f"is no file of {command} (no such file)")
-    try:
-        return made(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(name, str(path), f"is no file of {command} ({error})", remedy) from None
 
 
 def check_writable(path: Path | None, name: str) -> None:

@@ -37,10 +37,10 @@ from harness.runs import (
     cut_batches,
     default_batch,
     plan_of,
-    record_of,
     verify_coverage_plan,
     verify_decodes,
 )
+from harness.schema import record_of
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
 FEW_LENGTHS: tuple[int | str, ...] = (1, 2, 5)  # of published code, in a covering design

@@ -3,9 +3,9 @@
 Every decoder draws whole images by a law that is wrong in one thing, at all scales or at one. What the bets win of an
 image is measured once; a run is such images, drawn with replacement, until the bets are won.
 
-    python scripts/evidence.py --device cuda                     # minutes of an H200; --tables names some of them
+    python -m scripts.evidence --device cuda                     # minutes of an H200; --tables names some of them
     # one script for all tables of the page, which share the laws and where images are drawn
-    python scripts/evidence.py --pool 16 --tables laws,bugs      # some 20 minutes of a CPU
+    python -m scripts.evidence --pool 16 --tables laws,bugs      # some 20 minutes of a CPU
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -33,13 +32,14 @@ from harness.quality._gather import ImageSet
 from harness.quality._rows import measure_rows
 from harness.reference import family_of
 from harness.reference.sequential import sample as sample_sequential
-from harness.report._tables import replaced_parts
 from harness.rounding import joint_budget, set_precision
 from harness.speculative import Acceptance, Policy, parse_policy, race, race_alone
 from harness.speculative.parts import parts_of
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from scripts.pages import DOCS, replaced_parts
+from scripts.two_samples import compare_samples
 
-PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+PAGE = DOCS / "evidence.md"
 MODELS = load_digits()
 PYRAMID, V, LAST = MODELS.pyramid, MODELS.target.config.V, MODELS.pyramid.S - 1
 STEPS, RIGHT = family_of(MODELS.target), parts_of(MODELS.target)
@@ -284,11 +284,11 @@ def null_table(modes: Sequence[str], device: str, batch: int, runs: int, images:
 
 
 def beside_table(stage: Stage, images: int) -> str:
-    """Return what the token test and the Fréchet distance of `quality` say of the wrong laws, at so many images."""
+    """Return what a two-sample test of tokens and the Fréchet distance say of the wrong laws, at so many images."""
     lines, features = [], digits_means().features.to(stage.models.device)
 
-    def images_of(source: Source, law: Wrong | None, seed: int) -> ImageSet:
-        kept = []
+    def images_of(source: Source, law: Wrong | None, seed: int) -> tuple[Tensor, ImageSet]:
+        kept = []  # tokens, features and recognised classes of every batch
         for asked in stage.requests(images, seed=seed, top_p=law.top_p if law else 0.0):
             noise = stage.models.noise(asked)
             target, vae = stage.models.target, stage.models.vae
@@ -297,15 +297,16 @@ def beside_table(stage: Stage, images: int) -> str:
         tokens_NL, features_ND, classes_N = (torch.cat(each) for each in zip(*kept, strict=True))
         labels_N = torch.arange(images) % 10
         nothing = torch.zeros(0)
-        return ImageSet(source, "B", labels_N, features_ND.cpu(), classes_N.cpu(), nothing, tokens_NL, nothing, 0.0)
+        return tokens_NL, ImageSet(source, "B", labels_N, features_ND.cpu(), classes_N.cpu(), nothing, nothing, 0.0)
 
-    base, law_set = images_of(BASE, None, 11), images_of(LAW, None, 12)
+    (_, base), (law_tokens_NL, law_set) = images_of(BASE, None, 11), images_of(LAW, None, 12)
     for law in WRONG:
         if law.top_p:  # another law is what all are compared with
             continue
-        other = images_of(Source(law.name, "wrong", keeps_tokens=True), law, 13)
-        row = measure_rows((base, law_set, other), None, features.classes, PYRAMID, V, 20)[-1]
-        lines.append(line(law.name, f"{row.tokens.p:.2g}", row.drift))
+        tokens_NL, other = images_of(Source(law.name, "wrong"), law, 13)
+        told = compare_samples(tokens_NL, law_tokens_NL, PYRAMID, V, torch.Generator().manual_seed(0))
+        row = measure_rows((base, law_set, other), None, features.classes, PYRAMID, 20)[-1]
+        lines.append(line(law.name, f"{told.p:.2g}", row.drift))
     return table(f"wrong law|p of the token test, {images} images:|drift of the Fréchet distance:", lines)
 
 

@@ -35,7 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "mutants": ("protocol", "models", "speculative", "judge", "decoders", "pool", "runs", "laws"),
     "golden": (*ORACLE, "speculative", "decoders", "pool", "runs", "laws"),
     "quality": (*ORACLE, "speculative", "decoders", "pool", "runs"),
-    "bench": (*ORACLE, "speculative", "decoders", "pool", "runs", "quality"),
+    "bench": (*ORACLE, "speculative", "decoders"),
     "report": (
         "protocol", "models", "speculative", "rounding", "judge", "adapters", "decoders", "pool", "runs", "laws",
         "mutants", "golden", "quality", "bench",

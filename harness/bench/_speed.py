@@ -9,20 +9,22 @@ import gc
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 import torch
 
 from harness.clock import Times, median_ms, times_of
 from harness.errors import HarnessError
+from harness.files import compact, finite
 from harness.judge import Evidence, judge
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.protocol import Request, Trace
 from harness.protocol.pyramid import ScalePyramid
+from harness.provenance import versions
 from harness.reference.sequential import sample_sequential
-from harness.rounding import joint_budget
+from harness.rounding import joint_budget, precision
 from harness.speculative import Window, forward, forward_window, parse_policy, policy_speculates
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_sequential
 
@@ -128,6 +130,31 @@ class SpeedRow:
     def extra_memory(self) -> float:
         """Share of memory beyond what the target alone needs; NaN on a CPU."""
         return self.peak / self.target.peak - 1 if self.target.peak else math.nan
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One run of `bench`."""
+
+    models: str  # name of the pair
+    mode: str  # dtype, or TF32
+    draft_dtype: str  # of the draft
+    graphs: bool  # recorded work; else kernel by kernel
+    bonus: bool  # the scale after the drafted ones is finished too
+    machine: Machine  # where
+    rows: list[SpeedRow]  # measurements
+    compiled: bool = False  # the networks' blocks are; files from before there was a choice do not say
+
+    @property
+    def title(self) -> str:
+        """Mode in words."""
+        same = self.draft_dtype == ("float32" if self.mode == "TF32" else self.mode)
+        named = self.mode if same else f"{self.mode}, draft {self.draft_dtype}"
+        launched = "CUDA graphs" if self.graphs else "kernel by kernel"
+        return f"{named}, {launched}{', compiled' if self.compiled else ''}"
+
+    def document(self) -> bytes:
+        return compact({**finite(asdict(self)), "precision": precision(), "versions": versions()})
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 
 from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, files_of
 from harness.decoders import OWN_DECODER, parse_factory_options
-from harness.errors import InputError, check_installed
+from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
 from harness.numerals import MOST_NUMBERS, wholes
 from harness.protocol import NoiseOrder, Request, Settings
@@ -161,12 +161,6 @@ def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]
 def labels_for(text: str, models: ModelPair) -> tuple[int, ...]:
     """Return the labels in turn. Raises `InputError` for another form."""
     return tuple(range(models.target.config.classes)) if text == "all" else integers("labels", text, "0,1")
-
-
-def check_drawing(path: Path | None) -> None:
-    """Refuse a picture where nothing draws one. Raises `InputError`."""
-    if path is not None:
-        check_installed("matplotlib", "report", "picture", str(path), "is drawn by matplotlib")
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:

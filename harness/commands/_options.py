@@ -29,10 +29,9 @@ SIZES = (
 CLOSE = 0.002  # of the weights' size, how far the draft of digits-close is from its target
 TIMEOUT_S = 600.0
 QUALITY_IMAGES, BLOCKS = 10_000, 40
-EVERY_LENGTH = ("coupled", "greedy", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial",
-                "topk-match:5:0.5", "kl:0.1", "kl:0.5")  # fmt: skip  # policies that a study asks at every draft length
-ONE_LENGTH = (*(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n in range(4, 10)),
-              *(f"handoff:{n}" for n in (1, 3, 5, 7, 9)))  # fmt: skip
+STUDIED = ("coupled", "rejection", "coupled-match:0.5", "match:0.5", "match:0.5+partial", "topk-match:5:0.5", "kl:0.1",
+           "kl:0.5", *(f"collaborative:{n}" for n in (2, 3, 5, 7)), *(f"code:{n}" for n in range(4, 10)),
+           *(f"handoff:{n}" for n in (1, 3, 5, 7, 9)))  # fmt: skip  # policies whose quality is measured
 PACKAGE = Path(__file__).parents[1]
 BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
 
@@ -92,8 +91,6 @@ Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
 Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]
 Html = Annotated[Path | None, Option(PAGE, panel=WRITTEN)]
 Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True, panel=WRITTEN)]
-Picture = Annotated[Path | None, Option("Write the chart to this SVG file.", panel=WRITTEN)]
-Into = Annotated[Path | None, Option("Markdown file: replace its table between the markers.", panel=WRITTEN)]
 Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True, panel=WRITTEN)]
 Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]
 

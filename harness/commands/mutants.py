@@ -38,14 +38,12 @@ class HuntedBugs(Group):
     laws: Annotated[str, Option("first: stop at the first violation; family; all laws.", offers=SCOPES)] = "family"
     examples: Annotated[int, Option("Cases per law.")] = 16
     seed: Annotated[int, Option("Seed of the cases.")] = 0
-    verify: Annotated[bool, Option("Run the default verify on each, too: which stage catches it first?")] = False
     device: options.Device = "cpu"
     dtype: Annotated[str, Option("Of the networks where a law does not need float64.", offers=DTYPES, panel=PLACE)] = (
         "float32"
     )
     workers: Annotated[int, Option(PROCESSES, panel=PLACE)] = 0
     cluster: options.Cluster = ""
-    into: options.Into = None
     json: options.Json = None
     html: options.Html = None
     verbose: options.Verbose = False
@@ -61,23 +59,12 @@ def mutants(hunted: HuntedBugs) -> None:
     from harness.laws import LAWS
     from harness.mutants import Hunt, HuntWork, caught_with_mutant, hunting_cases
     from harness.pool import Died, Parallelism, WorkerError, employ
-    from harness.report import (
-        LongWork,
-        hunt_json,
-        hunt_markdown,
-        plain_console,
-        replaced_parts,
-        say_after,
-        show_hunt,
-        write_asked,
-    )
+    from harness.report import LongWork, hunt_json, plain_console, say_after, show_hunt, write_asked
     from harness.report.html import check_page, hunt_page
     from harness.rounding import set_precision
 
-    paths = check_outputs({"json": hunted.json, "html": hunted.html, "into": hunted.into}, {})
+    paths = check_outputs({"json": hunted.json, "html": hunted.html}, {})
     check_page(hunted.html)
-    if "into" in paths:
-        replaced_parts(paths["into"], {"mutants": ""})
     chosen, device = chosen_mutants(hunted.only), _checked(hunted)
     set_precision(False)
     scope = hunted.examples, hunted.seed, hunted.device, hunted.dtype
@@ -92,7 +79,7 @@ def mutants(hunted: HuntedBugs) -> None:
     answers: dict[tuple[str, str], Any] = {}
     with (
         LongWork("laws and mutants", len(tasks), hunted.quiet) as work,
-        closing(crew.open(HuntWork(tuple(cases), hunted.laws, hunted.verify, threads))) as pool,
+        closing(crew.open(HuntWork(tuple(cases), hunted.laws, threads))) as pool,
     ):
         for task, answer in pool.map(tasks):
             if isinstance(answer, Died):
@@ -103,13 +90,7 @@ def mutants(hunted: HuntedBugs) -> None:
     hunt.found = [caught_with_mutant(answers["mutant", mutant.id]) for mutant in chosen]
     show_hunt(hunt, plain_console(), hunted.quiet, hunted.verbose)
     say_after(plain_console(), "mutants", hunt.verdict.exit_status, hunted.quiet)
-    write_asked(
-        paths,
-        hunted.quiet,
-        json=lambda: hunt_json(hunt),
-        html=lambda: hunt_page(hunt),
-        into=lambda: replaced_parts(paths["into"], {"mutants": hunt_markdown(hunt)}).encode(),
-    )
+    write_asked(paths, hunted.quiet, json=lambda: hunt_json(hunt), html=lambda: hunt_page(hunt))
     raise typer.Exit(hunt.verdict.exit_status)
 
 

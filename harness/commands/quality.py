@@ -18,8 +18,6 @@ from harness.numerals import reals
 if TYPE_CHECKING:
     from harness.quality import Means, Source
 
-EVERY = ",".join(name for name in (*options.EVERY_LENGTH, *options.ONE_LENGTH) if name != "greedy")
-
 
 @dataclass(frozen=True)
 class QualityImages(Group):
@@ -35,7 +33,7 @@ class QualityImages(Group):
     top_p: options.TopP = 0.0
     policies: Annotated[
         str, Option("Policies of the harness's own decoder, by commas; empty: none.", panel=options.DECODED)
-    ] = EVERY
+    ] = ",".join(options.STUDIED)
     draft_len: Annotated[str, Option("Draft lengths, by commas.", panel=options.DECODED)] = "5"
     bonus: options.Bonus = False
     graphs: options.Graphs = False
@@ -75,8 +73,6 @@ class QualityJudging(Group):
     workers: options.Workers = 0
     cluster: options.Cluster = ""
     json: options.Json = None
-    into: options.Into = None
-    picture: options.Picture = None
     quiet: options.Quiet = False
 
 
@@ -88,7 +84,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     INCONCLUSIVE; 130 or 143 interrupted.
     """
     from harness import report
-    from harness.commands._inputs import check_drawing, check_most, labels_for, load_models, writable_folders
+    from harness.commands._inputs import check_most, labels_for, load_models, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Request
@@ -96,12 +92,9 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     from harness.runs import RunFileOptions
     from harness.speculative.sampler import build_decoder
 
-    files = {name: getattr(judging, name) for name in ("json", "run", "into", "picture")}
+    files = {name: getattr(judging, name) for name in ("json", "run")}
     paths = check_outputs(files, {**options.files_of(networks), "features": judging.features, "real": judging.real})
-    check_drawing(judging.picture)
     check_most("images", images.images, str(options.QUALITY_IMAGES))
-    if "into" in paths:
-        report.replaced_parts(paths["into"], {"quality": ""})
     alone = judging.max_nats is not None and judging.max_loss is None
     means = means_for(networks, judging.features, judging.real, alone)
     sources = sources_for(images, tested, judging)
@@ -132,13 +125,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
         report.say(console, report.best_cfg_line(measured, sources))
     if measured.verdict:
         report.say_after(console, "quality", measured.verdict.exit_status, judging.quiet)
-    table = {"quality": report.quality_markdown(measured)}
-    into = lambda: report.replaced_parts(paths["into"], table).encode()  # noqa: E731
-    report.write_asked(paths, judging.quiet, json=measured.document, into=into)
-    if "picture" in paths:
-        from harness.bench.charts import svg, trade_off_chart  # matplotlib is asked for where one draws
-
-        report.write_asked(paths, judging.quiet, picture=lambda: svg(trade_off_chart(measured)))
+    report.write_asked(paths, judging.quiet, json=measured.document)
     status = measured.verdict.exit_status if measured.verdict else 0
     raise typer.Exit(128 + measured.stopped if measured.stopped else status)
 

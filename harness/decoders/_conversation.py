@@ -6,19 +6,20 @@ process is ever built here, and a text has a bounded length.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Self
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 from harness.decoders._crash import MOST_TRACEBACK
 from harness.decoders._factory import Built
 from harness.decoders._limits import Limits, Surroundings
 from harness.decoders._mailbox import Handle, Header, Mailbox
 from harness.errors import InputError
-from harness.judge import CodeLine, Divergence, PartLaw, PartVerdict
+from harness.judge import CodeLine, Divergence, PartLaw
 from harness.models import ModelPair
 from harness.processes import UnreadableError
 from harness.protocol import DECLINES, Intermediates, Request, Round, Settings, Trace
 from harness.rounding import Budget
+from harness.schema import record_of
 
 TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV")
 SHOWN = "intermediates."
@@ -99,26 +100,26 @@ class DecoderReply:
         Raises `UnreadableError`: it has another form.
         """
         try:
-            values = json.loads(line)
-            refused, built = values["refused"], values["built"]
-            return cls(
-                Built(
-                    [str(name) for name in built["contracts"]],
-                    [str(clause)[:200] for clause in built["moved"]],
-                    built["lengthless"] is True,
-                    declines=[[word for word in words if word in DECLINES] for words in built["declines"]],
-                ),
-                InputError(*_texts(refused, 4)) if refused is not None else None,
-                [_part_law(row) for row in values["parts"]],
-                _code_line(values.get("code_line", "")),
-                [_defect(each, seed) for each in values["defects"]],
-                str(values["so_far"])[:MOST_TEXT],
-                str(values.get("ending", ""))[:MOST_TRACEBACK],
-                [str(clause)[:MOST_TEXT] for clause in values["remarks"][:MOST_REMARKS]],
-                values["tensors"],  # `Mailbox.take` checks it
-                dict(values["trace"]),
-            )
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            told = json.loads(line)
+            values = _cut(told)
+            refused = values["refused"]
+            built = record_of(Built, values["built"])
+            declines = [[word for word in words if word in DECLINES] for words in built.declines]
+            names = ("component", "detail", "image", "scale")
+            defects = [
+                record_of(Divergence, {**dict(zip(names, each, strict=True)), "seed": seed})
+                for each in values["defects"]
+            ]
+            read = {
+                "built": replace(built, declines=declines),
+                "refused": None if refused is None else InputError(*map(str, refused)),
+                "defects": defects,
+                "ending": str(told.get("ending", ""))[:MOST_TRACEBACK],
+                "remarks": values["remarks"][:MOST_REMARKS],
+                "tensors": None,
+            }
+            return replace(record_of(cls, {**values, **read}), tensors=told["tensors"])  # `Mailbox.take` checks it
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableError(f"the decoder's process answers with another form ({type(error).__name__})") from None
 
     def read_trace(self, mailbox: Mailbox) -> Trace:
@@ -138,28 +139,10 @@ class DecoderReply:
         return trace
 
 
-def _texts(values: object, count: int) -> list[str]:
-    if not isinstance(values, list) or len(values) != count:
-        raise ValueError("no list of so many texts")
-    return [str(text)[:MOST_TEXT] for text in values]
-
-
-def _part_law(values: object) -> PartLaw:
-    part, law, statement, verdict, finding = _texts(values, 5)
-    return PartLaw(part, law, statement, PartVerdict(verdict), finding)
-
-
-def _code_line(values: object) -> CodeLine | str:
-    if not isinstance(values, dict):
-        return str(values)[:MOST_TEXT]
-    number, stack = values.pop("line"), values.pop("stack")
-    if type(number) is not int:
-        raise ValueError("a line without a number")
-    texts = dict(zip(values, _texts(list(values.values()), 5), strict=True))
-    return CodeLine(**texts, line=number, stack=tuple(_texts(stack, len(stack))))
-
-
-def _defect(values: object, seed: int) -> Divergence:
-    if not isinstance(values, list) or len(values) != 4 or any(type(number) is not int for number in values[2:]):
-        raise ValueError("a defect is described in another form")
-    return Divergence(str(values[0])[:100], str(values[1])[:MOST_TEXT], seed, image=values[2], scale=values[3])
+def _cut(value: Any) -> Any:
+    """Return JSON values with every text at a bounded length."""
+    if isinstance(value, str):
+        return value[:MOST_TEXT]
+    if isinstance(value, dict):
+        return {key: _cut(each) for key, each in value.items()}
+    return [_cut(each) for each in value] if isinstance(value, list) else value

@@ -27,7 +27,7 @@ from harness.laws._engine import CaseSource, LawResult, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
 from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
-from harness.runs import record_of
+from harness.schema import record_of
 
 DEAF_S = 10.0  # for code to hear that its time is over
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take

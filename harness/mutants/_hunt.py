@@ -13,12 +13,9 @@ from typing import Self
 
 import torch
 
-from harness.decoders import Terms
 from harness.judge import Verdict
-from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_law, try_laws_quickly
-from harness.models import load_digits
+from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_cases, try_law
 from harness.mutants._mutant import Mutant, production
-from harness.runs import Decodes, covering, plan_of, verify_coverage_plan
 
 WORDS = (
     "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "labour",
@@ -31,16 +28,6 @@ MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() 
 SCOPES = ("first", "family", "all")
 
 
-@dataclass(frozen=True)
-class VerifyFinding:
-    """What the default verification said of one mutant: the verdict, the first defect's component, seconds to it."""
-
-    verdict: Verdict
-    component: str
-    detail: str
-    seconds: float
-
-
 @dataclass
 class Caught:
     """What the laws said of one mutant."""
@@ -51,14 +38,6 @@ class Caught:
     tried: int = 0  # laws that were checked
     seconds: float = float("nan")  # from the start to the first violation, its search for a smaller case included
     total_seconds: float = 0.0  # of all laws
-    verified: VerifyFinding | None = None  # what `verify` says, where it was asked
-
-    @property
-    def stage(self) -> str:
-        """What catches it first: "verify" on digits, "laws", or nothing; "laws" alone were asked without `verified`."""
-        if self.verified is not None and self.verified.verdict is Verdict.DEFECT:
-            return "verify"
-        return "laws" if self.violations else ""
 
     @property
     def own(self) -> list[Violation]:
@@ -127,28 +106,12 @@ def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught
     return caught
 
 
-def _verified(mutant: Mutant, policy: str = "coupled") -> VerifyFinding:
-    """Do on a mutant what `verify` does without options, in this process, up to the first defect."""
-    start = time.perf_counter()
-    with mutant.planted():
-        blocks = covering(load_digits(), policy)
-        decodes = Decodes(mutant, plan_of(blocks), Terms(in_process=True, first_only=True))
-        result = verify_coverage_plan(blocks[0].models, decodes)
-        if result.verdict is not Verdict.DEFECT:
-            result.take_laws(try_laws_quickly(mutant))
-    first, seconds = result.first_divergence, time.perf_counter() - start
-    if result.verdict is not Verdict.DEFECT or first is None:
-        return VerifyFinding(result.verdict, "", "; ".join(result.inconclusive), seconds)
-    return VerifyFinding(result.verdict, first.component, first.detail, seconds)
-
-
 @dataclass
 class HuntWork:
     """What a worker of a hunt gets; mutants, which may not travel, and laws of the correct decoder are named by id."""
 
     cases: tuple[Case, ...]  # smallest first
     scope: str  # one of `SCOPES`
-    stages: bool = False  # run `verify` on each mutant, too
     threads: int = 0  # of PyTorch, for a worker; 0 = as they are
     about: None = None  # nobody asks
 
@@ -165,8 +128,6 @@ class HuntWork:
             return try_law(law, Subject(production), CaseList(self.cases)).violation is not None
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
         caught = hunt(mutant, self.cases, self.scope)
-        if self.stages:
-            caught.verified = _verified(mutant)
         return replace(caught, mutant=replace(mutant, build=production, shared={}))
 
     def close(self) -> None:

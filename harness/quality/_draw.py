@@ -44,7 +44,6 @@ class Source:
     seeds: int = 0  # how many times `ELSEWHERE` its seed is away
     cfg: float | None = None  # in place of the request's guidance value
     draft: bool = False  # sequential decoding by the draft
-    keeps_tokens: bool = False  # the two-sample test of tokens needs them
 
     @property
     def length(self) -> str:
@@ -59,7 +58,7 @@ class Source:
 
 # Every run draws these: sequential decoding, and the target's law as other seeds show it.
 BASE = Source(TARGET)
-LAW = Source("the target's law", seeds=1, keeps_tokens=True)
+LAW = Source("the target's law", seeds=1)
 
 
 def control_sources(count: int) -> list[Source]:
@@ -67,7 +66,7 @@ def control_sources(count: int) -> list[Source]:
     if count < 0:
         raise InputError("control", count, "must be 0 or more", "pass --control 1")
     numbered = [f"sequential, other seeds{f' {k + 1}' if count > 1 else ''}" for k in range(count)]
-    return [Source(name, seeds=k + 2, keeps_tokens=True) for k, name in enumerate(numbered)]
+    return [Source(name, seeds=k + 2) for k, name in enumerate(numbered)]
 
 
 def check_distinct(sources: Sequence[Source]) -> None:
@@ -99,7 +98,6 @@ class Drawn:
     features_BD: Tensor  # float32; none where the decode failed
     classes_B: Tensor  # what was recognised, int64; empty where nothing is
     calls_B: Tensor  # target forward passes, int64
-    tokens_BL: Tensor  # int16 or int32; empty where they are not kept
     nats_BX: Tensor  # (B, S) nats lost where a law is shown, else (B, A, S) what bets win; empty of sequential decoding
     seconds: float = 0.0  # of the decode
     failed: str = ""  # why the decoder gave no image, one clause; empty = it did
@@ -107,7 +105,7 @@ class Drawn:
     @classmethod
     def nothing(cls, why: str) -> Drawn:
         none = torch.zeros(0, dtype=torch.int64)
-        return cls(torch.zeros(0, 0), none, none, torch.zeros(0, 0, dtype=torch.int16), torch.zeros(0), failed=why)
+        return cls(torch.zeros(0, 0), none, none, torch.zeros(0), failed=why)
 
 
 @dataclass(frozen=True)
@@ -180,14 +178,12 @@ class Artist:
         features_BD, classes_B = self.features(models.vae.decode(trace.f_hat_BCPP.to(models.vae.dtype)))
         if not bool(torch.isfinite(features_BD).all()):
             return Drawn.nothing("non-finite images")
-        small = torch.int16 if models.target.config.V <= 2**15 else torch.int32
-        tokens_BL = trace.tokens_BL.to("cpu", small) if source.keeps_tokens else torch.zeros(request.B, 0, dtype=small)
         recognised_B = torch.zeros(0, dtype=torch.int64) if classes_B is None else classes_B.cpu()
         calls_B = torch.tensor(list(trace.target_calls), dtype=torch.int64)
         # sequential decoding by the target under the very request is what nats are against
         is_law = not source.factory and trace.law_BLV is None
         nats_BX = torch.zeros(0) if is_law else nats_of(models, self.budget, asked, trace)
-        return Drawn(features_BD.float().cpu(), recognised_B, calls_B, tokens_BL, nats_BX, seconds)
+        return Drawn(features_BD.float().cpu(), recognised_B, calls_B, nats_BX, seconds)
 
     def _decoded(self, k: int, source: Source, request: Request) -> Trace | Judgement:
         models = self.work.models

@@ -25,15 +25,15 @@ from harness.quality._draw import NONE, Drawn, DrawWork, Source, check_distinct
 from harness.quality._features import Features
 from harness.signals import held
 
-TENSORS = ("features_BD", "classes_B", "calls_B", "tokens_BL", "nats_BX")
+TENSORS = ("features_BD", "classes_B", "calls_B", "nats_BX")
 TABLE = """
 CREATE TABLE drawn (
     portion INTEGER NOT NULL, source INTEGER NOT NULL, seconds REAL NOT NULL, failed TEXT NOT NULL,
     tensors BLOB NOT NULL, PRIMARY KEY (portion, source)
 )
 """
-# a verification's mark ends with A; 2 had a column a tensor
-DRAWN_FILE = runs.FileKind(application=0x5D7A5ADB, schema=3, tables=(TABLE,), command="quality")
+# a verification's mark ends with A; 2 had a column a tensor, 3 tokens
+DRAWN_FILE = runs.FileKind(application=0x5D7A5ADB, schema=4, tables=(TABLE,), command="quality")
 
 
 class DrawnFile(runs.GrowingFile):
@@ -93,7 +93,6 @@ class ImageSet:
     features_ND: Tensor  # float32
     classes_N: Tensor  # what was recognised; empty where nothing is
     calls_N: Tensor  # target forward passes
-    tokens_NL: Tensor  # empty where they are not kept
     nats_NX: Tensor  # as `Drawn.nats_BX`; empty where some batches show a law and others none, too
     seconds: float  # of all decodes
     failed: str = ""  # why the decoder gave no images, the first reason met; empty = it did
@@ -160,9 +159,9 @@ def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Dra
     if len({portion.nats_BX.ndim for portion in good}) > 1:
         good = [replace(portion, nats_BX=torch.zeros(0)) for portion in good]
     columns = (torch.cat([getattr(portion, name) for portion in good]) for name in TENSORS)
-    features_ND, classes_N, calls_N, tokens_NL, nats_NX = columns
+    features_ND, classes_N, calls_N, nats_NX = columns
     seconds = sum(portion.seconds for portion in portions)
-    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, tokens_NL, nats_NX, seconds, failed)
+    return ImageSet(source, contract, labels_N, features_ND, classes_N, calls_N, nats_NX, seconds, failed)
 
 
 def about_of(

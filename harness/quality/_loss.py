@@ -13,7 +13,6 @@ from harness.errors import InputError
 from harness.quality._distances import MOST_IMAGES, Estimate, images_for
 from harness.quality._nats import guilty_scale, nats_text
 from harness.quality._rows import QualityRow
-from harness.quality._two_samples import SMALL
 
 PER_FEATURE = 10  # images: with fewer the bias of finite N is no longer the 1/N that the jackknife takes out
 
@@ -46,14 +45,12 @@ def quality_verdict(row: QualityRow, most: float | None, most_nats: float | None
 def judge_quality(row: QualityRow, most: float | None, most_nats: float | None = None) -> tuple[Quality, str]:
     """Return the verdict on a set of images, and one clause on it: which figure decides, or which N would.
 
-    LOST: the lower end of an interval is above what is allowed, the decoder gave no image, or it claims the law
-    (contract B) and its tokens have another one. KEPT: all upper ends are below. Allowed are `most` squared standard
-    deviations of loss and drift, and `most_nats` nats an image; what is None is not judged.
+    LOST: the lower end of an interval is above what is allowed, or the decoder gave no image. KEPT: all upper ends are
+    below. Allowed are `most` squared standard deviations of loss and drift, and `most_nats` nats an image; what is None
+    is not judged.
     """
     if row.failed:
         return Quality.LOST, f"it gives no image: {row.failed}"
-    if row.contract == "B" and row.tokens is not None and row.tokens.p < SMALL:
-        return Quality.LOST, f"its tokens have another law: {row.tokens}"
     answers = [_judged_distances(row, most)] if most is not None else []
     answers += [_judged_nats(row, most_nats)] if most_nats is not None else []
     verdict = worst([quality for quality, _ in answers])

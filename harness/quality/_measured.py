@@ -1,25 +1,15 @@
-"""What `quality` measured, as a file: what `quality --json` writes and `scoreboard` reads.
+"""What `quality` measured, as a file that says what was measured on what: `quality --json`."""
 
-Promise: a file says what was measured on what; reading it back gives the same rows, or one `InputError`.
-"""
-
-import math
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
 
-from harness.files import compact, finite, read_json
+from harness.files import compact, finite
 from harness.provenance import versions
-from harness.quality._distances import LEVEL, Estimate
+from harness.quality._distances import LEVEL
 from harness.quality._loss import Quality, judge_quality, quality_verdict, worst
 from harness.quality._rows import QualityRow
 from harness.rounding import precision
-from harness.runs import record_of
 
-SCHEMA = 1  # docs/quality.md describes it
-ESTIMATES = (
-    "real", "real_kernel", "law", "law_kernel", "loss", "drift", "accuracy", "precision", "coverage", "nats",
-)  # fmt: skip
+SCHEMA = 2  # docs/quality.md describes it
 
 
 @dataclass(frozen=True)
@@ -68,34 +58,3 @@ class Measured:
     def document(self) -> bytes:
         """Return the run as JSON, with what made it."""
         return compact({**self.values(), "precision": precision(), "versions": versions()})
-
-
-def read_quality(path: Path) -> Measured:
-    """Read a file of `quality --json`. Raises `InputError` for anything else."""
-    return read_json(path, "quality", "quality", _measured)
-
-
-def _measured(document: Any) -> Measured:
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {document['schema']}, and this version reads {SCHEMA}")
-    rows = [_row_of(values) for values in document["rows"]]
-    document = {"most_nats": None, **document}  # files of before losses in nats have none
-    header = {field.name: document[field.name] for field in fields(Measured) if field.name != "rows"}
-    if not rows:
-        raise ValueError("no row")
-    return record_of(Measured, {**header, "rows": rows})
-
-
-def _row_of(values: Any) -> dict[str, Any]:
-    values.pop("verdict", None)
-    estimates = {name: values[name] and _estimate_of(values[name]) for name in ESTIMATES if name in values}
-    return {**values, **estimates, "nats_S": [_estimate_of(each) for each in values.get("nats_S", ())]}
-
-
-def _estimate_of(values: Any) -> Estimate:
-    unknown = {"raw": math.nan}  # an end that is not there lies at infinity
-    given = {key: unknown.get(key, math.inf) if value is None else float(value) for key, value in values.items()}
-    estimate = Estimate(**given)
-    if not estimate.low <= estimate.high:
-        raise ValueError("an interval without an inside")
-    return estimate

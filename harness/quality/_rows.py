@@ -10,11 +10,9 @@ farther from the target's own law they are than sequential decoding under the sa
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.protocol import Contract
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._distances import (
     Blocks,
@@ -30,9 +28,6 @@ from harness.quality._distances import (
 from harness.quality._features import Real
 from harness.quality._gather import ImageSet, check_enough
 from harness.quality._nats import loss_in_nats
-from harness.quality._two_samples import Tokens, compare_samples
-
-SEED = 0  # of the swaps of the test of tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,6 @@ class QualityRow:
     accuracy: Estimate | None = None  # share of images that are recognised as what was asked for
     precision: Estimate | None = None  # share of images within the real manifold
     coverage: Estimate | None = None  # share of the real manifold that images reach
-    tokens: Tokens | None = None  # two-sample test of tokens; where contract B is claimed, and for sequential decoding
     nats: Estimate | None = None  # lost against the target's law, an image; no upper end where no law is shown
     nats_S: tuple[Estimate, ...] = ()  # by scale
     nats_open: str = ""  # why there is no upper end
@@ -74,11 +68,9 @@ class Yardstick:
 
     classes: int  # that are recognised, and whose labels are joined to the features; 0 = none
     law: Blocks  # sequential decoding under other seeds
-    law_tokens_NL: Tensor  # its tokens
     real: Real | None  # real data; None = none is known
     manifold: Manifold | None  # of the real data; None where their features are not there
     pyramid: ScalePyramid  # scales
-    V: int  # codebook size
 
     def walks(self, actual: Blocks) -> tuple[Jackknifed, Jackknifed | None]:
         """Return the Fréchet distances to the target's law, and to real data."""
@@ -86,7 +78,7 @@ class Yardstick:
 
 
 def measure_rows(
-    samples: Sequence[ImageSet], real: Real | None, classes: int, pyramid: ScalePyramid, V: int, blocks: int
+    samples: Sequence[ImageSet], real: Real | None, classes: int, pyramid: ScalePyramid, blocks: int
 ) -> list[QualityRow]:
     """Return a row for every sample but that of the law; of no `classes` labels are not judged.
 
@@ -108,9 +100,9 @@ def measure_rows(
         rule = f"has {len(real.law.sum_D)} features, and the images {cut.features_ND.shape[1]}"
         raise InputError("real", real.name, rule, "pass statistics of the same --features")
     manifold = Manifold.of(real.features_RD) if real is not None and real.features_RD is not None else None
-    yardstick = Yardstick(classes, cut, law.tokens_NL, real, manifold, pyramid, V)
+    yardstick = Yardstick(classes, cut, real, manifold, pyramid)
     usual = yardstick.walks(Blocks(joined(base, classes), cut.edges))
-    first = replace(_row(base, yardstick, usual), loss=None, drift=None, tokens=None)  # it is what losses are against
+    first = replace(_row(base, yardstick, usual), loss=None, drift=None)  # it is what losses are against
     return [first, *(_row(sample, yardstick, usual) for sample in others)]
 
 
@@ -150,7 +142,6 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
         law_kernel=kernel(blocks, yardstick.law.parts),
         drift=law.minus(usual[0]).estimate,
         accuracy=share(int((sample.classes_N == sample.labels_N).sum()), N) if yardstick.classes else None,
-        tokens=_tokens(sample, yardstick),
     )
     if real is not None and usual[1] is not None:
         row = replace(row, real=real.estimate, loss=real.minus(usual[1]).estimate)
@@ -160,12 +151,3 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
         near = kernel(blocks, slices(known, blocks))
         row = replace(row, real_kernel=near, precision=precision, coverage=coverage)
     return row
-
-
-def _tokens(sample: ImageSet, yardstick: Yardstick) -> Tokens | None:
-    """Test the tokens of a decoder that claims their law, against other seeds' than its own."""
-    claims = sample.contract == Contract.LAW.letter or not sample.source.factory
-    if not claims or not sample.tokens_NL.numel() or not yardstick.law_tokens_NL.numel():
-        return None
-    generator = torch.Generator().manual_seed(SEED)
-    return compare_samples(sample.tokens_NL, yardstick.law_tokens_NL, yardstick.pyramid, yardstick.V, generator)

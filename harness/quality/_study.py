@@ -12,7 +12,7 @@ from harness.clock import timed
 from harness.decoders import is_own_decoder
 from harness.errors import InputError, StopSignal
 from harness.models import ModelPair
-from harness.protocol import Contract, Request, Settings
+from harness.protocol import Request, Settings
 from harness.quality._distances import BLOCKS, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
 from harness.quality._features import Features, NoFeatures, Real, load_features, load_real
@@ -21,7 +21,6 @@ from harness.quality._loss import check_loss
 from harness.quality._measured import Measured
 from harness.quality._rows import measure_rows
 from harness.runs import default_batch
-from harness.speculative import parse_policy
 
 USUAL_IMAGES = 10_000
 FEW = 256  # features: below it a GPU's eigenvalues take longer than a CPU's
@@ -74,14 +73,10 @@ class Study:
 
 
 def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
-    """Return a source for every setting of a decoder under test; its tokens are kept where it may claim their law."""
-    sources = []
-    for setting in settings:
-        own = is_own_decoder(factory)
-        keeps = not own or parse_policy(setting.policy).contract is Contract.LAW
-        words = [setting.policy if own else factory, _unusual(setting)]
-        sources.append(Source(" ".join(filter(None, words)), factory, setting, keeps_tokens=keeps))
-    return sources
+    """Return a source for every setting of a decoder under test."""
+    own = is_own_decoder(factory)
+    named = [(" ".join(filter(None, (each.policy if own else factory, _unusual(each)))), each) for each in settings]
+    return [Source(name, factory, setting) for name, setting in named]
 
 
 def _unusual(setting: Settings) -> str:
@@ -116,11 +111,8 @@ def run_study(
     if stopped and len(samples[0].labels_N) < 2 * study.blocks:
         raise StopSignal(stopped)
     where = models.device if features.D >= FEW else torch.device("cpu")
-    samples = [
-        replace(sample, features_ND=sample.features_ND.to(where), tokens_NL=sample.tokens_NL.to(models.device))
-        for sample in samples
-    ]
-    rows = measure_rows(samples, means.real, features.classes, models.pyramid, config.V, study.blocks)
+    samples = [replace(sample, features_ND=sample.features_ND.to(where)) for sample in samples]
+    rows = measure_rows(samples, means.real, features.classes, models.pyramid, study.blocks)
     return Measured(
         models.title, str(models.device), study.request.cfg, features.name, features.unit,
         means.real.name if means.real else "", study.blocks, rows, study.most, study.most_nats, seconds, stopped,

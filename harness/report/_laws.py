@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from harness.judge import Verdict
-from harness.runs import record_of
+from harness.schema import record_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A hunt for planted bugs on the terminal and as JSON."""
 
 from collections import Counter
-from collections.abc import Iterable
 
 from rich.console import Console
 
@@ -21,10 +20,9 @@ def show_hunt(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) 
     if not quiet:
         title = f"planted bugs on {hunt.device}, {hunt.dtype} where a law does not need float64"
         shown = [caught for caught in hunt.found if verbose or caught.survived]
-        staged = _has_stages(hunt)
-        columns = [name_column("bug"), Column("time (s)"), *([name_column("first caught by")] if staged else [])]
+        columns = [name_column("bug"), Column("time (s)")]
         columns += [prose_column("caught by"), prose_column("smallest failing example")]
-        print_table(console, title, columns, [_cells(caught, staged) for caught in shown])
+        print_table(console, title, columns, [_cells(caught) for caught in shown])
         if any(caught.mutant.alone for caught in shown):
             say(console, "* no law of another family may catch it (--laws all checks this)")
         if not verbose and len(hunt.survived) < total:
@@ -39,21 +37,12 @@ def show_hunt(hunt: Hunt, console: Console, quiet: bool, verbose: bool = False) 
 
 
 def _caught_line(hunt: Hunt) -> str:
-    """Return one line on what was caught: how many of each family, the longest hunt, the stages."""
+    """Return one line on what was caught: how many of each family, and the longest hunt."""
     caught = [each for each in hunt.found if not each.survived]
     slowest = max(caught, key=lambda each: each.seconds)
     latest = f"at the latest after {slowest.seconds:.1f} s ({slowest.mutant.id})"
-    stages = f"; first caught by {_counts(each.stage for each in caught)}" if _has_stages(hunt) else ""
-    return f"caught: {_counts(each.mutant.family for each in caught)}; {latest}{stages}"
-
-
-def _counts(words: Iterable[str]) -> str:
-    return ", ".join(f"{word} {count}" for word, count in Counter(words).items())
-
-
-def _has_stages(hunt: Hunt) -> bool:
-    """Tell whether `verify` was asked, too."""
-    return any(caught.verified for caught in hunt.found)
+    families = Counter(each.mutant.family for each in caught)
+    return f"caught: {', '.join(f'{word} {count}' for word, count in families.items())}; {latest}"
 
 
 def why_survived(caught: Caught) -> str:
@@ -68,13 +57,12 @@ def smallest_case(caught: Caught) -> str:
     return repr(caught.smallest.case).removeprefix("Case(").removesuffix(")") if caught.smallest else ""
 
 
-def _cells(caught: Caught, staged: bool) -> list[str]:
+def _cells(caught: Caught) -> list[str]:
     laws = [violation.law.id.partition(".")[2] for violation in caught.own]
     laws += [violation.law.id for violation in caught.elsewhere]
     return [
         f"{caught.mutant.id}{' *' if caught.mutant.alone else ''}",
         _seconds(caught),
-        *([first_catch(caught)] if staged else []),
         ", ".join(laws) or "SURVIVED",
         smallest_case(caught) or "-",
     ]
@@ -82,32 +70,6 @@ def _cells(caught: Caught, staged: bool) -> list[str]:
 
 def _seconds(caught: Caught) -> str:
     return f"{caught.seconds:.1f}" if caught.violations else "-"
-
-
-def first_catch(caught: Caught) -> str:
-    """Return what catches a mutant first, with the component that `verify` names and its seconds."""
-    if caught.stage != "verify" or caught.verified is None:
-        return caught.stage or "-"
-    right = "" if caught.mutant.component in ("", caught.verified.component) else f", not {caught.mutant.component}"
-    return f"verify ({caught.verified.component}{right}, {caught.verified.seconds:.1f} s)"
-
-
-def hunt_markdown(hunt: Hunt) -> str:
-    """Return the table of docs/laws.md: what a bug changes, what catches it first, the first law, seconds."""
-    staged, lines = _has_stages(hunt), []
-    if staged:
-        by_verify = [caught for caught in hunt.found if caught.stage == "verify"]
-        stated = [caught for caught in by_verify if caught.mutant.component]
-        right = sum(c.verified is not None and c.verified.component == c.mutant.component for c in stated)
-        counts = f"`verify` alone catches {len(by_verify)} of {len(hunt.found)}"
-        lines = [f"{counts}; of the {len(stated)} with a stated component it names {right} rightly.", ""]
-    lines += ["| planted bug | what it changes | first caught by | law | seconds |", "|---|---|---|---|---:|"]
-    for caught in hunt.found:
-        first = first_catch(caught) if staged else caught.stage or "SURVIVED"
-        law = f"`{caught.violations[0].law.id}`" if caught.violations else "-"
-        change = caught.mutant.change.replace("|", "\\|")
-        lines.append(f"| `{caught.mutant.id}` | {change} | {first} | {law} | {_seconds(caught)} |")
-    return "\n".join([*lines, ""])
 
 
 def hunt_json(hunt: Hunt) -> bytes:
@@ -136,8 +98,6 @@ def _mutant_values(caught: Caught) -> dict[str, object]:
         "origin": caught.mutant.origin,
         "alone": caught.mutant.alone,
         "survived": caught.survived,
-        "stage": caught.stage,
-        "verify": vars(caught.verified) if caught.verified else None,
         "laws_tried": caught.tried,
         "caught_by": {violation.law.id: repr(violation.case) for violation in caught.violations},
         "smallest_case": repr(smallest.case) if smallest else None,

@@ -59,7 +59,7 @@ def _notes(run: Measured) -> list[str]:
         need = images_to_resolve([max(losses, key=lambda loss: loss.half)], first.images, run.most)
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
         lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
-    return lines + [f"{row.name}: tokens, {row.tokens}" for row in others if row.tokens is not None]
+    return lines
 
 
 def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
@@ -73,17 +73,6 @@ def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
     near = [cfg for cfg, other in others if other.low < real.high]
     after = f"; cfg {', '.join(near)} within the intervals" if near else ""
     return f"best for the target: cfg {best}, FD to real data {real}{after}"
-
-
-def quality_markdown(run: Measured) -> str:
-    lines = [f"| {' | '.join(WORDS['markdown'])} |", f"|{'---|' * 2}{'---:|' * (len(WORDS['markdown']) - 3)}---|"]
-    verdicts = ["-", *(verdict.value for verdict in run.verdicts)] if run.verdicts else ["-"] * len(run.rows)
-    for row, verdict in zip(run.rows, verdicts, strict=True):
-        name, contract, _, *cells = _cells(row)
-        cells = [f"`{name}`", contract, *cells[:6], *cells[8:11], verdict]  # no kernel distances, no time
-        lines.append(f"| {' | '.join(cells)} |")
-    images = count_of(run.rows[0].images, "image")
-    return "\n".join([f"{images}, cfg {run.cfg:g}, {run.models} on {run.device.split(':')[0]}", "", *lines, ""])
 
 
 def _cells(row: QualityRow) -> list[str]:

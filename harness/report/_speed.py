@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import Contest, PolicyRow, Scoreboard, Speed, SpeedRow, acceptance_sentences, policy_cells
-from harness.report._tables import Column, columns_of, print_table
+from harness.bench import Contest, Speed, SpeedRow
+from harness.report._tables import columns_of, print_table
 from harness.report._terminal import say
 from harness.wording import number
 
@@ -36,20 +36,6 @@ def contest_cells(found: Contest) -> list[list[str]]:
          f"{row.peak / 2**30:.2f} GiB" if row.peak else "-"]
         for row in found.rows
     ]  # fmt: skip
-
-
-def show_policies(rows: Sequence[PolicyRow], console: Console) -> None:
-    """Print what `bench-policies` measured; means of an image, histograms of all."""
-    print_table(console, "means of an image", columns_of("policies"), [policy_cells(row) for row in rows])
-    for text in acceptance_sentences(rows):
-        say(console, text)
-
-
-def show_scoreboard(board: Scoreboard, console: Console) -> None:
-    rows = [[cell.replace("`", "") for cell in row] for row in board.rows]
-    quality = [Column("loss; drift (<\u00a00.1)")] if board.with_quality else []
-    *columns, kept = columns_of("scoreboard")
-    print_table(console, "the report's promises", [*columns, *quality, kept], rows)
 
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:

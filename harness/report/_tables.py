@@ -2,13 +2,12 @@
 
 Promise: no number and no name is ever cut. Where a row has no room, its first column goes on a line of its own; where
 it still has none, columns are left out, the least important first, and named below; what may not be left out is
-stacked as `name value` pairs. Prose is broken between words alone. In a page what stands between a part's markers is
-replaced, and nothing else.
+stacked as `name value` pairs. Prose is broken between words alone.
 """
 
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from harness.errors import InputError
 from harness.wording import spelled
 
 SHY = "\u00ad"  # where the word of a header may be broken
@@ -199,22 +197,3 @@ def _listed(columns: Sequence[Column], rows: Rows, shown: list[int], width: int)
 
 def _note(left_out: list[str], width: int) -> list[str]:
     return wrapped(f"no room for: {', '.join(left_out)}; a wider terminal or a pipe has it", width) if left_out else []
-
-
-def replaced_parts(page: Path, parts: Mapping[str, str]) -> str:
-    """Return the page with every part between its markers. Raises `InputError` for a page without any."""
-    try:
-        text = page.read_text() if page.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("into", str(page), f"cannot be read ({error})", "pass a Markdown file") from None
-    replaced = False
-    for name, part in parts.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-        before, opened, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if opened and closed:
-            replaced, text = True, f"{before}{begin}{part}{end}{after}"
-    if not replaced:
-        rule = "must hold the lines <!-- scoreboard: begin --> and <!-- scoreboard: end -->, or those of speed"
-        raise InputError("into", str(page), rule, "add them")
-    return text

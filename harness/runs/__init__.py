@@ -23,6 +23,5 @@ from harness.runs._records import THE_LAW, BrokenLaw, LawsTried, QualityClaims, 
 from harness.runs._replay import Answer, Replayed, locate_case, replay_case, shrink_case
 from harness.runs._result import Verification
 from harness.runs._runfile import RUN_FILE, UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
-from harness.runs._schema import record_of
 from harness.runs._seals import check_trusted
 from harness.runs._setting import COUNTS, SettingResult

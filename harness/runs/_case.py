@@ -27,7 +27,7 @@ from harness.runs._identity import Identity, identity_of
 from harness.runs._record import RunHeader, against_of, against_values
 from harness.runs._records import readable, settings_of, settings_values, to_json
 from harness.runs._runfile import exhibit_of, read_run
-from harness.runs._schema import record_of, typed
+from harness.schema import record_of, typed
 from harness.wording import count_of
 
 MOST_SCALES = 2**10
@@ -145,8 +145,8 @@ def unlike(case: KeptCase, models: ModelPair) -> str:
     mode = here.differences(recorded, ["mode"])
     if mode:
         return f"another mode: {'; '.join(mode)}"
-    if here.device != recorded.device and case.numbers is None:
-        names = f"recorded on {recorded.device_name}, here {here.device_name}"
+    if here.machine.device != recorded.machine.device and case.numbers is None:
+        names = f"recorded on {recorded.machine.name}, here {here.machine.name}"
         return f"another device: {names}, whose numbers are others; pass a --bundle"
     return ""
 
@@ -202,7 +202,7 @@ def read_bundle(path: Path) -> KeptCase:
         settings, draft_noise = settings_of(values["settings"])
         case = KeptCase(
             0,
-            typed(RunHeader.from_dict(values["about"])),
+            RunHeader.from_dict(values["about"]),
             settings,
             typed(request_of(values["request"])),
             record_of(Divergence, values["found"]),

@@ -21,6 +21,7 @@ from harness.models import ModelPair, mode_name, pair_checksums
 from harness.protocol import Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import precision
+from harness.schema import record_of
 
 PACKAGE = Path(__file__).parents[1]
 MOST_FILES = 5000  # of a package whose digest is taken
@@ -45,39 +46,33 @@ class CodeIdentity:
 
 
 @dataclass(frozen=True)
+class MachineIdentity:
+    """Where a run is made."""
+
+    device: str  # type of the device
+    name: str  # its model
+
+
+@dataclass(frozen=True)
 class Identity:
-    """What a run is of."""
+    """What a run is of, part by part."""
 
     decoder: CodeIdentity  # the code under test
     against: CodeIdentity | None  # that in the reference's place; None = the reference
-    source: str  # digest of the harness
+    harness: dict[str, str]  # a digest of its source
     weights: dict[str, str]  # a digest of every network
     versions: dict[str, str]  # of what decides a result
-    device: str  # type of the device
-    device_name: str  # its model
+    machine: MachineIdentity
     mode: dict[str, str | bool]  # dtypes and settings of precision
 
     def as_dict(self) -> dict[str, Mapping[str, object]]:
         """Return it as JSON values, part by part."""
-        return {
-            "decoder": asdict(self.decoder),
-            "against": asdict(self.against) if self.against else {},
-            "harness": {"source": self.source},
-            "weights": self.weights,
-            "versions": self.versions,
-            "machine": {"device": self.device, "name": self.device_name},
-            "mode": self.mode,
-        }
+        return {name: part or {} for name, part in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Identity:
         """Return what `as_dict` and JSON made these values of. Raises `KeyError` or `TypeError` for others."""
-        against = CodeIdentity(**values["against"]) if values["against"] else None
-        machine = values["machine"]
-        return cls(
-            CodeIdentity(**values["decoder"]), against, values["harness"]["source"], values["weights"],
-            values["versions"], machine["device"], machine["name"], values["mode"],
-        )  # fmt: skip
+        return record_of(cls, {**values, "against": values["against"] or None})
 
     def differences(self, recorded: Identity, parts: Sequence[str]) -> list[str]:
         """List what differs from a recorded one in some parts of `as_dict`, one clause a value."""
@@ -90,11 +85,10 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
     return Identity(
         code_of(decoder[0], decoder[1].option("checkout")),
         code_of(against.name, against.settings[0].option("checkout")) if against else None,
-        _digest_of(PACKAGE),
+        {"source": _digest_of(PACKAGE)},
         weights_of(models),
         versions(),
-        models.device.type,
-        device_name(models.device),
+        MachineIdentity(models.device.type, device_name(models.device)),
         {"dtype": mode_name(models.target), "draft_dtype": mode_name(models.draft), **precision()},
     )
 

@@ -7,7 +7,7 @@ Promise: what is read from JSON is equal to what was written (docs/runs.md names
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from harness.protocol import Contract, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Budget
 from harness.runs._identity import Identity, differences
-from harness.runs._schema import record_of
+from harness.schema import record_of
 
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
@@ -110,25 +110,15 @@ class RunHeader:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
+        """Return what `as_dict` and JSON made these values of, among others by other names."""
         terms = {"strict": False, **values["terms"]}
-        return cls(
-            Identity.from_dict(values["identity"]) if values["identity"] else None,
-            record_of(NetworksUsed, values["networks"]),
-            Terms(
-                Contract.of(terms["contract"]) if terms["contract"] else None, limits=Limits(**terms["limits"]),
-                against=against_of(terms["against"]), **{name: terms[name] for name in PLAIN},
-            ),
-            tuple(map(Contract.of, values["contracts"])),
-            record_of(Budget, values["budget"]),
-            values["images"],
-            values["recipe"],
-            tuple(values["command"]),
-            values.get("workers", ""),
-            values.get("certifying", ""),
-            values.get("isolation", ""),
-            tuple(tuple(map(str, words)) for words in values.get("declines", ())),
-            values.get("counted_by", HARNESS),
+        judged = Terms(
+            Contract.of(terms["contract"]) if terms["contract"] else None, limits=Limits(**terms["limits"]),
+            against=against_of(terms["against"]), **{name: terms[name] for name in PLAIN},
         )  # fmt: skip
+        identity = Identity.from_dict(values["identity"]) if values["identity"] else None
+        own = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        return record_of(cls, {**own, "identity": identity, "terms": judged})
 
     def differences(self, recorded: RunHeader) -> list[str]:
         """List why a recorded run is another one, one clause a value."""

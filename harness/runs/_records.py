@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from harness.errors import HarnessError, InputError
 from harness.judge import Judgement
 from harness.protocol import Round, Settings, Trace
-from harness.runs._schema import record_of
+from harness.schema import record_of
 from harness.wording import count_of
 
 Values = Mapping[str, Any]

@@ -30,9 +30,9 @@ from harness.runs._records import (
     settings_of,
     to_json,
 )
-from harness.runs._schema import record_of, typed
 from harness.runs._seals import origin_mark
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
+from harness.schema import record_of, typed
 from harness.wording import count_of
 
 TABLES = """
@@ -161,7 +161,7 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         quality = KeptFigures(notes["quality"]) if "quality" in notes else None
         said = [to_json(notes[name]) for name in NAMES_CODE] + [value for (value,) in rows]
         is_own = notes.get("origin") == origin_mark(said)
-        run = Kept(typed(RunHeader.from_dict(notes)), plan, laws, claims, quality, is_own)
+        run = Kept(RunHeader.from_dict(notes), plan, laws, claims, quality, is_own)
         judged = list(_rows(base))
         check_rows(run, judged)
         return run, judged

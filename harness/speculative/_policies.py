@@ -1,8 +1,8 @@
 """The acceptance policies and their text form, in one table.
 
-Promise: `TABLE` is all that is said about a policy: parser, docs/policies.md and tests read it. `parse_policy` returns
-a policy that is legal under its contract, or raises one `InputError`. Every policy judges an image by that image's own
-numbers alone.
+Promise: parser and tests read `TABLE`; docs/policies.md says of every row in words when a drafted scale is accepted.
+`parse_policy` returns a policy that is legal under its contract, or raises one `InputError`. Every policy judges an
+image by that image's own numbers alone.
 
 A rejected scale of a C policy takes the target's own draws; with `+partial` only where a token fails the policy's test.
 RATE is any number >= 0: 0 accepts everything, a RATE above 1 nothing, which is sequential decoding (not so with
@@ -35,9 +35,6 @@ from harness.speculative._rules import (
 
 PARTIAL = "+partial"
 MOST = 10**9  # no pyramid or codebook has more
-COUPLINGS: dict[object, str] = {  # of the draft
-    race: "the same numbers", most_likely: "no numbers", race_alone: "numbers of its own"
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,6 @@ class Row:
     """One policy, or a family of them."""
 
     policy: Policy  # named without its numbers, and complete but for what `bind` sets
-    accepted: str  # when a drafted scale is accepted, one clause
     example: str  # text of one
     numbers: tuple[Number, ...] = ()  # after its name
     # (policy, numbers, is the text `+partial`) -> the policy with the fields that they decide
@@ -108,49 +104,30 @@ C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.acce
 KEEPS = "it keeps drafted tokens that the target would not have drawn"
 DIVIDED = partial(C, reason="the draft decides some scales alone", shows_law=True)
 TABLE = (
-    Row(COUPLED, "every token is the target's own draw under the same numbers", "coupled"),
-    Row(GREEDY, "every token is the target's most likely one (the oracle takes the most likely token, too)", "greedy"),
-    Row(REJECTION, "every token passes u < target/draft; one that fails is drawn again from the normalised residual",
-        "rejection"),
-    Row(C("match", reason=KEEPS), "at least RATE (default 0.5) of its tokens are the target's most likely ones",
-        "match:0.5", (RATE,),
+    Row(COUPLED, "coupled"),
+    Row(GREEDY, "greedy"),
+    Row(REJECTION, "rejection"),
+    Row(C("match", reason=KEEPS), "match:0.5", (RATE,),
         lambda policy, n, partly: replace(policy, accept=partial(accept_by_rate, rule=(is_most_likely, n[0], partly))),
         half=True, partial=True),
-    Row(C("coupled-match", reason=KEEPS), "at least RATE of its tokens are the target's own draws",
-        "coupled-match:0.5", (RATE,),
+    Row(C("coupled-match", reason=KEEPS), "coupled-match:0.5", (RATE,),
         lambda policy, n, partly: replace(policy, accept=partial(accept_by_rate, rule=(is_own_draw, n[0], partly))),
         partial=True),
-    Row(C("topk-match", reason=KEEPS), "at least RATE of its tokens are among the target's K most likely ones",
-        "topk-match:5:0.5", (K, RATE),
+    Row(C("topk-match", reason=KEEPS), "topk-match:5:0.5", (K, RATE),
         lambda policy, n, partly: replace(policy, top=int(n[0]),
             accept=partial(accept_by_rate, rule=(partial(is_in_top, k=int(n[0])), n[1], partly))), partial=True),
-    Row(C("kl", reason="it keeps the tokens of laws that are merely near", shows_law=True),
-        "the mean over its tokens of KL(target, draft) is at most BOUND nats",
-        "kl:0.1", (Number("BOUND"),),
+    Row(C("kl", reason="it keeps the tokens of laws that are merely near", shows_law=True), "kl:0.1",
+        (Number("BOUND"),),
         lambda policy, n, partly: replace(policy, accept=partial(accept_by_kl, rule=(n[0], partly))), partial=True),
-    Row(DIVIDED("handoff"), "it is one of the first ENTRY scales; `coupled` from there on",
-        "handoff:3", (ENTRY,), lambda policy, n, partly: replace(policy, trusted=(0, int(n[0])), entry=int(n[0]))),
-    Row(DIVIDED("collaborative"), "it is not one of the first ENTRY scales; `coupled` up to there",
-        "collaborative:3", (ENTRY,), _draft_ends),
-    Row(DIVIDED("code", speculates=False),
-        "always: the first ENTRY scales are never drafted, the target decides them alone, one a pass",
-        "code:6", (ENTRY,), _draft_ends),
-    Row(C("imposed", reason="it keeps drafted scales by a coin"),
-        "a coin of (seed, image, scale) says so, with chance RATE, whatever its tokens (`bench` alone)",
-        "imposed:0.5", (Number("RATE", 0, 1),),
+    Row(DIVIDED("handoff"), "handoff:3", (ENTRY,),
+        lambda policy, n, partly: replace(policy, trusted=(0, int(n[0])), entry=int(n[0]))),
+    Row(DIVIDED("collaborative"), "collaborative:3", (ENTRY,), _draft_ends),
+    Row(DIVIDED("code", speculates=False), "code:6", (ENTRY,), _draft_ends),
+    Row(C("imposed", reason="it keeps drafted scales by a coin"), "imposed:0.5", (Number("RATE", 0, 1),),
         lambda policy, n, partly: replace(policy, name=f"imposed:{n[0]:g}", accept=partial(accept_by_coin, rate=n[0])),
         bench=True),
 )  # fmt: skip
 (IMPOSED,) = (row.policy.name for row in TABLE if row.bench)
-
-
-def table() -> str:
-    """Return the table of docs/policies.md."""
-    lines = ["| `--policy` | contract | the draft draws with | a drafted scale is accepted when |", "|---|---|---|---|"]
-    for row in TABLE:
-        drawn = COUPLINGS[row.policy.propose]
-        lines.append(f"| `{row.form}` | {row.policy.contract.letter} | {drawn} | {row.accepted} |")
-    return "\n".join(lines)
 
 
 def parse_policy(text: str, contract: str = "", bench: bool = False) -> Policy:

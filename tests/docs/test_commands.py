@@ -66,6 +66,11 @@ def wrong(words: list[str]) -> str:
     if program == "tox":
         named = [word for before, word in pairwise(rest) if before == "-e"]
         return f"tox has no {named[0]}" if named and named[0] not in environments() else ""
+    if program.startswith("scripts."):  # python -m
+        path = ROOT / f"{program.replace('.', '/')}.py"
+        text = path.read_text() if path.exists() else ""
+        missing = [word for word in rest if word.startswith("--") and f'"{word}"' not in text]
+        return "" if text and not missing else f"{program} has no {missing or 'file'}"
     if program == "python":
         return "" if rest and (rest[0] == "-c" or (ROOT / rest[0]).exists()) else f"python has no {rest[:1]}"
     return "" if program in OTHERS or not program else f"{program} is no program that is known"
@@ -98,7 +103,7 @@ def test_every_command_of_a_page_can_be_typed(page: Path):
     "line",
     [
         "sdvar-harness verfy", "sdvar-harness verify --seed 3", "sdvar-harness verify --cfg much", "frobnicate",
-        "pytest --sdvar-what", "tox -e nowhere", "python nowhere.py",
+        "pytest --sdvar-what", "tox -e nowhere", "python nowhere.py", "scripts.nowhere", "scripts.scoreboard --what",
     ],
 )  # fmt: skip
 def test_a_command_that_nobody_has_is_seen(line: str):

@@ -2,7 +2,7 @@
 
 from harness.judge import Verdict
 from harness.mutants import Caught, Hunt, laws_for
-from harness.report import first_catch, smallest_case, why_survived
+from harness.report import smallest_case, why_survived
 from harness.report.html import _page as page
 
 SCOPES = page.WORDS["scopes"]  # which laws are tried
@@ -68,13 +68,12 @@ def _name(caught: Caught) -> str:
 
 def _bugs(hunt: Hunt) -> page.Sheet:
     rows = [
-        (_name(caught), caught.mutant.change, caught.mutant.origin, first_catch(caught),
+        (_name(caught), caught.mutant.change, caught.mutant.origin,
          caught.smallest.found if caught.smallest else "–", smallest_case(caught) or "–",
          f"{caught.seconds:.1f} s" if caught.violations else "–")
         for caught in hunt.found
     ]  # fmt: skip
-    sheet = page.sheet_of("bugs", rows, {k for k, caught in enumerate(hunt.found) if caught.survived})
-    return sheet if any(caught.verified for caught in hunt.found) else sheet.without(["first caught by"])
+    return page.sheet_of("bugs", rows, {k for k, caught in enumerate(hunt.found) if caught.survived})
 
 
 def _laws(hunt: Hunt) -> page.Sheet:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from harness.bench._speed import Bench, Machine
+from harness.commands.bench import settings_for
 from harness.errors import HarnessError, InputError
 from harness.models.network import Network
 from harness.protocol._request import Request
 from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from tests.helpers import some
+from tests.helpers import command, some
 from tests.unit.bench.measured import MODELS, bench
 
 SIDES = ("draft", "target")
@@ -152,3 +155,47 @@ def test_target_first_is_timed_as_its_passes_are():
     due = [("target", 0, 0, 0), ("target", 1, 1, 1), ("draft", 0, 2, 2)]
     assert machine.passes[2 * S :] == due
     assert row.allowed == pytest.approx(row.target.passes_ms / (row.draft_passes_ms + row.target_passes_ms))
+
+
+def test_a_policy_that_no_draft_length_touches_is_timed_once():
+    assert settings_for("code:5,imposed:1", "2,5", 1) == [("code:5", 2), ("imposed:1", 2), ("imposed:1", 5)]
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    options = ("--policies", "imposed:1,coupled", "--draft-len", "5", "--repeats", "1", "--json", "speed.json")
+    assert command(monkeypatch, "bench", *options, "--quiet") == 0
+    assert "digits on cpu, float32, kernel by kernel" in capsys.readouterr().out
+    run = json.loads(Path("speed.json").read_text())
+    assert (run["models"], [row["policy"] for row in run["rows"]]) == ("digits", ["imposed:1", "coupled"])
+    assert min(row["ms"] for row in run["rows"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("bench", "--repeats", "0"), "repeats=0: must be at least 1"),
+        (("bench", "--batches", "0"), "batches=0: must all be at least 1"),
+        (("bench", "--policies", "imposed:3"), "policy=imposed:3: RATE must be"),
+        (("bench", "--policies", "guess"), "policy=guess: "),
+        (("bench", "--draft-len", "11"), "draft_len=11: "),
+        (("bench", "--graphs"), "graphs=True: need a CUDA device"),
+        (("bench", "--json", "nowhere/a.json"), "json=nowhere/a.json: "),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert captured.startswith(f"error: {said}")
+    assert len(captured.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

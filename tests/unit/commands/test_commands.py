@@ -248,7 +248,7 @@ def test_an_output_that_is_an_input_is_refused(
     link.symlink_to(target)
     for command, option, path in (
         ("verify", "json", target), ("sample", "out", target), ("sample", "tokens", str(link)),
-        ("bench", "json", target), ("bench-policies", "json", target), ("calibrate", "into", str(link)),
+        ("bench", "json", target), ("calibrate", "into", str(link)),
     ):  # fmt: skip
         assert run(monkeypatch, command, *pair, f"--{option}", path) == 2
         assert capsys.readouterr().err.startswith(f"error: {option}={path}: is the file of --target too; ")
@@ -280,7 +280,6 @@ def test_what_is_no_regular_file_is_not_replaced(
         ["verify", "--draft-len", "2"], ["sample", "--out", "x.png"],
         ["sample", "--out", "x.png", "--sampler", "sequential"],
         ["bench", "--draft-len", "2", "--repeats", "1"], ["calibrate", "--batches", "1", "--into", "b.json"],
-        ["bench-policies", "--images", "1", "--policies", "coupled", "--once", "", "--draft-len", "2"],
     ],
 )  # fmt: skip
 def test_non_finite_weights_are_a_defect_of_every_command(

@@ -7,10 +7,8 @@ import os
 import resource
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +27,6 @@ TYPOS = {  # what is typed, and what the line ends with
     ("verify", "--top-p", "90"): "is a share, and must lie in [0, 1]; pass --top-p 0.9, or 0 for no filter",
     ("replay", "page.html"): "is a page of --html; pass the file of --run that it was made from",
 }
-ROOT = Path(__file__).parents[3]
 DIGITS = "9" * 5000
 
 
@@ -54,8 +51,6 @@ READERS = {
     "golden": ("golden", "check"),
     "budgets": ("verify", "--budgets"),
     "into": ("calibrate", "--into"),
-    "policies": ("scoreboard", "--speed", str(next((ROOT / "docs/measured").glob("speed-*"))), "--policies"),
-    "speed": ("scoreboard", "--speed"),
 }
 
 
@@ -88,7 +83,7 @@ NUMBERS = {
     "device": ("verify", "--device", f"cuda:{DIGITS}"),
     "batches": ("bench", "--batches", DIGITS[:30]),
     "batches of calibrate": ("calibrate", "--batches", DIGITS[:30]),
-    "images": ("bench-policies", "--images", DIGITS[:30]),
+    "images": ("quality", "--images", DIGITS[:30]),
     "examples": ("mutants", "--examples", DIGITS[:30]),
 }
 
@@ -156,15 +151,6 @@ def test_the_limits_leave_room_for_every_recording():
     assert 10 * largest < metadata.MOST_NUMBERS
     with pytest.raises(Exception, match="must make tensors of at most"):
         metadata.check_batch(10**4, pair.pyramid, pair.target.config, pair.vae.config.downsampling)
-
-
-def test_a_picture_without_matplotlib_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("harness.bench.measure_policies", partial(pytest.fail, "worked"))
-    assert command(monkeypatch, "bench-policies", "--picture", str(tmp_path / "p.svg")) == 2
-    assert "is drawn by matplotlib, which is not installed" in the_line(capsys.readouterr().err)
 
 
 def test_the_json_of_a_golden_check_is_no_recording(

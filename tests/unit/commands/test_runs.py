@@ -213,11 +213,8 @@ def test_the_device_reaches_the_workers_as_it_was_asked_for(pair: list[str], mon
         return Crew(("cpu",))
 
     monkeypatch.setattr("harness.runs._decodes.employ", employed)
-    monkeypatch.setattr("harness.bench._policy_costs.employ", employed)
     assert command(monkeypatch, "verify", *pair, "--seeds", "0:1", "--draft-len", "1", "--device", "cpu") == 0
-    words = ("--policies", "coupled", "--images", "1", "--batch", "1", "--draft-len", "5", "--device", "cpu")
-    assert command(monkeypatch, "bench-policies", *words) == 0
-    assert asked == ["cpu", "cpu"]
+    assert asked == ["cpu"]
 
 
 def test_laws_are_kept_with_a_run_gone_on_with_and_not_tried_twice(

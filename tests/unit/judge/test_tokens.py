@@ -172,10 +172,10 @@ def test_the_references_own_logits_must_be_within_the_budget_of_float64():
     assert _judged_tokens(replace(found, expected=replace(found.expected, intermediates=kept))).wrong_tokens == 1
 
 
-def _judged_tokens(found: Evidence) -> Judgement:
+def _judged_tokens(found: Evidence, *wrong: WrongTensor | None) -> Judgement:
     judgement = Judgement(2, draws=28)
     differ_BL = found.actual.tokens_BL != found.expected.tokens_BL
-    tokens.judge_tokens(found, dict.fromkeys(range(2)), differ_BL, judgement)
+    tokens.judge_tokens(found, dict(enumerate(wrong or (None, None))), differ_BL, judgement)
     return judgement
 
 
@@ -183,11 +183,7 @@ def test_a_wrong_tensor_at_or_before_its_scale_names_the_component_and_one_behin
     found, _ = swapped(evidence(), 0, 3)
     along = found.along()
     for scale, component in ((0, "cache"), (1, "cache"), (2, "draw")):
-        judgement = Judgement(2, draws=28)
-        differ_BL = along.actual.tokens_BL != along.expected.tokens_BL
-        tokens.judge_tokens(
-            along, {0: WrongTensor(scale, "cache", "why"), 1: WrongTensor(0, "query", "other")}, differ_BL, judgement
-        )
+        judgement = _judged_tokens(along, WrongTensor(scale, "cache", "why"), WrongTensor(0, "query", "other"))
         assert [d.component for d in judgement.defects] == [component]
 
 
@@ -257,10 +253,7 @@ def test_a_wrong_tokens_record_holds_both_tokens_the_reason_and_how_far_f_hat_is
     kept = along.actual.intermediates
     kept.f_hat_SBCPP = kept.f_hat_SBCPP.clone()
     kept.f_hat_SBCPP[1, 0, 0, 0, 0] += 0.25
-    judgement = Judgement(2, draws=28)
-    differ_BL = along.actual.tokens_BL != along.expected.tokens_BL
-    tokens.judge_tokens(along, {0: WrongTensor(1, "cache", "why"), 1: None}, differ_BL, judgement)
-    (wrong,) = judgement.defects
+    (wrong,) = _judged_tokens(along, WrongTensor(1, "cache", "why"), None).defects
     assert (wrong.component, wrong.detail, wrong.label) == ("cache", "why", 0)
     assert (wrong.actual, wrong.expected) == (int(found.actual.tokens_BL[0, 3]), int(along.expected.tokens_BL[0, 3]))
     assert wrong.actual != wrong.expected

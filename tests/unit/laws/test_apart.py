@@ -21,7 +21,7 @@ from harness.laws._engine import CaseList, LawResult, fixed_cases
 from harness.laws._law import Violation
 from harness.pool import Crew, Died
 from harness.processes import UnreadableError
-from harness.runs import record_of
+from harness.schema import record_of
 
 HERE = "tests.unit.laws.test_apart"
 BY_ID = {law.id: law for law in LAWS}

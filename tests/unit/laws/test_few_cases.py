@@ -31,7 +31,7 @@ from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.report._terminal import laws_line
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._result import Verification
-from harness.runs._schema import record_of
+from harness.schema import record_of
 from harness.speculative.sampler import build_decoder
 
 BY_ID = {law.id: law for law in LAWS}

@@ -51,8 +51,7 @@ def gaussian(n: int, shift: float, generator: torch.Generator, D: int = 4) -> Te
 
 def image_set(name: str, features_ND: Tensor) -> ImageSet:
     labels = torch.zeros(len(features_ND), dtype=torch.int64)
-    tokens_NL, nats_NX = torch.zeros(len(features_ND), 0), torch.zeros(0)
-    return ImageSet(Source(name), "A", labels, features_ND, NONE, NONE, tokens_NL, nats_NX, 0.0)
+    return ImageSet(Source(name), "A", labels, features_ND, NONE, NONE, torch.zeros(0), 0.0)
 
 
 def standard(D: int = 4) -> Real:

@@ -62,9 +62,8 @@ def test_one_phi_serves_all_scales():
 def test_decoders_are_named_by_what_tells_them_apart():
     own = decoder_sources("harness:build_decoder", [Settings(5, policy="kl:0.1"), Settings(3, True, "rejection")])
     assert [source.name for source in own] == ["kl:0.1", "rejection draft_len 3 bonus"]
-    assert [source.keeps_tokens for source in own] == [False, True]
     (other,) = decoder_sources("mine:factory", [Settings("", policy="", options=(("checkout", "x"), ("gamma", "2")))])
-    assert (other.name, other.keeps_tokens) == ("mine:factory gamma=2", True)
+    assert other.name == "mine:factory gamma=2"
 
 
 def test_features_of_other_classes_are_refused():

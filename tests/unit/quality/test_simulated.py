@@ -20,7 +20,7 @@ from harness.quality._rows import QualityRow, measure_rows
 from tests.unit.quality.means import gaussian, image_set, standard
 
 D, BLOCKS, MOST, TARGET = 4, 20, 0.1, 0.5  # TARGET: shift of the target from real data
-NETWORKS = ScalePyramid((1, 2)), 4
+PYRAMID = ScalePyramid((1, 2))
 
 
 def rows(n: int, loss: float, runs: int, paired: bool = False, drift: float = 0.0) -> list[QualityRow]:
@@ -41,7 +41,7 @@ def rows(n: int, loss: float, runs: int, paired: bool = False, drift: float = 0.
         other[:, 0] += math.sqrt(TARGET**2 + loss) - TARGET
         other[:, 1] += math.sqrt(drift)
         sets = [image_set(name, of) for name, of in (("base", base), ("law", law), ("decoder", other))]
-        found.append(measure_rows(sets, standard(D), 0, *NETWORKS, BLOCKS)[1])
+        found.append(measure_rows(sets, standard(D), 0, PYRAMID, BLOCKS)[1])
     return found
 
 
@@ -112,7 +112,7 @@ def test_ten_images_a_feature_are_enough():
         other[:, 0] += math.sqrt(shift**2 + wide) - shift
         other[:, 1:8] *= 0.9  # of variance 1: its Fréchet distance is (1 - 0.9)² a feature
         sets = [image_set(name, of) for name, of in (("base", base), ("law", law), ("decoder", other))]
-        first, row = measure_rows(sets, standard(width), 0, *NETWORKS, 40)
+        first, row = measure_rows(sets, standard(width), 0, PYRAMID, 40)
         for name, of in (("real", first.real), ("loss", row.loss), ("drift", row.drift)):
             hits[name] += of.low <= truth[name] <= of.high
     print(hits)

@@ -19,9 +19,9 @@ from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
 from harness.quality._features import NoFeatures
 from harness.quality._gather import Conditions, ImageSet, gather
-from harness.quality._measured import read_quality
 from harness.quality._study import Study, decoder_sources, run_study
 from harness.runs._runfile import RunFileOptions
+from scripts.measured import read_quality
 from tests.helpers import digits
 from tests.unit.quality.means import MODELS, corners
 
@@ -32,7 +32,7 @@ def kept(path: Path, resume: bool = False) -> Conditions:
     return replace(IN_PROCESS, store=RunFileOptions(path, resume))
 
 
-FIELDS = ("features_ND", "classes_N", "calls_N", "tokens_NL", "labels_N")
+FIELDS = ("features_ND", "classes_N", "calls_N", "labels_N")
 
 
 class Crash:
@@ -69,11 +69,9 @@ def test_sets_are_paired_and_other_seeds_are_others():
     base, law, coupled, rejection = drawn(40)
     assert torch.equal(coupled.features_ND, base.features_ND)
     assert not torch.equal(law.features_ND, base.features_ND)
-    assert not torch.equal(rejection.tokens_NL, law.tokens_NL)
+    assert not torch.equal(rejection.features_ND, law.features_ND)
     assert base.labels_N.tolist() == [0, 1] * 20
     assert [of.contract for of in (base, law, coupled, rejection)] == ["A", "A", "A", "B"]
-    assert base.tokens_NL.numel() == coupled.tokens_NL.numel() == 0
-    assert rejection.tokens_NL.shape == law.tokens_NL.shape == (40, MODELS.pyramid.L)
     assert base.calls_N.tolist() == [3] * 40
 
 
@@ -164,11 +162,10 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
     asked = Study(others, 200, 100, (0, 1), REQUEST, 10, 0.5)
     found = run_study(MODELS, corners(), asked, IN_PROCESS)
     base, control, draft, coupled, wrong = found.rows
-    assert (base.loss, base.drift, base.tokens) == (None, None, None)
+    assert (base.loss, base.drift) == (None, None)
     assert (coupled.loss.value, coupled.loss.half, coupled.drift.half) == (0, 0, 0)
     assert control.loss.low <= 0 <= control.loss.high
     assert control.drift.low <= 0 <= control.drift.high
-    assert control.tokens.p > 0.01
     assert draft.calls == 0
     assert draft.contract == ""
     assert base.calls == 3

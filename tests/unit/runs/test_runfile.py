@@ -21,8 +21,8 @@ from harness.runs._plan import Plan
 from harness.runs._record import NetworksUsed, RunHeader
 from harness.runs._records import Counts, JudgedRow, judgement_values
 from harness.runs._runfile import Kept, RunFile, RunFileOptions, exhibit_of, read_run
-from harness.runs._schema import record_of
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS
+from harness.schema import record_of
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, with_weight
 

@@ -22,9 +22,8 @@ from harness.runs._case import KEY, cases_of, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._plan import Plan
 from harness.runs._runfile import RunFileOptions
-from harness.runs._schema import typed
+from harness.schema import typed
 from tests.bent import Bent, _wrong
-from tests.docs.pages import ROOT
 from tests.helpers import command, seal_anew
 
 ODD: list[Any] = [
@@ -36,7 +35,6 @@ GONE = object()  # in the place of a value: it is left out
 RAW: list[Any] = [  # in the place of a whole column
     "", "{", "null", "[" * 30000, '{"a":1,"a":2}', "\ufeff{}", "1_000", b"", b"\xff\xfe{", 5, 1.5,
 ]  # fmt: skip
-MEASURED = {"policies": "policies.json", "speed": "speed-digits.json", "quality": "quality.json"}
 MODELS = load_digits().first_scales(3)
 TABLES = {
     "run": ["value"], "settings": ["value"], "tasks": ["request", "settings"], "pictures": ["value"],
@@ -149,29 +147,6 @@ def test_no_exhibit_is_a_bug(odd: Any, file: Path, tmp_path: Path):
         seal_anew(base)
     said = line_of(lambda: chosen_cases(ReplayCases(path)))
     assert "holds no record of a run that can be read" in said
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_no_value_in_a_measured_file_is_a_bug(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    chance, files = random.Random(seed), {name: ROOT / "docs" / "measured" / file for name, file in MEASURED.items()}
-    name, odd = chance.choice(list(files)), chance.choice(ODD)
-    value = json.loads(files[name].read_text())
-    way: tuple[Any, ...] = ()
-    while isinstance(place := _at(value, way), dict | list) and place and (len(way) < 2 or chance.random() < 0.7):
-        way += (chance.choice(list(place) if isinstance(place, dict) else range(len(place))),)
-    files[name] = tmp_path / "odd.json"
-    files[name].write_text(json.dumps(changed(value, way, odd)))
-    words = [word for each, path in files.items() for word in (f"--{each}", str(path))]
-    assert command(monkeypatch, "scoreboard", *words) in (0, 2)
-    assert "bug of the harness" not in capsys.readouterr().err, (name, way, odd)
-
-
-def _at(value: Any, way: tuple[Any, ...]) -> Any:
-    for key in way:
-        value = value[key]
-    return value
 
 
 def test_a_record_says_which_field_is_odd():

@@ -1,8 +1,10 @@
 """Two samples of tokens: do a decoder and sequential decoding under other seeds follow one law, scale by scale?
 
+Bets on the tokens' law see more with fewer images (docs/evidence.md, whose table this is for).
+
 Promise: images are the units, since tokens of one image hang together; under one law a p-value below x comes with
 probability x about, and `Tokens.p` is Bonferroni's over all `tests` of a decoder
-(tests/unit/quality/test_two_samples.py measures false alarms and power).
+(tests/scripts/test_two_samples.py measures false alarms and power).
 
 How: image k of both samples has one label and independent numbers, so that under one law swapping the two changes
 nothing. The statistic is the chi-square of two samples, over cells of (position, token) and over cells of tokens alone;

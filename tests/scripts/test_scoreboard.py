@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from harness.bench._files import Speed, policies_document, read_policies, read_speed
-from harness.bench._policy_costs import PolicyRow
-from harness.bench._scoreboard import scoreboard, speed_table
-from harness.bench._speed import Sequential, SpeedRow
-from harness.bench.charts import speed_up_chart, svg
-from harness.commands.bench import settings_for
+from harness.bench._speed import Sequential, Speed, SpeedRow
 from harness.errors import InputError
 from harness.judge._verdict import Distance
 from harness.quality._distances import Estimate
-from harness.quality._measured import Measured, read_quality
+from harness.quality._measured import Measured
 from harness.quality._rows import QualityRow
-from harness.report._tables import replaced_parts
-from tests.helpers import command
+from scripts.measured import read_policies, read_quality, read_speed
+from scripts.pages import replaced_parts, svg
+from scripts.policy_costs import PolicyRow, policies_document
+from scripts.quality_page import quality_markdown, trade_off_chart
+from scripts.scoreboard import main, scoreboard, speed_table, speed_up_chart
+from tests.docs.pages import ROOT
 from tests.unit.bench.measured import MACHINE
+from tests.unit.runs.test_schema import ODD, changed
 
+MEASURED = {"policies": "policies.json", "speed": "speed-bf16.json", "quality": "quality.json"}
 ALONE = Sequential(100.0, 90.0, 20.0, 1000)
 FAST = SpeedRow(1, "imposed:1", 9, 150.0, ALONE, ALONE, 50.0, 20.0, 25.0, 10.0, 1.0, 1.0, 1150)
 SLOW = replace(FAST, policy="imposed:0.5", ms=80.0, draft_passes_ms=math.nan, target_calls=6.0, kept=0.375, peak=1250)
@@ -86,10 +92,6 @@ def test_runs_of_several_cards_say_which():
     assert "by hand |" not in speed_table([RUN, RUN])
 
 
-def test_a_policy_that_no_draft_length_touches_is_timed_once():
-    assert settings_for("code:5,imposed:1", "2,5", 1) == [("code:5", 2), ("imposed:1", 2), ("imposed:1", 5)]
-
-
 def quality_of(policy: str, contract: str, drift: float) -> QualityRow:
     low, high = drift - 0.02, drift + 0.02
     loss = Estimate(0.01, -0.01, 0.03)
@@ -148,83 +150,83 @@ def test_files_are_read_back_as_they_were_written(tmp_path: Path):
     policies.write_bytes(policies_document("digits", "cpu", POLICIES))
     assert repr(read_speed(runs)) == repr(RUN)  # NaN is not equal to itself
     assert repr(read_policies(policies)) == repr(("digits", POLICIES))
-    for read, wrong in ((read_speed, policies), (read_policies, runs), (read_speed, tmp_path / "none.json")):
-        with pytest.raises(InputError, match="is no file of bench"):
-            read(wrong)
+    wrong = (
+        (read_speed, "bench", policies),
+        (read_policies, "policy_costs", runs),
+        (read_speed, "bench", tmp_path / "no"),
+    )
+    for read, name, path in wrong:
+        with pytest.raises(InputError, match=f"is no file of {name}"):
+            read(path)
 
 
-@pytest.mark.slow
-def test_the_command_writes_what_the_scoreboard_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(tmp_path)
-    options = ("--policies", "imposed:1,coupled", "--draft-len", "5", "--repeats", "1", "--json", "speed-digits.json")
-    assert command(monkeypatch, "bench", *options, "--quiet") == 0
-    assert "digits on cpu, float32, kernel by kernel" in capsys.readouterr().out
-    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
-    page = Path("page.md")
-    page.write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
-    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
-    assert command(monkeypatch, "scoreboard", *options) == 0
-    text = page.read_text()
-    assert text.startswith("a\n<!-- scoreboard: begin -->\n| decoder |")
-    assert text.endswith("\n<!-- scoreboard: end -->\nb\n")
-    assert "old" not in text
-    speed_up_cell = text.split("| digits, `coupled` | A | 8.0 | ")[1].split(" ")[0]
-    assert float(speed_up_cell) > 0
-    ElementTree.parse("speed.svg")
+def measured_in(folder: Path) -> list[str]:
+    """Write measurements and a page to a folder; return the options that name them."""
+    (folder / "speed-a.json").write_bytes(RUN.document())
+    (folder / "policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
+    (folder / "page.md").write_text("a\n<!-- scoreboard: begin -->\nold\n<!-- scoreboard: end -->\nb\n")
+    names = {"policies": "policies.json", "into": "page.md", "picture": "speed.svg", "trade-off": "quality.svg"}
+    return [word for option, name in names.items() for word in (f"--{option}", str(folder / name))]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("bench", "--repeats", "0"), "repeats=0: must be at least 1"),
-        (("bench", "--batches", "0"), "batches=0: must all be at least 1"),
-        (("bench", "--policies", "imposed:3"), "policy=imposed:3: RATE must be"),
-        (("bench", "--policies", "guess"), "policy=guess: "),
-        (("bench", "--draft-len", "11"), "draft_len=11: "),
-        (("bench", "--graphs"), "graphs=True: need a CUDA device"),
-        (("bench", "--json", "nowhere/a.json"), "json=nowhere/a.json: "),
-        (("scoreboard",), "speed=: names nothing"),
-        (("scoreboard", "--speed", "none.json"), "speed=none.json: is no file of bench"),
-        (("scoreboard", "--into", "nowhere/a.md"), "into=nowhere/a.md: "),
-    ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-    arguments: tuple[str, ...],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, *arguments) == 2
-    captured = capsys.readouterr().err.strip()
-    assert captured.startswith(f"error: {said}")
-    assert len(captured.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_the_script_writes_pages_and_picture_from_files(tmp_path: Path):
+    main(measured_in(tmp_path))
+    assert (tmp_path / "page.md").read_text() == (
+        f"a\n<!-- scoreboard: begin -->\n{scoreboard(POLICIES, 'digits', [RUN]).markdown()}"
+        "<!-- scoreboard: end -->\nb\n"
+    )
+    ElementTree.parse(tmp_path / "speed.svg")
+
+
+def test_without_timings_or_markers_it_is_refused_and_the_page_left_alone(tmp_path: Path):
+    words = measured_in(tmp_path)
+    for name in ("none.json", "page.md"):
+        with pytest.raises(InputError, match=rf"^speed=.*{name}: is no file of bench"):
+            main([*words, "--speed", str(tmp_path / name)])
+    (tmp_path / "page.md").write_text("nothing")
+    with pytest.raises(InputError, match=r"^into=.*page.md: must hold the lines <!-- scoreboard: begin -->"):
+        main(words)
+    (tmp_path / "speed-a.json").unlink()
+    with pytest.raises(InputError, match=r"^speed=: names nothing"):
+        main(words)
+    assert (tmp_path / "page.md").read_text() == "nothing"
+    assert not (tmp_path / "speed.svg").exists()
 
 
 def test_the_published_tables_are_those_of_the_stored_measurements():
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     runs = [read_speed(path) for path in sorted((root / "docs/measured").glob("speed-*.json"))]
     models, policies = read_policies(root / "docs/measured/policies.json")
     path = root / "docs/measured/quality.json"
     found = read_quality(path) if path.exists() else None
     parts = {"scoreboard": scoreboard(policies, models, runs, measured=found).markdown(), "speed": speed_table(runs)}
+    figure = trade_off_chart(found)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["mean target calls an image"] * 2
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"kl:0.1", "code:5"}
+    lines = quality_markdown(found).splitlines()
+    assert len(lines) == 4 + len(found.rows)
+    assert {line.count("|") for line in lines[2:]} == {13}
     page = root / "docs/speed.md"
-    assert replaced_parts(page, parts) == page.read_text(), f"run sdvar-harness scoreboard --into {page.name}"
+    assert replaced_parts(page, parts) == page.read_text(), "run python -m scripts.scoreboard"
 
 
-def test_a_page_without_markers_is_refused_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(tmp_path)
-    Path("speed-a.json").write_bytes(RUN.document())
-    Path("policies.json").write_bytes(policies_document("digits", "cpu", POLICIES))
-    Path("page.md").write_text("nothing")
-    options = ("--policies", "policies.json", "--into", "page.md", "--picture", "speed.svg")
-    assert command(monkeypatch, "scoreboard", *options) == 2
-    assert "into=page.md: must hold the lines <!-- scoreboard: begin -->" in capsys.readouterr().err
-    assert Path("page.md").read_text() == "nothing"
-    assert not Path("speed.svg").exists()
+@pytest.mark.parametrize("seed", range(30))
+def test_no_value_in_a_measured_file_is_a_bug(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    chance, files = random.Random(seed), {name: ROOT / "docs" / "measured" / file for name, file in MEASURED.items()}
+    name, odd = chance.choice(list(files)), chance.choice(ODD)
+    value = json.loads(files[name].read_text())
+    way: tuple[Any, ...] = ()
+    while isinstance(place := _at(value, way), dict | list) and place and (len(way) < 2 or chance.random() < 0.7):
+        way += (chance.choice(list(place) if isinstance(place, dict) else range(len(place))),)
+    files[name] = tmp_path / "odd.json"
+    files[name].write_text(json.dumps(changed(value, way, odd)))
+    words = [word for each, path in files.items() for word in (f"--{each}", str(path))]
+    with suppress(InputError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # no run of the card: the picture's legend is empty
+        main([*measured_in(tmp_path)[2:], *words])
+
+
+def _at(value: Any, way: tuple[Any, ...]) -> Any:
+    for key in way:
+        value = value[key]
+    return value

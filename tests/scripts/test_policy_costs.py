@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from harness.__main__ import main
-from harness.bench._policy_costs import PolicyRow, acceptance_sentences, measure_policies, policy_markdown
-from harness.bench.charts import policies_chart, svg
+from harness.errors import InputError
 from harness.judge._verdict import Distance
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._draw import portions
+from scripts.pages import svg
+from scripts.policy_costs import (
+    PolicyRow,
+    acceptance_sentences,
+    main,
+    measure_policies,
+    policies_chart,
+    policy_markdown,
+)
 from tests.toy import toy_pair
 
 MODELS = toy_pair(ScalePyramid((1, 2, 3)), 6, seed=1, apart=0.2)
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-SETTINGS = [("coupled", "1"), ("coupled", "3"), ("match:0", "3"), ("rejection", "3"), ("handoff:3", "3")]
+SETTINGS = [("coupled", 1), ("coupled", 3), ("match:0", 3), ("rejection", 3), ("handoff:3", 3)]
 
 
 def measured(size: int) -> list[PolicyRow]:
@@ -58,7 +64,7 @@ def test_the_rows_say_what_the_policies_do():
 
 
 def test_a_policy_under_which_nothing_is_judged_says_nothing_of_acceptance():
-    settings = [("code:3", "1"), ("code:1", "1"), ("coupled", "1")]
+    settings = [("code:3", 1), ("code:1", 1), ("coupled", 1)]
     rows = measure_policies(MODELS, portions(3, 3, (0, 1), Request((0,), 0, 1.5)), settings)
     alone, first = rows[2:4]
     assert (alone.target_calls, alone.draft_rows, {d.tokens for d in alone.distances}) == ([3] * 3, [0] * 3, {0.0})
@@ -93,28 +99,25 @@ def test_the_picture_is_one_line_a_policy_and_one_dot_a_setting():
     ElementTree.fromstring(svg(figure))
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdvar-harness", "bench-policies", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+FEW = ("--images", "2", "--batch", "1", "--once", "", "--draft-len", "10")
 
 
-def test_the_command_replaces_the_table_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page, chart, counts = tmp_path / "page.md", tmp_path / "chart.svg", tmp_path / "counts.json"
-    page.write_text(f"above\n{BEGIN}old\n{END}below\n")
-    options = ("--images", "2", "--batch", "1", "--policies", "match:0", "--once", "", "--draft-len", "10")
-    files = ("--into", str(page), "--picture", str(chart), "--json", str(counts))
-    assert run(monkeypatch, *options, *files) == 0
-    text = page.read_text()
-    assert text.startswith(f"above\n{BEGIN}2 images, cfg 1.5, digits on cpu")
+def outputs(folder: Path) -> list[str]:
+    """Return the options that write a page, a picture and a file in a folder."""
+    (folder / "page.md").write_text(f"above\n{BEGIN}old\n{END}below\n")
+    names = {"into": "page.md", "picture": "chart.svg", "json": "counts.json"}
+    return [word for option, name in names.items() for word in (f"--{option}", str(folder / name))]
+
+
+def test_the_script_replaces_the_table_and_nothing_else(tmp_path: Path):
+    main([*FEW, *outputs(tmp_path), "--policies", "match:0"])
+    text = (tmp_path / "page.md").read_text()
+    assert text.startswith(f"above\n{BEGIN}2 images, cfg 1.5, digits on cpu, float32\n\n| policy |")
     assert text.endswith(f"{END}below\n")
     assert "old" not in text
     assert "| match:0 | C | 10 | 1.00 | 680 | 680 |" in text
-    ElementTree.parse(chart)
-    rows = json.loads(counts.read_text())["rows"]
+    ElementTree.parse(tmp_path / "chart.svg")
+    rows = json.loads((tmp_path / "counts.json").read_text())["rows"]
     assert [len(row["distances"]["pixels"]) for row in rows] == [2, 2, 2]
 
 
@@ -124,19 +127,13 @@ def test_the_command_replaces_the_table_and_nothing_else(tmp_path: Path, monkeyp
         (["--images", "0"], "images=0"),
         (["--policies", "guess"], "policy=guess"),
         (["--policies", "coupled", "--draft-len", "11"], "draft_len=11"),
-        (["--policies", "", "--once", ""], "policies="),
-        (["--into", "PAGE"], "into=PAGE"),
+        (["--into", "PAGE"], "into=PAGE: must hold the lines <!-- table: begin -->"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
-    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "--json", "counts.json", *options) == 2
-    captured = capsys.readouterr().err.strip()
-    assert captured.startswith(f"error: {said}: ")
-    assert len(captured.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_refused_and_nothing_is_written(options: list[str], said: str, tmp_path: Path):
+    with pytest.raises(InputError, match=f"^{said}"):
+        main([*FEW, *outputs(tmp_path), *options])
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
 def test_the_bench_draws_from_no_global_generator():

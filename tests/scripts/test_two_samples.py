@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality._two_samples import SMALL, compare_samples
+from scripts.two_samples import SMALL, compare_samples
 
 PYRAMID, V = ScalePyramid((1, 2)), 12
 
@@ -59,7 +59,7 @@ def test_the_narrow_type_of_a_run_file_gives_the_same():
 
 @pytest.mark.slow
 def test_false_alarms_and_power():
-    """Measured: 400 pairs of one law, 50 of each bias of one scale at N = 4,000 (docs/quality.md)."""
+    """Measured: 400 pairs of one law, 50 of each bias of one scale at N = 4,000 (docs/evidence.md)."""
     alarms = torch.tensor([p for p, _ in ps(400, 300, 0.0, seed=1)])
     assert float((alarms < 0.05).double().mean()) <= 0.05 + 0.033  # three standard errors
     assert int((alarms < SMALL).sum()) == 0

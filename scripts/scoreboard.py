@@ -1,19 +1,31 @@
-"""The report's four promises against what was measured, per policy.
+"""The report's four promises against what was measured, per policy: tables and picture of docs/speed.md.
 
-Promise: every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
+Every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
+
+    python -m scripts.scoreboard             # docs/speed.md, docs/quality.md, docs/speed.svg, docs/quality.svg
 """
 
+import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 
-from harness.bench._files import Speed
-from harness.bench._policy_costs import PolicyRow
-from harness.bench._speed import SpeedRow
+from matplotlib.figure import Figure
+
+from harness.bench import Speed, SpeedRow
 from harness.errors import InputError
+from harness.files import write_whole
 from harness.quality import DRAFT, Measured, Quality, QualityRow, quality_verdict
 from harness.speculative import IMPOSED, parse_policy
 from harness.wording import number
+from scripts.measured import read_policies, read_quality, read_speed
+from scripts.pages import DOCS, SIZE, replaced_parts, svg
+from scripts.policy_costs import PolicyRow
+from scripts.quality_page import quality_markdown, trade_off_chart
+
+MEASURED = DOCS / "measured"
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -46,6 +58,7 @@ class BoardLine:
     loss: str | None = None  # loss and drift; None = they were not measured
 
     def cells(self, with_quality: bool) -> list[str]:
+        """Return the row of the table."""
         figures = [self.decoder, self.contract, self.calls, self.speed_up, self.memory, self.pixels]
         if with_quality:
             figures.append(self.loss or ("imposed" if self.is_imposed else "-"))
@@ -60,15 +73,11 @@ class Scoreboard:
     lines: tuple[BoardLine, ...]
     with_quality: bool
 
-    @property
-    def rows(self) -> list[list[str]]:
-        return [line.cells(self.with_quality) for line in self.lines]
-
     def markdown(self) -> str:
         """Return the table, and what it says of each promise."""
         heads = [*HEADS[:-1], *([LOSS] if self.with_quality else []), HEADS[-1]]
         text = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 3)}---|"]
-        text += [f"| {' | '.join(row)} |" for row in self.rows]
+        text += [f"| {' | '.join(row)} |" for row in (line.cells(self.with_quality) for line in self.lines)]
         return "\n".join(text + (["", *self.promises()] if self.with_quality else [])) + "\n"
 
     def promises(self) -> list[str]:
@@ -233,3 +242,56 @@ def _named(runs: Sequence[Speed]) -> list[tuple[Speed, str]]:
     several = len({run.machine.name for run in runs}) > 1
     card = [f", {run.machine.name.removeprefix('NVIDIA ')}" if several else "" for run in runs]
     return [(run, f"{run.models.split(' ')[0]}, {run.title}{on}") for run, on in zip(runs, card, strict=True)]
+
+
+def speed_up_chart(runs: Iterable[Speed]) -> Figure:
+    """Draw the speed-up of one image against imposed acceptance: a line a mode and draft length."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.add_subplot(xlabel="share of drafted scales accepted", ylabel="speed-up over the sequential target")
+    for run in runs:
+        rows = sorted((r for r in run.rows if r.batch == 1 and r.policy.startswith(IMPOSED)), key=lambda r: r.draft_len)
+        for length, group in groupby(rows, lambda row: row.draft_len):
+            points = sorted((row.kept, row.speed_up) for row in group)
+            label = f"{run.title}, {length} scales" + (" + bonus" if run.bonus else "")
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    axes.axhline(1.0, color="gray", linestyle="--")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the measurements, and write tables and picture. Raises `InputError` for files that hold none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policies", type=Path, default=MEASURED / "policies.json", help="of scripts/policy_costs.py")
+    parser.add_argument("--quality", type=Path, help="file of quality --json; quality.json beside the policies, if any")
+    parser.add_argument("--speed", default="", help="files of bench --json, by commas; every speed-*.json there")
+    parser.add_argument("--into", default=f"{DOCS / 'speed.md'},{DOCS / 'quality.md'}", help="pages, by commas")
+    parser.add_argument("--picture", type=Path, default=DOCS / "speed.svg", help="speed-up against acceptance")
+    parser.add_argument("--trade-off", type=Path, default=DOCS / "quality.svg", help="quality against target calls")
+    given = parser.parse_args(words)
+    folder = given.policies.parent
+    files = [Path(name) for name in given.speed.split(",") if name] or sorted(folder.glob("speed-*.json"))
+    if not files:
+        rule = f"names nothing, and {folder} has no speed-*.json"
+        raise InputError("speed", given.speed, rule, "pass files of bench --json")
+    usual = folder / "quality.json"
+    quality = given.quality or (usual if usual.is_file() else None)
+    runs = [read_speed(path) for path in files]
+    models, rows = read_policies(given.policies)
+    measured = read_quality(quality) if quality is not None else None
+    board = scoreboard(rows, models, runs, measured=measured)
+    tables = {"scoreboard": board.markdown(), "speed": speed_table(runs)}
+    if measured is not None:
+        tables["quality"] = quality_markdown(measured)
+    texts = {page: replaced_parts(page, tables) for page in map(Path, given.into.split(","))}
+    print(tables["scoreboard"])
+    for page, text in texts.items():
+        write_whole(page, text.encode())
+    write_whole(given.picture, svg(speed_up_chart(runs)))
+    if measured is not None:
+        write_whole(given.trade_off, svg(trade_off_chart(measured)))
+
+
+if __name__ == "__main__":
+    main()
