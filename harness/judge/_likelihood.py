@@ -91,11 +91,12 @@ class TokensSeen:
         return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L)
 
 
-def bet_on(evidence: Evidence, judgement: Judgement) -> None:
-    """Bet on a decode of contract B. Effects: on `judgement`: what `weigh_law` adds up."""
+def bet_on(evidence: Evidence, judgement: Judgement) -> Bets:
+    """Bet on a decode of contract B; return the bets. Effects: on `judgement`: what `weigh_law` adds up."""
     alternatives = usual_alternatives(evidence.request, evidence.models.target.config.V)
     bets = bet(TokensSeen.of(evidence), evidence.models.pyramid, alternatives)
     judgement.won, judgement.under = bets.won_BAS.tolist(), [bets.mean_A.tolist(), bets.variance_A.tolist()]
+    return bets
 
 
 def law_of(request: Request) -> Hashable:
@@ -137,10 +138,7 @@ def rows_along(
 
 
 def survivors(guided_BlV: Tensor, request: Request, allowed: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return which tokens may pass a filter, and which must, if the decoder's logits are moved and the reference's.
-
-    `allowed` is one number, or one a draw, (draws, 1).
-    """
+    """Return which tokens may pass a filter, and which must, if both sides' logits move by `allowed`, or allowed_N1."""
     flat_NV, V = guided_BlV.flatten(0, -2).double(), guided_BlV.shape[-1]
     most = V
     if 0 < request.top_k < V:  # others are dropped for certain
@@ -183,20 +181,16 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
 
 @lru_cache(maxsize=256)
 def row_weights(steps: FamilySteps, guidance: Guidance, S: int, later: int = 0) -> Tensor:
-    """Return what the conditional and the unconditional row weigh at every scale, weight_S2, float64.
-
-    Guidance is linear in the rows: its weights are what it makes of unit rows.
-    """
+    """Return weight_S2 of the conditional and the unconditional row: what guidance, which is linear, makes of 1 and 0."""
     unit_212 = torch.eye(2, dtype=torch.float64)[:, None]
     scales = (min(max(si + later, 0), S - 1) for si in range(S))
     return torch.stack([steps.guide(unit_212, guidance, si, S)[0, 0] for si in scales])
 
 
 class _Draws:
-    """The target's law of some draws of one filter, in order, along the decoder's own tokens.
+    """The target's law of draws of one filter, in order, along the decoder's own tokens.
 
-    It holds the K most likely tokens of every draw, in ascending order, K being the most that the filter keeps
-    anywhere: no bet is on others.
+    It holds the K most likely tokens of every draw, ascending; K is the most that the filter keeps anywhere.
     """
 
     def __init__(self, seen: TokensSeen, S: int, at_2n: Tensor, scale_n: Tensor) -> None:
@@ -213,25 +207,22 @@ class _Draws:
         self.is_possible_n = possible_nV.gather(1, self.token_n[:, None])[:, 0]
         self.is_open_n = (possible_nV == certain_nV).all(-1)  # where rounding cannot change which tokens take part
         self.ascending_nV, order_nV = guided_nV.sort(-1)
-        logits_nV = _above(self.ascending_nV, [[(request.top_k, request.top_p)]])[0]
+        logits_nV = _above(self.ascending_nV, [[request.filter(0)] * S], scale_n)[0]
         K = int(logits_nV.isfinite().sum(-1).max())
         self.columns_nK = order_nV[:, -K:].contiguous()  # which tokens the K are
         self.rows_2nK = rows_2nV.gather(2, self.columns_nK.expand(2, -1, -1))  # before guidance
         self.probs_nK = logits_nV[:, -K:].softmax(-1)
-        drafts_nV = filter_logits(draft_nV, request.top_k, request.top_p).softmax(-1)
-        self.drafts_nK = drafts_nV.gather(1, self.columns_nK)  # the draft's law
+        self.drafts_nV = filter_logits(draft_nV, request.top_k, request.top_p).softmax(-1)
+        self.drafts_nK = self.drafts_nV.gather(1, self.columns_nK)  # the draft's law
         self.is_token_nK = (self.columns_nK == self.token_n[:, None]).to(self.probs_nK)
 
     def laws(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return the probabilities (A, n, K) of alternatives; what is missing to 1 is those of other tokens."""
-        laws = []
-        for law_of, some in groupby(alternatives, self._kind):  # those of one kind stand together in the usual ones
-            laws.append(law_of(self, list(some)))
-        return torch.cat(laws)
+        # those of one kind stand together in the usual ones
+        return torch.cat([law_of(list(some)) for law_of, some in groupby(alternatives, self._law_of)])
 
-    @staticmethod
-    def _kind(a: Alternative) -> Callable[["_Draws", list[Alternative]], Tensor]:
-        return _Draws._of_sources if a.share else _Draws._of_filters if a.filters else _Draws._of_rows
+    def _law_of(self, a: Alternative) -> Callable[[list[Alternative]], Tensor]:
+        return self._of_sources if a.share else self._of_filters if a.filters else self._of_rows
 
     def _of_rows(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return laws of other guidance or temperature; the filter keeps what it keeps under the target's."""
@@ -260,7 +251,7 @@ class _Draws:
         residual_nK = above_nK / mass_n1.clamp_min(TINY)
         # the race begins for a token the later, the likelier it is by the draft: it lost that one
         again_nK = residual_nK.square() / (residual_nK + q_nK).clamp_min(TINY)
-        from_target_nK = self._rejecting(kept_nK, p_nK)
+        easier_nK, from_target_nK = 0.005 * takes_part_nK * q_nK, self._rejecting(kept_nK, p_nK)
         law_of = {
             TokenSource.DRAFT: q_nK,
             TokenSource.TOP: top_nK,
@@ -269,13 +260,13 @@ class _Draws:
             TokenSource.BEFORE: torch.where(before_n1 < 0, p_nK, (self.columns_nK == before_n1).to(p_nK)),
             TokenSource.FROM_TARGET: from_target_nK,
             TokenSource.SMALL: torch.where(mass_n1 < 0.05, from_target_nK, p_nK),
-            TokenSource.EASILY: self._rejecting(torch.minimum(q_nK, p_nK + 0.005 * q_nK), above_nK),
+            TokenSource.EASILY: self._rejecting(torch.minimum(q_nK, p_nK + easier_nK), above_nK),
             TokenSource.AGAIN: self._rejecting(kept_nK, again_nK),
             TokenSource.NEIGHBOUR: self._rejecting(kept_nK, self._as_the_one_before(residual_nK)),
         }
         for source, tau in ((TokenSource.COOLED, 0.98), (TokenSource.HEATED, 1.02)):
-            kept_as_nK = q_nK.pow(1 / tau)
-            kept_as_nK *= q_nK.sum(-1, keepdim=True) / kept_as_nK.sum(-1, keepdim=True).clamp_min(TINY)
+            kept_as_nV = self.drafts_nV.pow(1 / tau)
+            kept_as_nK = (kept_as_nV / kept_as_nV.sum(-1, keepdim=True)).gather(1, self.columns_nK)
             accepted_nK = q_nK * (p_nK / kept_as_nK.clamp_min(TINY)).clamp_max(1)
             law_of[source] = self._rejecting(accepted_nK, (p_nK - kept_as_nK).clamp_min(0))
         share_A11 = torch.tensor([a.share for a in alternatives]).to(p_nK)[:, None, None]
@@ -288,10 +279,9 @@ class _Draws:
         return kept_nK + (1 - kept_nK.sum(-1, keepdim=True)).clamp_min(0) * redrawn_nK
 
     def _as_the_one_before(self, residual_nK: Tensor) -> Tensor:
-        """Return the residual of every draw if its numbers were those of the draw before it, of the same scale.
+        """Return every draw's residual r if it had the numbers of the one before it, of the same scale.
 
-        That one's token y was redrawn with some chance, from its own residual r'. A race under the numbers by which y
-        won there, and a residual r, has y for its winner with probability r(y)/(r(y) + r'(y)) at least.
+        Where that one's token y won a race of its residual r', y wins this one with chance r(y)/(r(y) + r'(y)) at least.
         """
         of_own = ((each_nK * self.is_token_nK).sum(-1) for each_nK in (self.probs_nK, self.drafts_nK, residual_nK))
         y_n, p_n, q_n, before_n = (each_n.roll(1) for each_n in (self.token_n, *of_own))
@@ -328,15 +318,9 @@ class _Draws:
         return won_An * self.is_open_n, under_2An * self.is_open_n
 
 
-def _above(
-    ascending_nV: Tensor, filters: Sequence[Sequence[tuple[int, float]]], scale_n: Tensor | None = None
-) -> Tensor:
-    """Return sorted logits (A, n, V), -inf where the reference's `filter_logits` has it; tokens that tie stay together.
-
-    Every one of the `filters` A is (top_k, top_p) by scale, or of all draws where no `scale_n` is given.
-    """
-    filter_An2 = torch.tensor(filters, dtype=torch.float64, device=ascending_nV.device)
-    k_An, p_An = (filter_An2.expand(-1, len(ascending_nV), 2) if scale_n is None else filter_An2[:, scale_n]).unbind(2)
+def _above(ascending_nV: Tensor, filters: Sequence[Sequence[tuple[int, float]]], scale_n: Tensor) -> Tensor:
+    """Return sorted logits (A, n, V), -inf where `filter_logits` has it for (top_k, top_p) by scale; ties stay."""
+    k_An, p_An = torch.tensor(filters, dtype=torch.float64, device=scale_n.device)[:, scale_n].unbind(2)
     lowest_An = torch.where(k_An > 0, ascending_nV.shape[-1] - k_An, 0).long()
     share_An1 = torch.where(p_An > 0, 1 - p_An, -1.0)[..., None].to(ascending_nV)
     kth_An1 = ascending_nV.gather(1, lowest_An.T).T[..., None]
