@@ -181,7 +181,7 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
 
 @lru_cache(maxsize=256)
 def row_weights(steps: FamilySteps, guidance: Guidance, S: int, later: int = 0) -> Tensor:
-    """Return weight_S2 of the conditional and the unconditional row: what guidance, which is linear, makes of 1 and 0."""
+    """Return weight_S2 of the conditional and the unconditional row: what guidance, which is linear, makes of units."""
     unit_212 = torch.eye(2, dtype=torch.float64)[:, None]
     scales = (min(max(si + later, 0), S - 1) for si in range(S))
     return torch.stack([steps.guide(unit_212, guidance, si, S)[0, 0] for si in scales])
@@ -281,7 +281,7 @@ class _Draws:
     def _as_the_one_before(self, residual_nK: Tensor) -> Tensor:
         """Return every draw's residual r if it had the numbers of the one before it, of the same scale.
 
-        Where that one's token y won a race of its residual r', y wins this one with chance r(y)/(r(y) + r'(y)) at least.
+        Where that one's token y won the race of its r', y wins this one with chance r(y)/(r(y) + r'(y)) or more.
         """
         of_own = ((each_nK * self.is_token_nK).sum(-1) for each_nK in (self.probs_nK, self.drafts_nK, residual_nK))
         y_n, p_n, q_n, before_n = (each_n.roll(1) for each_n in (self.token_n, *of_own))
@@ -296,9 +296,9 @@ class _Draws:
         """Return won_An, and under_2An, its mean and variance under the alternative, for the last image alone."""
         law_AnK, p_nK = self.laws(alternatives), self.probs_nK
         held_AnK = torch.minimum(law_AnK, MOST_RATIO * p_nK)
-        ratio_AnK = held_AnK / p_nK.clamp_min(TINY)
         mean_An = held_AnK.sum(-1)
         above_An = (mean_An - torch.minimum(held_AnK, p_nK).sum(-1)).clamp_min(0)
+        ratio_AnK = held_AnK.div_(p_nK.clamp_min(TINY))  # in place, here and below: memory is what takes time
         # 4δ is how far rounding may move the logarithm of a probability
         up_n, down_n = (each_n.to(p_nK) for each_n in ((4 * self.allowed_n).expm1(), -(-4 * self.allowed_n).expm1()))
         bound_An = mean_An + up_n * above_An + down_n * (above_An - mean_An + 1)
@@ -308,11 +308,11 @@ class _Draws:
         won_An = (met_An / bound_An).log().double().clamp_min(LEAST)
         last = slice(int((self.image_n < len(self.seen.tokens_BL) - 1).sum()), None)
         law_AmK = law_AnK[:, last]
-        factor_AmK = (ratio_AnK[:, last] / bound_An[:, last, None]).log().clamp_min(LEAST)
+        factor_AmK = ratio_AnK[:, last].div_(bound_An[:, last, None]).log_().clamp_min_(LEAST)
         others_Am = 1 - law_AmK.sum(-1)
         others_Am = torch.where(others_Am > DRAW_ROUNDING, others_Am, 0.0)
-        mean_Am = (law_AmK * factor_AmK).sum(-1) + others_Am * LEAST
-        square_Am = (law_AmK * factor_AmK.square()).sum(-1) + others_Am * LEAST**2
+        mean_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST
+        square_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST**2
         under_2An = won_An.new_zeros(2, *won_An.shape)
         under_2An[..., last] = torch.stack((mean_Am, square_Am - mean_Am.square())).double()
         return won_An * self.is_open_n, under_2An * self.is_open_n
