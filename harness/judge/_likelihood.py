@@ -17,9 +17,6 @@ such wealths with fixed weights is another one. Three things keep a right decode
 - a draw from float32 numbers follows its law up to DRAW_ROUNDING in total variation, so that no factor may exceed
   MOST_RATIO: the bound grows by the product of the two.
 
-What a bet would win of a decoder that follows its alternative is known, too (the same sums, under a): from it follows
-how many images find such a decoder.
-
 Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 
@@ -48,8 +45,7 @@ DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and
 TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
-CHUNK = 2**20  # numbers of the alternatives in hand at once
-CHUNK_OF_GPU = 2**25  # likewise: few kernels, each of much work
+CHUNK, CHUNK_OF_GPU = 2**20, 2**25  # numbers of the alternatives in hand at once; a GPU wants few kernels
 
 
 def allowed_by(budget: Budget, models: ModelPair, request: Request) -> tuple[float, ...]:
@@ -157,21 +153,19 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
     """Bet on every token of a batch."""
     B, L, V = seen.guided_BLV.shape
     device, A, S = seen.guided_BLV.device, len(alternatives), pyramid.S
-    scale_L = torch.tensor(pyramid.draws.levels(), device=device)
+    levels, scale_L = pyramid.draws.levels(), torch.tensor(pyramid.draws.levels(), device=device)
     won_ABL = torch.zeros(A, B, L, dtype=torch.float64, device=device)
     under_2A, forbidden = torch.zeros(2, A, dtype=torch.float64), list[tuple[int, int]]()
     some = max(1, (CHUNK if device.type == "cpu" else CHUNK_OF_GPU) // (A * V))
     for own in dict.fromkeys(seen.request.every_filter):  # draws of one filter together
-        has_S = torch.tensor([seen.request.filter(si) == own for si in pyramid], device=device)
-        draw_N = torch.nonzero(has_S[scale_L])[:, 0]
+        draw_N = torch.tensor([d for d, si in enumerate(levels) if seen.request.filter(si) == own], device=device)
         count = len(draw_N)
         for begin in range(0, B * count, some):
-            # the draw before the first one is looked at, not bet on
             n = torch.arange(max(0, begin - 1), min(begin + some, B * count), device=device)
             at_2n = torch.stack((n // count, draw_N[n % count]))
             draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]])
             won_An, under_2An = draws.bet(alternatives)
-            new = slice(1 if begin else 0, None)
+            new = slice(1 if begin else 0, None)  # the draw before them is looked at, not bet on
             won_ABL[:, at_2n[0, new], at_2n[1, new]] = won_An[:, new]
             under_2A += under_2An[..., new].sum(-1).cpu()
             forbidden += [(row, draw) for row, draw in at_2n[:, new][:, ~draws.is_possible_n[new]].T.tolist()]
@@ -218,7 +212,6 @@ class _Draws:
 
     def laws(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return the probabilities (A, n, K) of alternatives; what is missing to 1 is those of other tokens."""
-        # those of one kind stand together in the usual ones
         return torch.cat([law_of(list(some)) for law_of, some in groupby(alternatives, self._law_of)])
 
     def _law_of(self, a: Alternative) -> Callable[[list[Alternative]], Tensor]:
