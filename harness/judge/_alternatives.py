@@ -11,25 +11,32 @@ from harness.protocol import Guidance, Request, ScaleGuidance, unguided
 
 
 class TokenSource(StrEnum):
-    """Whose tokens a share of all tokens are."""
+    """Whose tokens a share of all tokens are; completes "of the tokens were …"."""
 
     DRAFT = "the draft's law"
     TOP = "the most likely token"
     UNIFORM = "any token alike"
     BEFORE = "the token of the image before"
+    # of a rule that keeps tokens of the draft's, or rejects them
+    FROM_TARGET = "redrawn from the target's law where rejected"
+    SMALL = "redrawn from the target's law where rejected with a chance below 0.05"
+    EASILY = "kept with a chance that is higher by 0.005"
+    AGAIN = "redrawn with the draft's own numbers where rejected"
+    NEIGHBOUR = "redrawn with their neighbour's numbers where rejected"
+    COOLED = "judged as if the draft's temperature were 0.98"
+    HEATED = "judged as if the draft's temperature were 1.02"
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A law that a wrong decoder could follow: the target's with one thing changed."""
+    """A law that a wrong decoder could follow: the target's with its rows, its filter or a share of tokens changed."""
 
     words: str  # completes "as if …"
     guidance: Guidance | None = None  # in place of the request's
     later: int = 0  # the guidance weight is that of a scale so many later
     swapped: bool = False  # unconditional rows in the place of conditional ones
     temperature: float = 1.0
-    top_k: int | None = None  # in place of the request's; 0 switches it off
-    top_p: float | None = None  # likewise
+    filters: tuple[tuple[int, float], ...] = ()  # (top_k, top_p) in place of the request's: one of all, or one a scale
     share: float = 0.0  # of the tokens that are drawn from `source`
     source: TokenSource = TokenSource.DRAFT
     required: bool = False  # CONSISTENT needs enough images to find it
@@ -53,15 +60,34 @@ def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
         Alternative(f"the temperature were {tau:g}", temperature=tau, required=abs(tau - 1) == abs(0.95 - 1))
         for tau in (0.9, 0.95, 0.98, 1.02, 1.05, 1.1)
     ]
-    for k in {0, request.top_k // 2, min(2 * request.top_k, V)} - {request.top_k} if request.top_k else {V // 2}:
-        made.append(Alternative(f"top-k were {k or 'off'}", top_k=k, required=not k))
-    for p in {0.0, request.top_p**2} - {request.top_p} if request.top_p else {0.98}:
-        made.append(Alternative(f"top-p were {f'{p:.3g}' if p else 'off'}", top_p=p, required=not p))
+    made += _filtered(request.every_filter, V)
     made += [
-        Alternative(f"{share:.0%} of the tokens were {source.value}", share=share, source=source, required=required)
+        Alternative(f"{of} tokens were {source.value}", share=share, source=source, required=required)
         for share, source, required in SHARES
+        for of in ("the" if share == 1 else f"{share:.0%} of the",)
     ]
     return tuple(made)
+
+
+def _filtered(every: tuple[tuple[int, float], ...], V: int) -> list[Alternative]:
+    """Return what the filter could be instead; the stakes on one scale alone are on that scale's filter alone."""
+    every = tuple((k if k < V else 0, p if p < 1 else 0.0) for k, p in every)
+    changed = {
+        "top-k were off": [(0, p) for _, p in every],
+        "top-p were off": [(k, 0.0) for k, _ in every],
+        "top-k were halved": [(k // 2 or k, p) for k, p in every],
+        "top-k were doubled": [(min(2 * k, V), p) for k, p in every],
+        "top-p were squared": [(k, p * p) for k, p in every],
+        f"top-k were {V // 2}": [(k or V // 2, p) for k, p in every],
+        "top-p were 0.98": [(k, p or 0.98) for k, p in every],
+        "the filter were that of the scale before": [every[0], *every[:-1]],
+        "the filter were that of the scale after": [*every[1:], every[-1]],
+    }
+    return [
+        Alternative(words, filters=tuple(filters), required=words.endswith("off"))
+        for words, filters in changed.items()
+        if tuple(filters) != every
+    ]
 
 
 def _moved(guidance: Guidance, step: float) -> tuple[str, Guidance]:
@@ -80,4 +106,11 @@ SHARES = (
     (0.1, TokenSource.TOP, False),
     (0.02, TokenSource.UNIFORM, False),
     (0.5, TokenSource.BEFORE, True),
+    (1.0, TokenSource.FROM_TARGET, False),
+    (1.0, TokenSource.SMALL, False),
+    (1.0, TokenSource.EASILY, False),
+    (1.0, TokenSource.AGAIN, False),
+    (0.5, TokenSource.NEIGHBOUR, False),
+    (1.0, TokenSource.COOLED, False),
+    (1.0, TokenSource.HEATED, False),
 )

@@ -62,10 +62,10 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     else:
         judgement.unclaimed = judgement.draws - judgement.identical
         if contract is Contract.LAW:
-            judge_support(along, judgement)
-            bet_on(along, judgement)
-        else:
-            judge_shown_law(along, judgement)
+            judge_support(along, judgement, bet_on(along, judgement).forbidden)
+    # a greedy decode draws nothing; where a token is wrong already, so is its draw
+    if not (evidence.greedy or judgement.defects):
+        judge_shown_law(along, judgement)
     tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
     judgement.defects += tensors

@@ -17,16 +17,13 @@ such wealths with fixed weights is another one. Three things keep a right decode
 - a draw from float32 numbers follows its law up to DRAW_ROUNDING in total variation, so that no factor may exceed
   MOST_RATIO: the bound grows by the product of the two.
 
-What a bet would win of a decoder that follows its alternative is known, too (the same sums, under a): from it follows
-how many images find such a decoder.
-
 Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+from itertools import groupby
 from typing import Self
 
 import torch
@@ -39,7 +36,7 @@ from harness.judge._verdict import Divergence, Judgement
 from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.protocol import Request
+from harness.protocol import Guidance, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 from harness.rounding import Budget
@@ -48,7 +45,7 @@ DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and
 TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
-CHUNK = 2**18  # numbers of the alternatives in hand at once: what a cache holds
+CHUNK, CHUNK_OF_GPU = 2**20, 2**25  # numbers of the alternatives in hand at once; a GPU wants few kernels
 
 
 def allowed_by(budget: Budget, models: ModelPair, request: Request) -> tuple[float, ...]:
@@ -90,11 +87,12 @@ class TokensSeen:
         return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L)
 
 
-def bet_on(evidence: Evidence, judgement: Judgement) -> None:
-    """Bet on a decode of contract B. Effects: on `judgement`: what `weigh_law` adds up."""
+def bet_on(evidence: Evidence, judgement: Judgement) -> Bets:
+    """Bet on a decode of contract B; return the bets. Effects: on `judgement`: what `weigh_law` adds up."""
     alternatives = usual_alternatives(evidence.request, evidence.models.target.config.V)
     bets = bet(TokensSeen.of(evidence), evidence.models.pyramid, alternatives)
     judgement.won, judgement.under = bets.won_BAS.tolist(), [bets.mean_A.tolist(), bets.variance_A.tolist()]
+    return bets
 
 
 def law_of(request: Request) -> Hashable:
@@ -135,9 +133,9 @@ def rows_along(
     return teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)[:2]
 
 
-def survivors(guided_BlV: Tensor, request: Request, allowed: float) -> tuple[Tensor, Tensor]:
-    """Return which tokens may pass a filter, and which must, if the decoder's logits are moved and the reference's."""
-    flat_NV, V = guided_BlV.flatten(0, 1).double(), guided_BlV.shape[-1]
+def survivors(guided_BlV: Tensor, request: Request, allowed: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return which tokens may pass a filter, and which must, if both sides' logits move by `allowed`, or allowed_N1."""
+    flat_NV, V = guided_BlV.flatten(0, -2).double(), guided_BlV.shape[-1]
     most = V
     if 0 < request.top_k < V:  # others are dropped for certain
         kth_N1 = flat_NV.topk(request.top_k).values[:, -1:]
@@ -153,144 +151,173 @@ def survivors(guided_BlV: Tensor, request: Request, allowed: float) -> tuple[Ten
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
     """Bet on every token of a batch."""
-    won, under_A2, forbidden = [], torch.zeros(len(alternatives), 2, dtype=torch.float64), []
-    for si in pyramid:
-        law = _Law.of(seen, pyramid, si)
-        few = max(1, CHUNK // law.probs_BlK.numel())  # small scales have one kernel for many alternatives
-        bets = [law.bet(alternatives[k : k + few]) for k in range(0, len(alternatives), few)]
-        won.append(torch.cat([won_AB for won_AB, _ in bets]).T)
-        under_A2 += torch.cat([under_2A.T for _, under_2A in bets]).cpu()
-        forbidden += [(b, pyramid.draws.begin(si) + place) for b, place in law.forbidden()]
-    mean_A, variance_A = under_A2.T
-    return Bets(torch.stack(won, 2).cpu(), mean_A, variance_A, tuple(sorted(forbidden)))
+    B, L, V = seen.guided_BLV.shape
+    device, A, S = seen.guided_BLV.device, len(alternatives), pyramid.S
+    levels, scale_L = pyramid.draws.levels(), torch.tensor(pyramid.draws.levels(), device=device)
+    won_ABL = torch.zeros(A, B, L, dtype=torch.float64, device=device)
+    under_2A, forbidden = torch.zeros(2, A, dtype=torch.float64), list[tuple[int, int]]()
+    some = max(1, (CHUNK if device.type == "cpu" else CHUNK_OF_GPU) // (A * V))
+    for own in dict.fromkeys(seen.request.every_filter):  # draws of one filter together
+        draw_N = torch.tensor([d for d, si in enumerate(levels) if seen.request.filter(si) == own], device=device)
+        count = len(draw_N)
+        for begin in range(0, B * count, some):
+            n = torch.arange(max(0, begin - 1), min(begin + some, B * count), device=device)
+            at_2n = torch.stack((n // count, draw_N[n % count]))
+            draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]])
+            won_An, under_2An = draws.bet(alternatives)
+            new = slice(1 if begin else 0, None)  # the draw before them is looked at, not bet on
+            won_ABL[:, at_2n[0, new], at_2n[1, new]] = won_An[:, new]
+            under_2A += under_2An[..., new].sum(-1).cpu()
+            forbidden += [(row, draw) for row, draw in at_2n[:, new][:, ~draws.is_possible_n[new]].T.tolist()]
+    won_ABS = torch.zeros(A, B, S, dtype=torch.float64).index_add_(2, scale_L.cpu(), won_ABL.cpu())
+    return Bets(won_ABS.transpose(0, 1), under_2A[0], under_2A[1], tuple(sorted(forbidden)))
 
 
-@dataclass(frozen=True)
-class _Law:
-    """The target's law of the draws of one scale, along the decoder's own tokens.
+@lru_cache(maxsize=256)
+def row_weights(steps: FamilySteps, guidance: Guidance, S: int, later: int = 0) -> Tensor:
+    """Return weight_S2 of the conditional and the unconditional row: what guidance, which is linear, makes of units."""
+    unit_212 = torch.eye(2, dtype=torch.float64)[:, None]
+    scales = (min(max(si + later, 0), S - 1) for si in range(S))
+    return torch.stack([steps.guide(unit_212, guidance, si, S)[0, 0] for si in scales])
 
-    It holds the K most likely tokens of every draw, in ascending order, K being the most that the filter
-    keeps anywhere: no bet is on others, and logits are sorted once. Without a filter K is V, in the codebook's order.
+
+class _Draws:
+    """The target's law of draws of one filter, in order, along the decoder's own tokens.
+
+    It holds the K most likely tokens of every draw, ascending; K is the most that the filter keeps anywhere.
     """
 
-    request: Request  # with the filter of this scale
-    steps: FamilySteps
-    si: int
-    S: int
-    ascending_BlV: Tensor  # logits after guidance; not sorted where there is no filter
-    columns_BlK: Tensor | None  # which tokens the K are; None = all of them
-    rows_RlK: Tensor  # logits before guidance
-    drafts_BlK: Tensor  # the draft's law
-    logits_BlK: Tensor  # after guidance and filter
-    probs_BlK: Tensor
-    possible_BlV: Tensor  # tokens that take part under some logits within rounding
-    is_open_Bl: Tensor  # where rounding cannot change which tokens take part
-    token_Bl: Tensor
-    before_L: Tensor | None  # tokens of the image before the first one, at this scale
-    distance: float  # how far rounding may move the logarithm of a probability
-
-    @classmethod
-    def of(cls, seen: TokensSeen, pyramid: ScalePyramid, si: int) -> Self:
-        request, span, delta = seen.request.at(si), pyramid.draws.span(si), seen.allowed_S[si]
+    def __init__(self, seen: TokensSeen, S: int, at_2n: Tensor, scale_n: Tensor) -> None:
+        image_n, draw_n = at_2n
+        self.seen, self.S, self.image_n, self.draw_n, self.scale_n = seen, S, image_n, draw_n, scale_n
+        self.token_n, request = seen.tokens_BL[image_n, draw_n], seen.request.at(int(scale_n[0]))
         wide = torch.promote_types(seen.rows_RLV.dtype, torch.float32)  # what a bet rounds is not in the budget
-        shown = (seen.guided_BLV, seen.rows_RLV, seen.draft_RLV)
-        guided_BlV, rows_RlV, draft_RlV = (each[:, span].to(wide) for each in shown)
-        possible_BlV, certain_BlV = survivors(guided_BlV, request, delta)
-        draft_BlV = seen.steps.guide(draft_RlV, request.guidance, si, pyramid.S)[: len(guided_BlV)]
-        drafts_BlV = filter_logits(draft_BlV, request.top_k, request.top_p).softmax(-1)
-        columns_BlK, ascending_BlV, logits_BlK = None, guided_BlV, guided_BlV
-        if request.top_k or request.top_p:
-            ascending_BlV, order_BlV = guided_BlV.sort(-1)
-            logits_BlV = _above(ascending_BlV, request.top_k, request.top_p)
-            K = int(logits_BlV.isfinite().sum(-1).max())
-            logits_BlK, columns_BlK = logits_BlV[..., -K:], order_BlV[..., -K:].contiguous()
-            rows_RlV = rows_RlV.gather(2, columns_BlK.repeat(len(rows_RlV) // len(guided_BlV), 1, 1))
-            drafts_BlV = drafts_BlV.gather(2, columns_BlK)
-        return cls(
-            request, seen.steps, si, pyramid.S, ascending_BlV, columns_BlK, rows_RlV, drafts_BlV, logits_BlK,
-            logits_BlK.softmax(-1), possible_BlV, (possible_BlV == certain_BlV).all(-1), seen.tokens_BL[:, span],
-            None if seen.before_L is None else seen.before_L[span], 4 * delta,
-        )  # fmt: skip
+        guided_nV = seen.guided_BLV[image_n, draw_n].to(wide)
+        row_2n = torch.stack((image_n, image_n + len(seen.rows_RLV) - len(seen.tokens_BL)))
+        rows_2nV, draft_2nV = (each[row_2n, draw_n].to(wide) for each in (seen.rows_RLV, seen.draft_RLV))
+        draft_nV = (row_weights(seen.steps, request.guidance, S).T.to(draft_2nV)[:, scale_n, None] * draft_2nV).sum(0)
+        self.allowed_n = torch.tensor(seen.allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
+        possible_nV, certain_nV = survivors(guided_nV, request, self.allowed_n[:, None])
+        self.is_possible_n = possible_nV.gather(1, self.token_n[:, None])[:, 0]
+        self.is_open_n = (possible_nV == certain_nV).all(-1)  # where rounding cannot change which tokens take part
+        self.ascending_nV, order_nV = guided_nV.sort(-1)
+        logits_nV = _above(self.ascending_nV, [[request.filter(0)] * S], scale_n)[0]
+        K = int(logits_nV.isfinite().sum(-1).max())
+        self.columns_nK = order_nV[:, -K:].contiguous()  # which tokens the K are
+        self.rows_2nK = rows_2nV.gather(2, self.columns_nK.expand(2, -1, -1))  # before guidance
+        self.probs_nK = logits_nV[:, -K:].softmax(-1)
+        self.drafts_nV = filter_logits(draft_nV, request.top_k, request.top_p).softmax(-1)
+        self.drafts_nK = self.drafts_nV.gather(1, self.columns_nK)  # the draft's law
+        self.is_token_nK = (self.columns_nK == self.token_n[:, None]).to(self.probs_nK)
 
-    def forbidden(self) -> list[list[int]]:
-        """Return image and place of tokens that the filter drops for certain."""
-        return torch.nonzero(~self.possible_BlV.gather(2, self.token_Bl[..., None])[..., 0]).tolist()
+    def laws(self, alternatives: Sequence[Alternative]) -> Tensor:
+        """Return the probabilities (A, n, K) of alternatives; what is missing to 1 is those of other tokens."""
+        return torch.cat([law_of(list(some)) for law_of, some in groupby(alternatives, self._law_of)])
 
-    def alternative(self, a: Alternative) -> Tensor:
-        """Return the probabilities (B, l, K) of an alternative; what is missing to 1 is those of other tokens."""
-        if a.share:
-            return torch.lerp(self.probs_BlK, self._source(a.source), a.share)
-        if a.top_k is not None or a.top_p is not None:
-            ascending_BlV, K = self.ascending_BlV, self.probs_BlK.shape[-1]
-            top_k = self.request.top_k if a.top_k is None else a.top_k
-            top_p = self.request.top_p if a.top_p is None else a.top_p
-            if self.columns_BlK is None:
-                return filter_logits(ascending_BlV, top_k, top_p).softmax(-1)
-            return _above(ascending_BlV, top_k, top_p).softmax(-1)[..., -K:]
-        # the filter keeps what it keeps under the target's law
-        if a.guidance is None and not a.later and not a.swapped:
-            return (self.logits_BlK / a.temperature).softmax(-1)
-        B, si = len(self.probs_BlK), min(max(self.si + a.later, 0), self.S - 1)
-        rows_RlK = self.rows_RlK.roll(B, 0) if a.swapped else self.rows_RlK
-        guidance = self.request.guidance if a.guidance is None else a.guidance
-        # without guidance every row stays itself, the conditional ones first
-        logits_BlK = self.steps.guide(rows_RlK, guidance, si, self.S)[:B]
-        return logits_BlK.masked_fill(self.probs_BlK == 0, -torch.inf).softmax(-1)
+    def _law_of(self, a: Alternative) -> Callable[[list[Alternative]], Tensor]:
+        return self._of_sources if a.share else self._of_filters if a.filters else self._of_rows
 
-    def _source(self, source: TokenSource) -> Tensor:
-        """Return the probabilities (B, l, K) of a source of tokens."""
-        if source is TokenSource.DRAFT:
-            return self.drafts_BlK
-        if source is TokenSource.UNIFORM:
-            takes_part_BlK = (self.probs_BlK > 0).to(self.probs_BlK)
-            return takes_part_BlK / takes_part_BlK.sum(-1, keepdim=True)
-        if source is TokenSource.TOP:
-            top_Bl1 = self.probs_BlK.argmax(-1, keepdim=True)
-            return torch.zeros_like(self.probs_BlK).scatter(2, top_Bl1, 1.0)
-        if self.before_L is not None:
-            return self._certain(torch.cat((self.before_L[None], self.token_Bl[:-1])))
-        # no image before the first one: nothing is bet there
-        return torch.cat((self.probs_BlK[:1], self._certain(self.token_Bl.roll(1, 0))[1:]))
+    def _of_rows(self, alternatives: Sequence[Alternative]) -> Tensor:
+        """Return laws of other guidance or temperature; the filter keeps what it keeps under the target's."""
+        own, weights = self.seen.request.guidance, []
+        for a in alternatives:
+            guidance = own if a.guidance is None else a.guidance
+            weight_S2 = row_weights(self.seen.steps, guidance, self.S, a.later) / a.temperature
+            weights.append(weight_S2.flip(1) if a.swapped else weight_S2)
+        first_AnK1, second_AnK1 = torch.stack(weights).to(self.probs_nK)[:, self.scale_n, :, None].unbind(2)
+        logits_AnK = torch.addcmul(first_AnK1 * self.rows_2nK[0], second_AnK1, self.rows_2nK[1])
+        return logits_AnK.masked_fill_(self.probs_nK == 0, -torch.inf).softmax(-1)
 
-    def _certain(self, chosen_Bl: Tensor) -> Tensor:
-        if self.columns_BlK is None:
-            return torch.zeros_like(self.probs_BlK).scatter(2, chosen_Bl[..., None], 1.0)
-        return (self.columns_BlK == chosen_Bl[..., None]).to(self.probs_BlK)
+    def _of_filters(self, alternatives: Sequence[Alternative]) -> Tensor:
+        by_scale = [a.filters if len(a.filters) == self.S else a.filters * self.S for a in alternatives]
+        return _above(self.ascending_nV, by_scale, self.scale_n).softmax(-1)[..., -self.probs_nK.shape[-1] :]
 
-    @cached_property
-    def is_token_BlK(self) -> Tensor:
-        """The decoder's tokens, 1 in their place."""
-        return self._certain(self.token_Bl)
+    def _of_sources(self, alternatives: Sequence[Alternative]) -> Tensor:
+        """Return laws of which a share is another source's."""
+        p_nK, q_nK, tokens_BL, before_L = self.probs_nK, self.drafts_nK, self.seen.tokens_BL, self.seen.before_L
+        none_L = torch.full_like(tokens_BL[0], -1) if before_L is None else before_L
+        before_n1 = torch.cat((none_L[None], tokens_BL[:-1]))[self.image_n, self.draw_n, None]
+        takes_part_nK, top_nK = (p_nK > 0).to(p_nK), torch.zeros_like(p_nK)
+        top_nK[:, -1] = 1.0
+        kept_nK, above_nK = torch.minimum(p_nK, q_nK), (p_nK - q_nK).clamp_min(0)
+        mass_n1 = above_nK.sum(-1, keepdim=True)
+        residual_nK = above_nK / mass_n1.clamp_min(TINY)
+        # the race begins for a token the later, the likelier it is by the draft: it lost that one
+        again_nK = residual_nK.square() / (residual_nK + q_nK).clamp_min(TINY)
+        easier_nK, from_target_nK = 0.005 * takes_part_nK * q_nK, self._rejecting(kept_nK, p_nK)
+        law_of = {
+            TokenSource.DRAFT: q_nK,
+            TokenSource.TOP: top_nK,
+            TokenSource.UNIFORM: takes_part_nK / takes_part_nK.sum(-1, keepdim=True),
+            # no image before the first one: nothing is bet there
+            TokenSource.BEFORE: torch.where(before_n1 < 0, p_nK, (self.columns_nK == before_n1).to(p_nK)),
+            TokenSource.FROM_TARGET: from_target_nK,
+            TokenSource.SMALL: torch.where(mass_n1 < 0.05, from_target_nK, p_nK),
+            TokenSource.EASILY: self._rejecting(torch.minimum(q_nK, p_nK + easier_nK), above_nK),
+            TokenSource.AGAIN: self._rejecting(kept_nK, again_nK),
+            TokenSource.NEIGHBOUR: self._rejecting(kept_nK, self._as_the_one_before(residual_nK)),
+        }
+        for source, tau in ((TokenSource.COOLED, 0.98), (TokenSource.HEATED, 1.02)):
+            kept_as_nV = self.drafts_nV.pow(1 / tau)
+            kept_as_nK = (kept_as_nV / kept_as_nV.sum(-1, keepdim=True)).gather(1, self.columns_nK)
+            accepted_nK = q_nK * (p_nK / kept_as_nK.clamp_min(TINY)).clamp_max(1)
+            law_of[source] = self._rejecting(accepted_nK, (p_nK - kept_as_nK).clamp_min(0))
+        share_A11 = torch.tensor([a.share for a in alternatives]).to(p_nK)[:, None, None]
+        return torch.lerp(p_nK, torch.stack([law_of[a.source] for a in alternatives]), share_A11)
+
+    def _rejecting(self, kept_nK: Tensor, weight_nK: Tensor) -> Tensor:
+        """Return the law of a rule that keeps so much of the draft's law, and draws the rest anew by weights."""
+        sum_n1 = weight_nK.sum(-1, keepdim=True)
+        redrawn_nK = torch.where(sum_n1 > 0, weight_nK / sum_n1.clamp_min(TINY), self.probs_nK)
+        return kept_nK + (1 - kept_nK.sum(-1, keepdim=True)).clamp_min(0) * redrawn_nK
+
+    def _as_the_one_before(self, residual_nK: Tensor) -> Tensor:
+        """Return every draw's residual r if it had the numbers of the one before it, of the same scale.
+
+        Where that one's token y won the race of its r', y wins this one with chance r(y)/(r(y) + r'(y)) or more.
+        """
+        of_own = ((each_nK * self.is_token_nK).sum(-1) for each_nK in (self.probs_nK, self.drafts_nK, residual_nK))
+        y_n, p_n, q_n, before_n = (each_n.roll(1) for each_n in (self.token_n, *of_own))
+        is_y_nK = (self.columns_nK == y_n[:, None]).to(residual_nK)
+        here_n, redrawn_n = (residual_nK * is_y_nK).sum(-1), (1 - q_n / p_n.clamp_min(TINY)).clamp_min(0)
+        follows_n = (self.scale_n == self.scale_n.roll(1)) & (self.image_n == self.image_n.roll(1))
+        follows_n[:1] = False
+        chance_n = follows_n * redrawn_n * here_n / (here_n + before_n).clamp_min(TINY)
+        return torch.lerp(residual_nK, is_y_nK, chance_n[:, None])
 
     def bet(self, alternatives: Sequence[Alternative]) -> tuple[Tensor, Tensor]:
-        """Return what each alternative wins of every image, and mean and variance of it for the last image under it."""
-        law_ABlK, p_BlK = torch.stack([self.alternative(a) for a in alternatives]), self.probs_BlK
-        held_ABlK = torch.minimum(law_ABlK, MOST_RATIO * p_BlK)
-        ratio_ABlK = held_ABlK / p_BlK.clamp_min(TINY)
-        mean_ABl = held_ABlK.sum(-1)
-        above_ABl = held_ABlK.sub_(p_BlK).clamp_min_(0).sum(-1)
-        up, down = math.expm1(self.distance), -math.expm1(-self.distance)
-        bound_ABl = mean_ABl + up * above_ABl + down * (above_ABl - mean_ABl + 1)
-        bound_ABl += DRAW_ROUNDING * ratio_ABlK.amax(-1)
-        won_ABl = ((ratio_ABlK * self.is_token_BlK).sum(-1) / bound_ABl).log()
-        last_AlK = law_ABlK[:, -1]
-        factor_AlK = (ratio_ABlK[:, -1] / bound_ABl[:, -1, :, None]).log().clamp_min(LEAST)
-        others_Al = 1 - last_AlK.sum(-1)
-        others_Al = torch.where(others_Al > DRAW_ROUNDING, others_Al, 0.0)
-        mean_Al = (last_AlK * factor_AlK).sum(-1) + others_Al * LEAST
-        square_Al = (last_AlK * factor_AlK.square()).sum(-1) + others_Al * LEAST**2
-        return self._sum(won_ABl), self._sum(torch.stack((mean_Al, square_Al - mean_Al.square())), -1)
+        """Return won_An, and under_2An, its mean and variance under the alternative, for the last image alone."""
+        law_AnK, p_nK = self.laws(alternatives), self.probs_nK
+        held_AnK = torch.minimum(law_AnK, MOST_RATIO * p_nK)
+        mean_An = held_AnK.sum(-1)
+        above_An = (mean_An - torch.minimum(held_AnK, p_nK).sum(-1)).clamp_min(0)
+        ratio_AnK = held_AnK.div_(p_nK.clamp_min(TINY))  # in place, here and below: memory is what takes time
+        # 4δ is how far rounding may move the logarithm of a probability
+        up_n, down_n = (each_n.to(p_nK) for each_n in ((4 * self.allowed_n).expm1(), -(-4 * self.allowed_n).expm1()))
+        bound_An = mean_An + up_n * above_An + down_n * (above_An - mean_An + 1)
+        bound_An += DRAW_ROUNDING * ratio_AnK.amax(-1)
+        place_n1 = self.is_token_nK.argmax(-1, keepdim=True)  # any, where none is the token: it wins nothing then
+        met_An = ratio_AnK.gather(2, place_n1.expand(len(ratio_AnK), -1, -1))[..., 0] * self.is_token_nK.amax(-1)
+        won_An = (met_An / bound_An).log().double().clamp_min(LEAST)
+        last = slice(int((self.image_n < len(self.seen.tokens_BL) - 1).sum()), None)
+        law_AmK = law_AnK[:, last]
+        factor_AmK = ratio_AnK[:, last].div_(bound_An[:, last, None]).log_().clamp_min_(LEAST)
+        others_Am = 1 - law_AmK.sum(-1)
+        others_Am = torch.where(others_Am > DRAW_ROUNDING, others_Am, 0.0)
+        mean_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST
+        square_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST**2
+        under_2An = won_An.new_zeros(2, *won_An.shape)
+        under_2An[..., last] = torch.stack((mean_Am, square_Am - mean_Am.square())).double()
+        return won_An * self.is_open_n, under_2An * self.is_open_n
 
-    def _sum(self, each_Anl: Tensor, image: int | slice = slice(None)) -> Tensor:
-        return (each_Anl.double().clamp_min(LEAST) * self.is_open_Bl[image]).sum(-1)
 
-
-def _above(ascending_BlV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Return sorted logits with -inf where the reference's `filter_logits` has it; tokens that tie stay together."""
-    if top_k:
-        ascending_BlV = ascending_BlV.masked_fill(ascending_BlV < ascending_BlV[..., -top_k:][..., :1], -torch.inf)
-    if top_p:
-        dropped_BlV = ascending_BlV.softmax(-1).cumsum(-1) <= 1 - top_p
-        dropped_BlV[..., -1] = False  # never the largest
-        ascending_BlV = ascending_BlV.masked_fill(dropped_BlV, -torch.inf)
-    return ascending_BlV
+def _above(ascending_nV: Tensor, filters: Sequence[Sequence[tuple[int, float]]], scale_n: Tensor) -> Tensor:
+    """Return sorted logits (A, n, V), -inf where `filter_logits` has it for (top_k, top_p) by scale; ties stay."""
+    k_An, p_An = torch.tensor(filters, dtype=torch.float64, device=scale_n.device)[:, scale_n].unbind(2)
+    lowest_An = torch.where(k_An > 0, ascending_nV.shape[-1] - k_An, 0).long()
+    share_An1 = torch.where(p_An > 0, 1 - p_An, -1.0)[..., None].to(ascending_nV)
+    kth_An1 = ascending_nV.gather(1, lowest_An.T).T[..., None]
+    kept_AnV = torch.where(ascending_nV < kth_An1, -torch.inf, ascending_nV)
+    dropped_AnV = kept_AnV.softmax(-1).cumsum(-1) <= share_An1
+    dropped_AnV[..., -1] = False  # never the largest
+    return kept_AnV.masked_fill_(dropped_AnV, -torch.inf)

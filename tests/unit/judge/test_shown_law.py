@@ -150,6 +150,19 @@ def test_a_law_that_does_not_draw_its_tokens_is_a_defect_with_its_place():
     assert "law_BLV is (6, 5, 4), not (6, 5, 3)" in str(judged(trace).defects[0])
 
 
+@pytest.mark.parametrize("contract", [Contract.TOKENS, Contract.LAW])
+def test_a_law_that_is_shown_draws_its_tokens_whatever_else_is_claimed(contract: Contract):
+    trace = build_decoder(MODELS, Settings(2, True, "coupled")).decode(SOME, MODELS.noise(SOME))
+    assert trace.law_BLV is not None
+    assert not judged(trace, contract).defects
+    trace.law_BLV = trace.law_BLV.roll(1, 2)
+    first = judged(trace, contract).defects[0]
+    assert (first.component, first.scale, first.position) == ("law", 0, 0)
+    wrong_BL = (trace.tokens_BL + 1) % V
+    wrong = judged(replace(trace, tokens_BL=wrong_BL), Contract.TOKENS)
+    assert "law" not in {each.component for each in wrong.defects}  # the token's own cause is named
+
+
 @pytest.mark.parametrize("policy", ["match:0.5", "rejection", "greedy"])
 def test_a_law_that_hangs_on_its_numbers_is_not_shown(policy: str):
     assert build_decoder(MODELS, Settings(2, policy=policy)).decode(SOME, MODELS.noise(SOME)).law_BLV is None
