@@ -187,7 +187,8 @@ def test_replay_from_the_command_line(
     assert command(monkeypatch, "verify", *pair, *OFFSET, "--seeds", "0:2", "--draft-len", "2,3", "--run", run) == 1
     capsys.readouterr()
     assert command(monkeypatch, "replay", run) == 1
-    *lines, in_sum = capsys.readouterr().out.splitlines()
+    *lines, in_sum, after = capsys.readouterr().out.splitlines()
+    assert after.startswith("next: mend it, then repeat this; --locate")
     assert [line[:18] for line in lines] == ["STILL FAILS case 0", "STILL FAILS case 1"]
     assert in_sum == "2 of 2 STILL FAILS"
     assert command(monkeypatch, "replay", run, "--bundle", case) == 2
