@@ -154,7 +154,7 @@ def _code_line(values: object) -> CodeLine | str:
     number, stack = values.pop("line"), values.pop("stack")
     if type(number) is not int:
         raise ValueError("a line without a number")
-    texts = dict(zip(values, _texts(list(values.values()), 5), strict=True))
+    texts = dict(zip(values, _texts(list(values.values()), 6), strict=True))
     return CodeLine(**texts, line=number, stack=tuple(_texts(stack, len(stack))))
 
 

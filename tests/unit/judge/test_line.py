@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge._line import CodeLine, WrongDecode
+from harness.judge._line import CodeLine, LineSearch
+from harness.judge._wrong_decode import WrongDecode
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
@@ -26,7 +27,7 @@ def searched(source: str, path: Path, request: Request, **changes: Any) -> CodeL
     def decode() -> Any:
         return replace(decoder.decode(request, MODELS.noise(request)), **changes)
 
-    return WrongDecode(MODELS, request, False, True, decode).line()
+    return LineSearch(WrongDecode(MODELS, request, False, True, decode)).line()
 
 
 def request_for(planted: Planted) -> Request:
