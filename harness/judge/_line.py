@@ -19,14 +19,14 @@ from torch import Tensor
 
 from harness.errors import text_of
 from harness.judge._form import unreadable, wrong_shape
-from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._replaced import what_was_tried
 from harness.judge._wrong_decode import Wrong, WrongDecode
 from harness.protocol import Trace
 from harness.reference import block_causal
 
 NEAR = 24  # operations of a function that tell what it works on
-AHEAD, ALIKE = 100, 24  # operations that may lead to a right value, and others of a line that are looked at
+AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
 UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
@@ -62,6 +62,7 @@ class Stream:
         for number, step in enumerate(steps):
             for rows in step.outputs:
                 self._made.setdefault(rows.kind, []).append((number, rows))
+        self._usual: dict[tuple[str, tuple[Frame, ...]], bool] = {}
         self._tables: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def _table(self, kind: tuple[str, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,9 +112,11 @@ class Stream:
 
         Code of another structure has many: scores of an attention that is written out, sums in another order.
         """
-        mine = self.steps[number]
-        steps = (n for n, step in enumerate(self.steps) if (step.name, step.stack) == (mine.name, mine.stack))
-        return any(self._leads_to_right(other) for other in islice(steps, ALIKE))
+        mine = self.steps[number].name, self.steps[number].stack
+        if mine not in self._usual:
+            steps = (n for n, step in enumerate(self.steps) if (step.name, step.stack) == mine)
+            self._usual[mine] = any(self._leads_to_right(other) for other in islice(steps, ALIKE))
+        return self._usual[mine]
 
     def _leads_to_right(self, number: int) -> bool:
         """Tell whether of values that are not known others were made, soon and one by one, that all are."""

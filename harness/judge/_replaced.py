@@ -23,7 +23,7 @@ from harness.judge._recorder import (
 )
 from harness.judge._wrong_decode import Wrong, WrongDecode
 
-MOST_REPLACED = 32  # values, a decode each
+MOST_REPLACED = 3  # values, a decode each
 
 
 class Replacing(TorchDispatchMode):
@@ -76,21 +76,24 @@ class Replacing(TorchDispatchMode):
 
 
 def what_was_tried(decode: WrongDecode) -> str:
-    """Replace one wrong value after another; say where, and what came of it. Raises as the decoder does."""
-    replacing, scales = Replacing(), dict[str, list[int]]()
-    for _ in range(MOST_REPLACED):
+    """Replace the first wrong values one after another; say where, and what came of it. Raises as the decoder does."""
+    replacing, names = Replacing(), list[str]()
+    while True:
         replacing.places.clear()
         trace = recorded(replacing, decode.decode)
         with torch.inference_mode():
             expected = decode.reference(decode.models.target, trace.tokens_BL, decode.models.pyramid.S)
             left = next(decode.wrong_values(trace, expected), None)
-            if left is None or left.scale in scales.get(left.name, []):
+            elsewhere = left is not None and decode.is_right_elsewhere(left, expected)
+            if left is None or elsewhere or left.place in names or len(names) == MOST_REPLACED:
                 break
             replacing.add(left)
-        scales.setdefault(left.name, []).append(left.scale)
+        names.append(left.place)
+    if left is not None and elsewhere and not names:
+        return f"not replaced: {left.place} is right in another place"
     lines = dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)
     if not lines:
         return f"not replaced: no operation makes {left} as it is shown"
-    values = "; ".join(f"{name} of scale {', '.join(map(str, of))}" for name, of in scales.items())
-    said = f"replaced by the reference's at {', '.join(lines)}: {values}: "
-    return said + ("every value of the case is right then" if left is None else f"{left} stays wrong")
+    then = "every value of the case is right then" if left is None else f"the next wrong one is {left}"
+    then = f"{left} stays wrong" if left is not None and left.place in names else then
+    return f"replaced by the reference's at {', '.join(lines)}: {', '.join(names)}: {then}"

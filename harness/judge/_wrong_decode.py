@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._decode import unverified_scales
+from harness.judge._recorder import Known, rows_of
 from harness.models import ModelPair
 from harness.models.mode import product_dtype
 from harness.models.network import Network
@@ -38,11 +39,15 @@ class Wrong:
     def is_tokens(self) -> bool:
         return not self.actual.is_floating_point()
 
+    @property
+    def place(self) -> str:
+        return f"{self.name} of scale {self.scale}"
+
     def __str__(self) -> str:
         if self.is_tokens:
             return f"{int((self.actual != self.expected).sum())} tokens of scale {self.scale}"
         far = float((self.actual.double() - self.expected.double()).abs().max())
-        return f"{self.name} of scale {self.scale} by {far:.3g}"
+        return f"{self.place} by {far:.3g}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class WrongDecode:
         """Return the reference's trace of the first scales along tokens, or along its own."""
         noise = self.models.noise(self.request)
         return walked(Progress(network, self.models.vae, self.request, noise, tokens_BL, self.greedy), scales)
+
+    def is_right_elsewhere(self, wrong: Wrong, expected: Trace) -> bool:
+        """Tell whether rows of a wrong value are those of another one in the reference's trace: halves, scales."""
+        if wrong.is_tokens or expected.intermediates is None or (rows := rows_of(wrong.actual)) is None:
+            return False
+        others = filter(None, map(rows_of, expected.intermediates.named().values()))
+        return bool(Known(others, self.close).has(rows).any())
 
     def wrong_values(self, actual: Trace, expected: Trace) -> Iterator[Wrong]:
         """List the wrong values of a trace, in the order in which they are made; `expected` is along its tokens."""
