@@ -105,7 +105,7 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
 
 
 LOCATE_S = 60.0  # of a search that nobody asked for, at most
-DECODES = 60  # that a search takes as long as: on digits 30 to 55 (docs/locate.md)
+DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.md)
 NO_DECODE = "not searched: the defect is of no decode"
 
 

@@ -68,6 +68,16 @@ def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
     assert line.text == "wrong = int((idx_l != proposal).sum())"
 
 
+def test_what_was_tried_is_told(tmp_path: Path):
+    offset, halves = (searched(TEN[n].source, tmp_path / "mine.py", Request((0,), 1)) for n in (0, 2))
+    assert isinstance(offset, CodeLine)
+    inputs = ", ".join(f"the input of scale {si}" for si in (1, 2, 3))
+    place = f"mine.py:{TEN[0].lines[0]}"
+    assert offset.tried == f"replaced by the reference's at {place}: {inputs}: every value of the case is right then"
+    assert isinstance(halves, CodeLine)
+    assert halves.tried == "not replaced: the guided logits of scale 0 is right in another place"
+
+
 def test_what_no_operation_made_is_said(tmp_path: Path):
     tokens_BL = torch.full((1, MODELS.pyramid.L), 7)
     line = searched(TEMPLATE, tmp_path / "mine.py", Request((0,), 1), tokens_BL=tokens_BL, intermediates=None)
