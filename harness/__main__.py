@@ -22,6 +22,7 @@ from typing import Annotated
 import typer
 
 from harness.commands.bench import bench
+from harness.commands.bisect import bisect
 from harness.commands.calibrate import calibrate
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
@@ -72,7 +73,7 @@ def everything(
     context.default_map = project_options(context.command, here)
 
 
-for each in (verify, replay, report, sample, evidence, parts, init, doctor, bench, calibrate):
+for each in (verify, replay, bisect, report, sample, evidence, parts, init, doctor, bench, calibrate):
     add(app, each)
 app.add_typer(golden, name="golden")
 for each in (mutants, quality):

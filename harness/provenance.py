@@ -52,8 +52,10 @@ def git_says(folder: Path, *words: str) -> str:
         return done.stdout.strip()
 
     try:
-        filters = said("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process)$").split("\n")
+        filters = said("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$").split(
+            "\n"
+        )
     except subprocess.CalledProcessError:  # there are none
         filters = []
-    off = [word for name in filters for word in ("-c", f"{name}=")]
+    off = [word for name in filters for word in ("-c", f"{name}={'false' * name.endswith('.required')}")]
     return said(*off, *words)

@@ -44,6 +44,7 @@ SILENT = "Print the verdict only, and nothing that a decoder prints."
 SCHEDULER = "Address of a Dask scheduler whose workers do it (docs/runs.md)."
 DEMAND = "Demand A, B or C; a weaker claim is refused. Empty: what the decoder claims."
 BUILT = "Decoder under test: package.module:factory, or published:var, code, …"
+QUICK = "where that takes less than a minute"
 MEASURES = "File of `calibrate`; modes that it lacks are measured."
 
 HEADS = "Attention heads, where the checkpoint does not tell: 16, or the draft's and the target's: 16,30."
@@ -85,6 +86,9 @@ Timeout = Annotated[
     float, Option("Seconds of a decode or law, or of all parts, in the decoder's own process.", rare=True)
 ]
 Locate = Annotated[bool, Option("Name the line of its code that makes the first defect.", rare=True, panel=JUDGED)]
+LocateIfQuick = Annotated[
+    bool | None, Option("Name the line of code that makes the first defect.", rare=True, shown=QUICK, panel=JUDGED)
+]
 InProcess = Annotated[bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
 Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]

@@ -40,6 +40,7 @@ class PartsQuestion(Group):
     seed: Annotated[int, Option("Of the tokens that parts are asked about, or of the cases.")] = 0
     labels: options.Labels = "0,1"
     cfg: options.Cfg = 1.5
+    locate: options.LocateIfQuick = None
     examples: Annotated[int, Option("Cases a law, for decoders with parts of our own names.")] = 12
     json: options.Json = None
     verbose: options.Verbose = False
@@ -72,7 +73,7 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
             settings = usual_settings(name, settings, 1)[0]
         question = Question(name, (settings,), (request,), terms)
         rows = of_published(pair, question) if is_published(name) else of_laws(question, about)
-        rows.append(of_decode(pair, question))
+        rows.append(of_decode(pair, question, about.locate))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
     say_after(plain_console(), "parts", verdict.exit_status, about.quiet)
@@ -80,19 +81,23 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     raise typer.Exit(verdict.exit_status)
 
 
-def of_decode(pair: ModelPair, question: Question) -> PartLaw:
+def of_decode(pair: ModelPair, question: Question, locate: bool | None) -> PartLaw:
     """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
     from harness.judge import PartLaw, PartVerdict, Verdict
+    from harness.runs import RunFileOptions, take_line
     from harness.verification import answer_question
 
+    recipe = {"implementation": question.decoder} if isinstance(question.decoder, str) else {}
     statement = "The decode keeps its contract, token by token and tensor by tensor, as `verify` judges it."
     try:
-        result = answer_question(pair, question)
+        result = answer_question(pair, question, store=RunFileOptions(recipe=recipe))
     except InputError as error:
         return PartLaw("decode", "decode.contract", statement, PartVerdict.ABSENT, f"refused: {error}")
     verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.ABSENT}
     verdict = verdicts.get(result.verdict, PartVerdict.HELD)
+    take_line(result, pair, locate)
     finding = "" if verdict is PartVerdict.HELD else str(result.first_divergence or "; ".join(result.inconclusive))
+    finding += f"; line: {result.line}" if result.line else ""
     return PartLaw("decode", "decode.contract", statement, verdict, finding)
 
 

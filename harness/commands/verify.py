@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,6 @@ from harness.files import absolute_source, check_outputs, check_readable
 
 if TYPE_CHECKING:
     from harness.decoders import Other
-    from harness.models import ModelPair
     from harness.protocol import Settings
     from harness.quality import Means, Study
     from harness.runs import RunFileOptions, Verification
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
 GRID = "in a grid"  # when a default holds: the covering design has values of its own
-NO_DECODE = "not searched: the defect is of no decode"
 TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
@@ -79,7 +77,7 @@ class VerifyJudging(Group):
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.")] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
-    locate: options.Locate = False
+    locate: options.LocateIfQuick = None
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
     cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
     laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
@@ -136,7 +134,7 @@ def verify(
     from harness.protocol import Contract
     from harness.report import LongWork
     from harness.report.html import check_page
-    from harness.runs import RunFileOptions, RunInterrupted
+    from harness.runs import RunFileOptions, RunInterrupted, take_line
     from harness.signals import silence
     from harness.speculative import parse_policy
     from harness.verification import Question, answer_question, usual_laws, usual_settings
@@ -182,24 +180,23 @@ def verify(
             status = 0
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
-        write(result, paths, store, outputs, None if status or not judging.locate else pair)
+        write(result, paths, store, outputs, None if status else partial(take_line, models=pair, asked=judging.locate))
     raise typer.Exit(status or result.verdict.exit_status)
 
 
 def write(
     result: Verification, paths: Mapping[str, Path], store: RunFileOptions, outputs: VerifyOutputs,
-    located: ModelPair | None,
+    locate: Callable[[Verification], None] | None,
 ) -> None:  # fmt: skip
-    """Show a result, and write it as JSON and as a page; on the networks of `located` the defect's line is searched."""
+    """Show a result, its defect located, and write it as JSON and as a page."""
     from harness.quality import Measured
     from harness.report import plain_console, say, show_quality, show_verification, write_asked
     from harness.report.html import run_page, seen_in
-    from harness.runs import locate_case
     from harness.signals import silence
 
-    if located is not None and result.verdict.exit_status == 1:
+    if locate is not None:
         with silence(outputs.quiet):
-            result.line = locate_case(result.case, located) if result.case else NO_DECODE
+            locate(result)
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)

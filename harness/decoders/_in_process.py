@@ -8,6 +8,7 @@ back, and a remark: whether a result depends on it is seen by the result.
 """
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,17 @@ from harness.decoders._crash import crash_of, traceback_of
 from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge import CodeLine, Divergence, Judgement, PartLaw, WrongDecode, made_plain, unreadable, wrong_shape
+from harness.judge import (
+    CodeLine,
+    Divergence,
+    Judgement,
+    LineSearch,
+    PartLaw,
+    WrongDecode,
+    made_plain,
+    unreadable,
+    wrong_shape,
+)
 from harness.models import ModelPair, pair_checksums
 from harness.protocol import Contract, Implementation, Intermediates, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
@@ -110,16 +121,29 @@ def run_in_process(
 
 def search_line(decoder: Implementation, models: ModelPair, request: Request, greedy: bool) -> CodeLine | str:
     """Return the line that goes wrong, or why there is none. Raises as `run_in_process`; effects likewise."""
+
+    def decode() -> Trace:
+        trace = decoder.decode(request, models.noise(request))
+        return made_plain(trace)[0] if isinstance(trace, Trace) else trace
+
     try:
-        with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop():
+        with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop(), run_plainly():
             claims = decoder.contract == Contract.TOKENS
-            return WrongDecode(
-                models, request, greedy, claims, lambda: decoder.decode(request, models.noise(request))
-            ).line()
+            return LineSearch(WrongDecode(models, request, greedy, claims, decode)).line()
     except (InputError, StopSignal):
         raise
     except BaseException as error:
         return crash_of(error)
+
+
+@contextmanager
+def run_plainly() -> Iterator[None]:
+    """Let what PyTorch's compiler has compiled, if anything, run as it is written: no operation is seen of it else."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:

@@ -9,26 +9,27 @@ drafted, by both networks. From the wrong value it is followed back, from operat
 is right.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from harness.judge._decode import unverified_scales
-from harness.judge._recorder import Known, Operation, OperationRecorder, TensorRows, rows_of
-from harness.models import ModelPair
-from harness.protocol import Request, Trace
+from harness.errors import text_of
+from harness.judge._form import unreadable, wrong_shape
+from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._replaced import what_was_tried
+from harness.judge._wrong_decode import Wrong, WrongDecode
+from harness.protocol import Trace
 from harness.reference import block_causal
-from harness.reference.sequential import Progress, walked
 
-# Relative to the length of a row: more than rounding moves it in a pass.
-CLOSE = {torch.float64: 1e-8, torch.float32: 2e-5}
-COARSE = 2e-2  # in fewer bits
 NEAR = 24  # operations of a function that tell what it works on
+AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
+UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
-SHOWN = {"x_RLD": "the input", "rows_RLV": "the rows", "guided_BLV": "the guided logits"}
+NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
 
 @dataclass(frozen=True)
@@ -41,35 +42,15 @@ class CodeLine:
     text: str  # the line itself
     operation: str  # PyTorch's name of what it did, with the shapes that went in and came out
     wrong: str  # what came of it, and by how much
+    tried: str = ""  # what came of the reference's values in the place of the wrong ones
     stack: tuple[str, ...] = ()  # the decoder's own frames, the innermost first
 
     def __str__(self) -> str:
         where = f"{Path(self.file).name}:{self.line}, in {self.function}: {self.text}"
-        return f"{where} ({self.operation}; wrong: {self.wrong})"
+        return f"{where} ({self.operation}; wrong: {self.wrong}){f'; {self.tried}' if self.tried else ''}"
 
 
 Found = tuple[Operation, str]  # an operation, and what there is to say of it
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """A wrong value of a trace, of one scale and row of the batch."""
-
-    name: str
-    scale: int
-    actual: Tensor
-    expected: Tensor
-    batch: Tensor  # the decoder's, all rows
-
-    @property
-    def is_tokens(self) -> bool:
-        return not self.actual.is_floating_point()
-
-    def __str__(self) -> str:
-        if self.is_tokens:
-            return f"{int((self.actual != self.expected).sum())} tokens of scale {self.scale}"
-        far = float((self.actual.double() - self.expected.double()).abs().max())
-        return f"{self.name} of scale {self.scale} by {far:.3g}"
 
 
 class Stream:
@@ -81,6 +62,7 @@ class Stream:
         for number, step in enumerate(steps):
             for rows in step.outputs:
                 self._made.setdefault(rows.kind, []).append((number, rows))
+        self._usual: dict[tuple[str, tuple[Frame, ...]], bool] = {}
         self._tables: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def _table(self, kind: tuple[str, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,8 +75,7 @@ class Stream:
             first_n = torch.nonzero(hash_N.diff(prepend=hash_N[:1] - 1)).flatten()
             hash_n, order_n = hash_N[first_n], order_N[first_n]
             rows = TensorRows(kind, hash_n, mark_N4[order_n])
-            known_n = torch.stack([known.has(rows) for known in self._known]).any(0)
-            self._tables[kind] = hash_n, step_N[order_n], known_n
+            self._tables[kind] = hash_n, step_N[order_n], self._is_known(rows)
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
 
     def makers(self, rows: TensorRows, before: int | None = None) -> set[int]:
@@ -115,9 +96,51 @@ class Stream:
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
         return set().union(*(masks or [of for _, of in makers]))
 
+    def unseen(self, number: int) -> str:
+        """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
+        for rows in (each for each in self.steps[number].inputs if each.kind[0] == "real"):
+            made = {self.steps[each].name for each in self.makers(rows, number)}
+            if made <= {"lift_fresh"} and not bool(self._is_known(rows).all()):
+                return UNSEEN
+        return ""
+
+    def _is_known(self, rows: TensorRows) -> Tensor:
+        return torch.stack([known.has(rows) for known in self._known]).any(0)
+
+    def _is_usual(self, number: int) -> bool:
+        """Tell whether what a step makes led to right values elsewhere: the reference only has no such value between.
+
+        Code of another structure has many: scores of an attention that is written out, sums in another order.
+        """
+        mine = self.steps[number].name, self.steps[number].stack
+        if mine not in self._usual:
+            steps = (n for n, step in enumerate(self.steps) if (step.name, step.stack) == mine)
+            self._usual[mine] = any(self._leads_to_right(other) for other in islice(steps, ALIKE))
+        return self._usual[mine]
+
+    def _leads_to_right(self, number: int) -> bool:
+        """Tell whether of values that are not known others were made, soon and one by one, that all are."""
+        reached = self._unknown(self.steps[number])
+        for step in self.steps[number + 1 : number + 1 + AHEAD] if reached else ():
+            if step.attends or "norm" in step.name:  # both make right values of some wrong ones
+                continue
+            if not any(_share(one, other) for one in step.inputs for other in reached):
+                continue
+            real = [rows for rows in step.outputs if rows.kind[0] == "real" and rows.kind[1] >= LEAST]
+            told = [self._is_known(rows) & (rows.mark_N4[:, 3] > 0) for rows in real]
+            if told and not step.moves and bool(torch.cat(told).all()):
+                return True
+            reached += self._unknown(step)
+        return False
+
+    def _unknown(self, step: Operation) -> list[tuple[tuple[str, int], Tensor]]:
+        """Return kinds and hashes of the rows that a step makes and nobody knows."""
+        every = [(rows.kind, rows.hash_N[~self._is_known(rows)]) for rows in step.outputs]
+        return [(kind, hash_n) for kind, hash_n in every if len(hash_n)]
+
     def firsts(self, pending: set[int]) -> list[int]:
         """Return the steps that some go back to, whose own inputs are all right, in the order of time."""
-        made_by = dict[int, set[int]]()
+        wrong, made_by = frozenset(pending), dict[int, set[int]]()
         while pending:
             number = pending.pop()
             made_by[number] = self.makers_of(number)
@@ -125,7 +148,8 @@ class Stream:
         right, firsts = set[int](), list[int]()
         for number in sorted(made_by):
             if not made_by[number] - right:
-                (right.add if self.steps[number].moves else firsts.append)(number)
+                is_right = self.steps[number].moves or (number not in wrong and self._is_usual(number))
+                (right.add if is_right else firsts.append)(number)
         return [number for number in firsts if self.steps[number].stack]
 
 
@@ -150,7 +174,9 @@ class Search:
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
-            return (found[0], f"{found[1]}, read at line {step.stack[0].line}") if found else (step, "")
+            return (
+                (found[0], f"{found[1]}, read at line {step.stack[0].line}") if found else (step, stream.unseen(number))
+            )
         return None
 
     def taken(self, wrong: Wrong) -> Found | None:
@@ -194,38 +220,47 @@ class Search:
         return None
 
 
-@dataclass(frozen=True)
-class WrongDecode:
-    """A decode that goes wrong, and what it is compared with."""
+class LineSearch:
+    """The search for the line of one decode that goes wrong."""
 
-    models: ModelPair  # as the decoder uses them
-    request: Request
-    greedy: bool
-    claims_tokens: bool
-    decode: Callable[[], Trace]  # runs it once more
+    def __init__(self, decode: WrongDecode) -> None:
+        self._decode, self._pyramid = decode, decode.models.pyramid
 
-    @torch.inference_mode()
     def line(self) -> CodeLine | str:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
-        pyramid, weights = self.models.pyramid, self.models.named_weights().values()
-        _, once = self._right(None, 1)  # what networks compute once they compute before the decode
-        with OperationRecorder(weights) as recorder:
-            trace = self.decode()
+        with torch.inference_mode():  # what networks compute once they compute before the decode
+            _, once = self._right(None, 1)
+        recorder = OperationRecorder(self._decode.weights)
+        trace = recorded(recorder, self._decode.decode)
+        for ask in (unreadable, wrong_shape):
+            if (wrong_form := ask(self._decode.models, self._decode.request, trace)) is not None:
+                return f"not searched: {wrong_form.detail}"
+        try:
+            with torch.inference_mode():
+                found = self._searched(trace, recorder.steps, once)
+        except Exception as error:  # ours: nothing of the decoder runs here
+            return f"not found: the search itself ended with {type(error).__name__}: {text_of(error)}"
+        return replace(found, tried=what_was_tried(self._decode)) if isinstance(found, CodeLine) else found
+
+    def _searched(self, trace: Trace, steps: list[Operation], once: list[TensorRows]) -> CodeLine | str:
+        """Return what `line` does, of a recorded decode."""
+        pyramid = self._pyramid
         expected, final = self._right(trace.tokens_BL, pyramid.S)
-        wrong = list(self._wrong_values(trace, expected))
+        wrong = list(self._decode.wrong_values(trace, expected))
         if not wrong:
             return ""
-        final += [*once, *self._masks(), *filter(None, map(rows_of, weights))]
+        final += [*once, *self._masks(), *filter(None, map(rows_of, self._decode.weights))]
         rejected, proposed = list[tuple[int, Tensor, Tensor]](), dict[tuple[int, ...], tuple[Tensor, int]]()
-        for scales, tokens_BL in self._proposed(recorder.steps, trace.tokens_BL, wrong[0].scale):
+        for scales, tokens_BL in self._proposed(steps, trace.tokens_BL, wrong[0].scale):
             proposed[tuple(tokens_BL.flatten().tolist())] = tokens_BL, scales[-1] + 1
             for si in scales:
                 span = pyramid.draws.span(si)
                 pairs = zip(tokens_BL[:, span].cpu(), expected.tokens_BL[:, span].cpu(), strict=True)
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         otherwise = [rows for asked in list(proposed.values())[-MOST_PROPOSED:] for rows in self._right(*asked)[1]]
-        known, ends = [Known(rows, self._close) for rows in (final, otherwise)], {pyramid.end(si) for si in pyramid}
-        along_any, along_final = (Stream(recorder.steps, of, ends) for of in (known, known[:1]))
+        known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
+        ends = {pyramid.end(si) for si in pyramid}
+        along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
         search = Search(along_any, along_final, rejected)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
@@ -233,25 +268,20 @@ class WrongDecode:
             if found := finds[0](value) or finds[1](value):
                 return _line_of(*found, value)
         found = search.elsewhere(wrong[0])
-        return _line_of(*found, wrong[0]) if found else f"no operation of the decoder was seen to make {wrong[0]}"
-
-    @property
-    def _close(self) -> float:
-        return CLOSE.get(self.models.target.dtype, COARSE)
+        return _line_of(*found, wrong[0]) if found else NOT_SEEN.format(wrong[0])
 
     def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[TensorRows]]:
         """Return the target's trace of the first scales along tokens, and what is right there by either network."""
-        with OperationRecorder(self.models.named_weights().values()) as recorder:
-            for network in (self.models.draft, self.models.target):
-                noise = self.models.noise(self.request)
-                progress = Progress(network, self.models.vae, self.request, noise, tokens_BL, self.greedy)
-                run = walked(progress, scales)
+        recorder = OperationRecorder(self._decode.weights)
+        with recorder:
+            self._decode.reference(self._decode.models.draft, tokens_BL, scales)
+            run = self._decode.reference(self._decode.models.target, tokens_BL, scales)
         return run, [rows for step in recorder.steps for rows in step.outputs]
 
     def _masks(self) -> Iterator[TensorRows]:
         """List the right masks of every window."""
-        pyramid = self.models.pyramid
-        mask_LL = block_causal(pyramid, self.models.device, torch.float32)[0, 0]
+        pyramid = self._pyramid
+        mask_LL = block_causal(pyramid, self._decode.models.device, torch.float32)[0, 0]
         for first in pyramid:
             for last in range(first, pyramid.S):
                 window = mask_LL[pyramid.begin(first) : pyramid.end(last), : pyramid.end(last)]
@@ -259,57 +289,36 @@ class WrongDecode:
 
     def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
         """List what was drawn scale after scale, with the scales, in the place of final tokens."""
-        counts, proposed, last = self.models.pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
+        counts, proposed, last = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
         for step in steps:
             drawn = step.whole[0] if len(step.whole) == 1 and step.read else torch.zeros(0)
             sizes = {count * rows: si for rows in {1, len(tokens_BL)} for si, count in enumerate(counts)}
             si = sizes.get(len(drawn), -1)
-            if si < 0 or not any(rows.kind[0] == "real" for rows in step.inputs):
+            is_drawn = si >= 0 and int(drawn.min()) >= 0 and int(drawn.max()) < self._decode.models.target.config.V
+            if not is_drawn or not any(rows.kind[0] == "real" for rows in step.inputs):
                 continue
             if si != last + 1:
                 proposed.append(([], tokens_BL.clone()))
             last = si
-            span = self.models.pyramid.draws.span(si)
+            span = self._pyramid.draws.span(si)
             proposed[-1][0].append(si)
             proposed[-1][1][:, span] = drawn.to(tokens_BL).reshape(-1, counts[si])
         return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
 
-    def _wrong_values(self, actual: Trace, expected: Trace) -> Iterator[Wrong]:
-        """List the wrong values of a trace, in the order in which they are made; `expected` is along its tokens."""
-        pyramid, sides, shows = self.models.pyramid, (actual, expected), actual.intermediates is not None
-        alone = {si for image in range(self.request.B) for si in unverified_scales(actual, image)}
-        for si in (each for each in pyramid if each not in alone):
-            draws, values = pyramid.draws.span(si), dict[str, list[Tensor]]()
-            for name, words in SHOWN.items() if shows else ():
-                span = pyramid.span(si) if name == "x_RLD" else draws
-                values[words] = [getattr(side.shown, name)[:, span] for side in sides]
-            if self.claims_tokens:
-                values["the tokens"] = [side.tokens_BL[:, draws] for side in sides]
-            if shows:
-                values["f_hat"] = [side.shown.f_hat_SBCPP[si] for side in sides]
-            elif si == pyramid.S - 1:
-                values["f_hat"] = [side.f_hat_BCPP for side in sides]
-            for words, pair in values.items():
-                differing = [(a, b) for a, b in zip(*pair, strict=True) if not _near(a, b, self._close)]
-                yield from (Wrong(words, si, a, b, pair[0]) for a, b in differing[:1])
-
 
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
     own, *_ = step.stack
-    return CodeLine(*own, own.text, str(step), f"{wrong}{why}", tuple(map(str, step.stack)))
-
-
-def _near(one: Tensor, other: Tensor, close: float) -> bool:
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    far = (one.double() - other.double()).abs().nan_to_num(torch.inf, torch.inf)
-    return bool((far <= close * max(1.0, float(other.abs().max()))).all())
+    return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
 
 
 def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
     """Tell whether rows are among others, in their order."""
     is_n, at_n = (whole_N == part_n[:, None]).max(1)
     return bool(is_n.all()) and bool((at_n.diff() >= 0).all())
+
+
+def _share(one: TensorRows, other: tuple[tuple[str, int], Tensor]) -> bool:
+    return one.kind == other[0] and bool(torch.isin(one.hash_N, other[1]).any())
 
 
 def _places(whole: Tensor, part: Tensor) -> set[int]:

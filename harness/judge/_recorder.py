@@ -9,28 +9,32 @@ reference has, not even within rounding.
 """
 
 import linecache
+import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from traceback import walk_stack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PACKAGE = Path(__file__).parents[1]
-TESTED = tuple(str(PACKAGE / room) for room in ("speculative", "mutants"))  # decoders that lie within the harness
-OTHERS = (str(PACKAGE), str(Path(torch.__file__).parent), "<")
-LIBRARY = sysconfig.get_path("stdlib")
+TESTED = tuple(f"{PACKAGE / room}{os.sep}" for room in ("speculative", "mutants"))  # decoders within the harness
+OTHERS = (f"{PACKAGE}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}", "<")
+LIBRARY, INSTALLED = f"{sysconfig.get_path('stdlib')}{os.sep}", "site-packages"
+REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LEAST = 8  # numbers of a row, where the tensor has them
 LONGEST = 2**17  # numbers of a row that is remembered
 MOST_NUMBERS = 2**22  # that are looked at at a time
 MOST_ROWS = 2**26  # of a recording; some 3 GB
 MOST_STACK = 12
+FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
+Result = TypeVar("Result")
 MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
 
 
@@ -82,23 +86,33 @@ class Operation(NamedTuple):
 class OperationRecorder(TorchDispatchMode):
     """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
 
+    supports_higher_order_operators = True  # each is one operation
+
     def __init__(self, weights: Iterable[Tensor]) -> None:
         super().__init__()
         self.steps: list[Operation] = []
         self._weights, self._rows = {_storage(each) for each in weights}, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = list(_tensors((args, kwargs)))
-        inputs = self._rows_of(read)
-        held = set(map(_storage, read))
-        result = func(*args, **(kwargs or {}))
-        made, name = list(_tensors(result)), func._schema.name.partition("::")[2]
-        is_view = not name.endswith("_") and not held.isdisjoint(map(_storage, made))
-        outputs, both = self._rows_of(made), (*read, *made)
-        whole = [each.flatten().cpu().clone() for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
+        if any(map(computes_itself, types)):
+            return NotImplemented  # what it computes with is recorded
+        kwargs, name = kwargs or {}, str(getattr(func, "_opname", func))
+        with torch._C.DisableTorchFunction():  # a subclass, or a default device, is the decoder's own
+            written, filled = written_by(func, args, kwargs)
+            filled = written if name in FILLS else filled
+            read = [each for each in tensors_in((args, kwargs)) if not any(each is other for other in filled)]
+            inputs = self._rows_of(read)
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            made = written or list(tensors_in(result))
+            is_view = not written and not {_storage(each) for each in read}.isdisjoint(map(_storage, made))
+            outputs = [] if "empty" in name else self._rows_of(made)  # what was left in that memory is nobody's value
+            both = (*read, *made)
+            small = [each for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
+            whole = [each.flatten().cpu().clone() for each in small]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
-        self.steps.append(Operation(name, _own_frames(), inputs, outputs, moves, went_in, came_out, whole))
+        self.steps.append(Operation(name, own_frames(), inputs, outputs, moves, went_in, came_out, whole))
         return result
 
     def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
@@ -109,11 +123,22 @@ class OperationRecorder(TorchDispatchMode):
         return every
 
 
-def _own_frames() -> tuple[Frame, ...]:
-    """Return the decoder's own frames that called the recorder."""
-    codes = ((frame.f_code, line) for frame, line in walk_stack(sys._getframe(2)))
-    frames = (Frame(code.co_filename, line, code.co_name) for code, line in codes if _is_own(code.co_filename))
-    return tuple(islice(frames, MOST_STACK))
+def own_frames() -> tuple[Frame, ...]:
+    """Return the decoder's own frames that called an operation: not torch's, the harness's or Python's, nor a caller's.
+
+    A decoder calls libraries: where it lies in none, or in another one, theirs are not its own.
+    """
+    inside = takewhile(lambda each: each[0].f_code is not recorded.__code__, walk_stack(sys._getframe(2)))
+    codes = ((frame.f_code, line) for frame, line in inside)
+    frames = [Frame(code.co_filename, line, code.co_name) for code, line in codes if _is_own(code.co_filename)]
+    package = _package(frames[-1].file) if frames else ""
+    return tuple(islice((each for each in frames if _package(each.file) in ("", package)), MOST_STACK))
+
+
+def recorded(mode: TorchDispatchMode, work: Callable[[], Result]) -> Result:
+    """Return what is computed under a mode; below this frame all of a stack is a caller's."""
+    with mode:
+        return work()
 
 
 def _storage(tensor: Tensor) -> int:
@@ -126,13 +151,34 @@ def _is_own(file: str) -> bool:
     return file.startswith(TESTED) or not (file.startswith(OTHERS) or in_library)
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+@cache
+def _package(file: str) -> str:
+    """Return the top of the installed package that a file lies in; empty where it lies in none."""
+    return file.rpartition(f"{os.sep}{INSTALLED}{os.sep}")[2].partition(os.sep)[0] if INSTALLED in file else ""
+
+
+def computes_itself(kind: Any) -> bool:
+    return kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors that an operation writes into, and those of them that it does not read."""
+    arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+    named = dict(zip((each.name for each in arguments), args, strict=False)) | kwargs
+    of = [[each for each in arguments if each.is_write], [each for each in arguments if each.is_out]]
+    written, filled = (list(tensors_in([named.get(each.name) for each in some])) for some in of)
+    return written, filled
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """List the tensors whose numbers can be read."""
     if isinstance(values, Tensor):
-        if values.layout is torch.strided and values.device.type != "meta":
+        is_plain = values.layout is torch.strided and not (values.is_quantized or values.is_nested)
+        if is_plain and values.device.type != "meta" and not computes_itself(type(values)):
             yield values
     elif isinstance(values, dict | list | tuple):
         for each in values.values() if isinstance(values, dict) else values:
-            yield from _tensors(each)
+            yield from tensors_in(each)
 
 
 @cache
@@ -143,28 +189,37 @@ def _factors(device: torch.device) -> tuple[Tensor, Tensor]:
     return whole.to(device), torch.randn(LONGEST, 3, generator=generator, dtype=torch.float64).to(device)
 
 
-def rows_of(tensor: Tensor) -> TensorRows | None:
-    """Return what is remembered of a tensor; None where that is nothing."""
-    if tensor.is_complex() or not tensor.numel():
+def in_rows(tensor: Tensor) -> tuple[tuple[str, int], Tensor] | None:
+    """Return the kind of a tensor's rows, and these as rows_NL; None where nothing of it is remembered."""
+    is_truth, is_real, axis = tensor.dtype is torch.bool, tensor.dtype in REAL, tensor.dim() - 1
+    if tensor.is_complex() or not tensor.numel() or tensor.is_floating_point() > is_real:
         return None
-    is_truth, is_real, axis = tensor.dtype is torch.bool, tensor.is_floating_point(), tensor.dim() - 1
     kind = "truth" if is_truth else "mask" if _is_mask(tensor) else "real" if is_real else "whole"
     least = tensor.shape[-2:].numel() if kind in ("mask", "truth") else LEAST
     while axis > 0 and tensor.shape[axis:].numel() < least:
         axis -= 1
-    tensor = tensor[None] if axis < 0 else tensor.flatten(axis)
-    length = tensor.shape[-1]
-    if length > LONGEST:
+    length = tensor.shape[max(axis, 0) :].numel()
+    return None if length > LONGEST else ((kind, length), tensor.reshape(-1, length))
+
+
+def rows_of(tensor: Tensor) -> TensorRows | None:
+    """Return what is remembered of a tensor; None where that is nothing."""
+    if (rows := in_rows(tensor)) is None:
         return None
-    (whole, real), hashes, marks = _factors(tensor.device), [], []
-    for piece in tensor.reshape(-1, length).split(max(1, MOST_NUMBERS // length)):
-        hashes.append((_bits(piece).long() * whole[:length]).sum(-1).cpu())
-        marks.append(torch.zeros(len(piece), 4))
-        if kind == "real":
-            dtype = torch.float64 if piece.dtype is torch.float64 else torch.float32
-            plain = piece.to(dtype).nan_to_num(77.0, 99.0, -99.0)
-            marks[-1] = torch.cat((plain @ real[:length].to(dtype), plain.norm(dim=-1, keepdim=True)), 1).cpu()
+    (kind, length), rows_NL = rows
+    (_, real), hashes, marks = _factors(tensor.device), [], []
+    for piece in rows_NL.split(max(1, MOST_NUMBERS // length)):
+        hashes.append(hash_of(piece).cpu())
+        marks.append(torch.zeros(len(piece), 4, dtype=torch.promote_types(piece.dtype, torch.float32)))
+        if kind == "real":  # products of fewer bits than float64 may be those of autocast or TF32
+            plain = piece.double().nan_to_num(77.0, 99.0, -99.0)
+            marks[-1][:] = torch.cat((plain @ real[:length], plain.norm(dim=-1, keepdim=True)), 1)
     return TensorRows((kind, length), torch.cat(hashes), torch.cat(marks))
+
+
+def hash_of(rows_NL: Tensor) -> Tensor:
+    """Return hash_N of the bits of every row."""
+    return (_bits(rows_NL).long() * _factors(rows_NL.device)[0][: rows_NL.shape[1]]).sum(-1)
 
 
 def _is_mask(tensor: Tensor) -> bool:

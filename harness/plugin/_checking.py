@@ -22,7 +22,7 @@ from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.reference.sequential import sample_sequential
 from harness.report import CheckRow, show_verification
 from harness.rounding import budget_for
-from harness.runs import THE_LAW, RunFileOptions, Verification, requests_for
+from harness.runs import THE_LAW, RunFileOptions, Verification, requests_for, take_line
 from harness.verification import Question, answer_question, is_published, usual_settings
 
 SEEN = pytest.StashKey[CheckRow]()
@@ -75,6 +75,7 @@ def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) 
             raise
         stash[SEEN] = CheckRow(case.name, "digits", str(case.settings), ("decode",), None, why=str(error))
         _skip(case.name, f"refused: {error}", str(error), options)
+    take_line(result, pair(options.scope.device))
     stash[SEEN] = _row_of_digits(case, result, options)
     if result.verdict is Verdict.DEFECT:
         raise DefectFound(_message(result))
@@ -115,7 +116,7 @@ def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOption
         case.name, "digits", f"{case.settings} on digits: {result.summary}",
         (defect.component,) if defect else ("decode",), result.verdict,
         examples=result.images, exercised=result.images, seconds=result.wall_seconds,
-        why="; ".join(result.inconclusive), finding=str(defect) if defect else "",
+        why="; ".join(result.inconclusive), finding="; line: ".join(map(str, filter(None, (defect, result.line)))),
         replay=result.alone if defect else "", known=options.known.get(case.name, ""),
     )  # fmt: skip
 

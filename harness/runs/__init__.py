@@ -1,5 +1,6 @@
 """What a run is: its plan, its tasks, its file, its result; a case of it, repeated and reduced."""
 
+from harness.runs._bisect import Bisection, History
 from harness.runs._case import (
     MOST_CASES,
     KeptCase,
@@ -20,7 +21,7 @@ from harness.runs._likelihood import LikelihoodTest
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch
 from harness.runs._recorded import recorded_result
 from harness.runs._records import THE_LAW, BrokenLaw, LawsTried, QualityClaims, to_json
-from harness.runs._replay import Answer, Replayed, locate_case, replay_case, shrink_case
+from harness.runs._replay import Answer, Replayed, locate_case, replay_case, shrink_case, take_line
 from harness.runs._result import Verification
 from harness.runs._runfile import RUN_FILE, UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
 from harness.runs._seals import check_trusted

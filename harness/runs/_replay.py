@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from harness.decoders import start_runner
+from harness.decoders import is_own_decoder, start_runner
 from harness.errors import InputError
-from harness.judge import CodeLine, Divergence
+from harness.judge import CodeLine, Divergence, Verdict
 from harness.models import ModelPair, close_pair
 from harness.protocol import Settings
 from harness.rounding import joint_budget
 from harness.runs._case import KeptCase, unlike
 from harness.runs._plan import Task
+from harness.runs._result import Verification
 from harness.runs._work import VerifyWork
 
 
@@ -101,6 +102,27 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
             return next(lines, "not found: no value of a plain run that is recorded is wrong")
     except InputError as error:
         return f"not searched: {error}"
+
+
+LOCATE_S = 60.0  # of a search that nobody asked for, at most
+DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.md)
+NO_DECODE = "not searched: the defect is of no decode"
+
+
+def take_line(result: Verification, models: ModelPair, asked: bool | None = None) -> None:
+    """Search the line of a run's first defect; unasked (None) that of somebody's decoder, for `LOCATE_S` at most."""
+    if asked is False or result.verdict is not Verdict.DEFECT:
+        return
+    case, first = result.case, result.first_case
+    if case is None or first is None:
+        result.line = NO_DECODE if asked else ""
+        return
+    seconds = DECODES * first[0].seconds / (case.request.B if case.request.order == "image" else 1)
+    if asked or (seconds <= LOCATE_S and not is_own_decoder(case.implementation)):
+        line = locate_case(case, models)
+        result.line = line if asked or isinstance(line, CodeLine) else ""
+    elif not is_own_decoder(case.implementation):
+        result.line = f"not searched: it takes about {seconds:.0f} s, and {LOCATE_S:g} are spent unasked; pass --locate"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.commands.parts import of_decode
+from harness.decoders._runner import Terms
+from harness.judge._part_law import PartVerdict
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from harness.verification import Question
+from tests.helpers import Layout, tiny
 from tests.unit.commands.running import run
 from tests.unit.judge.planted_lines import TEN
 
@@ -35,6 +42,33 @@ def test_verify_and_replay_name_the_line(
     assert text.partition(":")[0] in (tmp_path / "page.html").read_text()
     assert run(monkeypatch, "replay", "run.db", "--locate") == 1
     assert f"line: {text}" in capsys.readouterr().out
+
+
+def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_how_to_ask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    tested = written(monkeypatch, tmp_path, TEN[0].source, "unasked_decoder")
+    text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs: "
+    assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
+    said = capsys.readouterr().out
+    assert text in said
+    assert "; replaced by the reference's at unasked_decoder.py:" in said
+    assert "every value of the case is right then" in said
+    assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--no-locate") == 1
+    assert "line: " not in capsys.readouterr().out
+    monkeypatch.setattr("harness.runs._replay.LOCATE_S", 0.0)
+    assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
+    assert "s, and 0 are spent unasked; pass --locate" in capsys.readouterr().out
+
+
+def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    written(monkeypatch, tmp_path, TEN[0].source, "parts_decoder")
+    terms, settings = Terms(sequential=True, in_process=True), (Settings(2),)
+    question = Question("parts_decoder:factory", settings, (Request((0,), 1),), terms)
+    row = of_decode(tiny(Layout((1, 2, 3))), question, True)
+    assert row.verdict is PartVerdict.BROKEN
+    assert f"; line: parts_decoder.py:{TEN[0].lines[0]}, in inputs: " in row.found
+    assert "; line: " not in of_decode(tiny(Layout((1, 2, 3))), question, False).found
 
 
 def test_a_decode_that_crashes_and_another_decoder_in_the_references_place_are_not_searched(

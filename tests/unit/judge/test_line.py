@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge._line import CodeLine, WrongDecode
+from harness.judge._line import CodeLine, LineSearch
+from harness.judge._wrong_decode import WrongDecode
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
@@ -26,7 +27,7 @@ def searched(source: str, path: Path, request: Request, **changes: Any) -> CodeL
     def decode() -> Any:
         return replace(decoder.decode(request, MODELS.noise(request)), **changes)
 
-    return WrongDecode(MODELS, request, False, True, decode).line()
+    return LineSearch(WrongDecode(MODELS, request, False, True, decode)).line()
 
 
 def request_for(planted: Planted) -> Request:
@@ -65,6 +66,16 @@ def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
     assert isinstance(line, CodeLine)
     assert "made of drafted tokens of scale 1 that are not the target's: compared here, read at line" in line.wrong
     assert line.text == "wrong = int((idx_l != proposal).sum())"
+
+
+def test_what_was_tried_is_told(tmp_path: Path):
+    offset, halves = (searched(TEN[n].source, tmp_path / "mine.py", Request((0,), 1)) for n in (0, 2))
+    assert isinstance(offset, CodeLine)
+    inputs = ", ".join(f"the input of scale {si}" for si in (1, 2, 3))
+    place = f"mine.py:{TEN[0].lines[0]}"
+    assert offset.tried == f"replaced by the reference's at {place}: {inputs}: every value of the case is right then"
+    assert isinstance(halves, CodeLine)
+    assert halves.tried == "not replaced: the guided logits of scale 0 is right in another place"
 
 
 def test_what_no_operation_made_is_said(tmp_path: Path):

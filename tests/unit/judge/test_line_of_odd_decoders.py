@@ -1,0 +1,144 @@
+"""Decoders that compute in odd ways: the search for the line neither ends early nor names what is not the decoder's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.decoders._in_process import search_line
+from harness.judge._line import CodeLine
+from harness.judge._recorder import OperationRecorder, own_frames, recorded
+from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
+from tests.helpers import Layout, some, tiny
+from tests.unit.judge.planted_lines import POSITIONS, TEMPLATE, TEN, module_of
+
+MODELS = tiny(Layout((1, 2, 3)))
+D = MODELS.target.config.D
+DECODE = "        for image in images:\n            image.decode()\n"
+INPUTS = "    def inputs(self, network,"
+MADE = "            made.append(x_1lD.expand"
+GRAD_OFF = "    @torch.inference_mode()\n    def decode(self, request"
+POSITION_LINE = f"            x_1lD = network.embed(raw_1lC) + {POSITIONS}\n"
+
+
+def changed(text: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+def before_the_decode(*lines: str) -> tuple[str, str]:
+    return DECODE, "".join(f"        {line}\n" for line in lines) + DECODE
+
+
+def line_of(source: str, path: Path, models: Any = MODELS) -> CodeLine | str:
+    return search_line(module_of(source, path).factory(models, Settings(2)), models, Request((0,), 1), False)
+
+
+# What a decoder may do besides; its mistake is the offset of a position.
+BESIDES = {
+    "autograd": ((GRAD_OFF, "    def decode(self, request"), before_the_decode(
+        "weight = torch.ones(3, requires_grad=True)", "(weight * weight).sum().backward()",
+        "assert weight.grad is not None")),
+    "default device": (before_the_decode("with torch.device('meta'):", "    torch.ones(2, 8, device='cpu') * 3"),),
+    "float8": (before_the_decode("torch.ones(2, 8).to(torch.float8_e4m3fn)"),),
+    "nested": (before_the_decode("torch.nested.nested_tensor([torch.ones(2, 8), torch.ones(3, 8)]) * 2"),),
+    "quantized": (before_the_decode("torch.quantize_per_tensor(torch.ones(2, 8), 0.1, 0, torch.quint8).dequantize()"),),
+    "wrapper": (before_the_decode("from torch.testing._internal.two_tensor import TwoTensor",
+                                  "TwoTensor(torch.ones(2, 8), torch.ones(2, 8)) * 2"),),
+    "control flow": (before_the_decode(
+        "torch.cond(torch.tensor(True), lambda x: x + 1, lambda x: x - 1, (torch.ones(8),))"),),
+    "other whole numbers": (before_the_decode("(torch.ones(1, 4) * 10**6).long()"),),
+    "attention of vectors": (before_the_decode(
+        "torch.library.custom_op('sdvar_test::attention_plan', lambda n, m: n * m, mutates_args=(),",
+        "                        schema='(Tensor n, Tensor m) -> Tensor')(torch.ones(8), torch.ones(8))"),),
+    "a compiler": ((INPUTS, f"    @torch.compile(backend='eager')\n{INPUTS}"),),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", some(3, list(BESIDES)))
+def test_what_else_it_does_changes_nothing(name: str, tmp_path: Path):
+    line = line_of(changed(TEN[0].source, *BESIDES[name]), tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert (line.function, line.text) == ("inputs", changed(POSITION_LINE, (POSITIONS, TEN[0].new)).strip())
+
+
+# Mistakes that were missed, or named elsewhere: the text of the line.
+WRITTEN = {
+    "out": "torch.add(network.embed(raw_1lC), network.start_1D, alpha=2, out=x_1lD)",
+    "foreach": "torch._foreach_mul_([x_1lD], 1.01)",
+}  # fmt: skip
+HOW = {
+    "out": ((POSITION_LINE, f"            x_1lD = torch.empty(1, pn * pn, {D})\n            {WRITTEN['out']}\n"),),
+    "foreach": ((MADE, f"            {WRITTEN['foreach']}\n{MADE}"),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_in_place_is_the_line(name: str, tmp_path: Path):
+    line = line_of(changed(TEMPLATE, *HOW[name]), tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert line.text == WRITTEN[name]
+    assert line.tried.endswith("every value of the case is right then")
+
+
+def test_numbers_from_outside_pytorch_are_told(tmp_path: Path):
+    numpy = "torch.from_numpy(network.lvl_SD[si].numpy() + network.pos_LD[: pn * pn].numpy())"
+    line = line_of(changed(TEMPLATE, (POSITIONS, numpy)), tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert "made of what no operation here computed" in line.wrong
+
+
+def test_a_decode_in_a_thread_is_told(tmp_path: Path):
+    thread = "run = threading.Thread(target=torch.inference_mode()(image.decode)); run.start(); run.join()"
+    threaded = ("image.decode()\n", f"{thread}\n"), ("import torch\n", "import threading\n\nimport torch\n")
+    source = changed(TEN[0].source, *threaded)
+    said = str(line_of(source, tmp_path / "mine.py"))
+    assert said.startswith("no operation of the decoder was seen to make the input of scale 1 by ")
+    assert said.endswith("; those of other threads are not")
+
+
+def test_values_of_another_structure_are_no_mistake(tmp_path: Path):
+    """Sums in another order, which the reference has not: they lead to what is right, and the mistake comes after."""
+    others = """\
+        t = self.request.cfg * self.models.pyramid.ramp(si)
+        gap = rows_RlV[0] - rows_RlV[1]
+
+
+
+        gap = gap.roll(1, -1) if si == 1 else gap
+        return rows_RlV[0] + t * gap
+"""
+    at = TEMPLATE.index("        t = self.request.cfg")
+    end = TEMPLATE.index("    def draw(")
+    line = line_of(f"{TEMPLATE[:at]}{others}\n{TEMPLATE[end:]}", tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert line.text == "gap = gap.roll(1, -1) if si == 1 else gap"
+
+
+def test_rounding_under_autocast_is_no_wrong_value(tmp_path: Path):
+    models = MODELS.in_mode("cpu", "autocast-bfloat16")
+    assert line_of(TEMPLATE, tmp_path / "mine.py", models) == ""
+
+
+def test_frames_of_callers_and_of_libraries_are_not_the_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    library = tmp_path / "site-packages" / "library"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("def twice(x):\n    return x * 2\n")
+    (tmp_path / "harness_mine.py").write_text("import library\n\n\ndef go(x):\n    return library.twice(x)\n")
+    monkeypatch.syspath_prepend(str(library.parent))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import harness_mine
+
+    recorder = OperationRecorder([])
+    recorded(recorder, lambda: harness_mine.go(torch.ones(2, 8)))
+    (stack,) = {step.stack for step in recorder.steps if step.name == "mul"}
+    assert [Path(frame.file).name for frame in stack] == ["harness_mine.py", Path(__file__).name]
+    assert own_frames.__module__ in sys.modules
