@@ -238,7 +238,7 @@ class Bench:
         if peak:  # what stands in memory for the other measurements: the second network, and a cache never used
             other, config = self.fast.draft if network is self.fast.target else self.fast.target, network.config
             numbers = 4 * request.B * config.depth * config.D * network.pyramid.L
-            peak -= other.bytes() + numbers * network.dtype.itemsize
+            peak -= sum(weight.nbytes for weight in other.weights.values()) + numbers * network.dtype.itemsize
         return Sequential(times.median, passes_ms, floor_ms, peak, times.least, times.most)
 
     def _reference(self, request: Request) -> Trace:

@@ -1,9 +1,10 @@
 """Recorded tensors: outside truth (read only) and this project's own goldens (written by `golden record` alone)."""
 
 from harness.golden._case_results import CaseResult, FileResult, golden_totals
-from harness.golden._cases import RecordedCase, recorded_networks
-from harness.golden._check import check_recording, read_recordings, recorded_cases
+from harness.golden._cases import recorded_networks
+from harness.golden._check import AnyCase, check_recording, read_recordings, recorded_cases
 from harness.golden._guard import broken_laws, refuse_installed, whose_code
+from harness.golden._infinity import InfinityCase
 from harness.golden._plan import golden_inventory, planned_ids, stale_entries
 from harness.golden._record import WHOLE_FILE, Change, Regeneration, changed_goldens, regenerate_all, write_golden
 from harness.golden._store import Recording, read_recording

@@ -6,7 +6,7 @@ float64 on the same prefix cannot tell the two apart within what is allowed; whe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -115,10 +115,12 @@ def judge_recorded_tokens(
     )
     whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
     real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
-    for (image, position, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+    for (image, draw, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+        position, channel = models.pyramid.place(draw)
         divergence = Divergence(
             "tie" if is_tie else "token",
             "within the error budget of float64" if is_tie else "the recorded token is not the draw on its own prefix",
-            request.seed, image, labels[image], models.pyramid.level_of(position), position, *tokens, *reals,
+            request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
         )  # fmt: skip
+        divergence = replace(divergence, channel=channel)
         (result.ties if is_tie else result.defects).append(divergence)

@@ -21,11 +21,15 @@ from harness.errors import InputError
 from harness.golden._allowance import Allowances, allowances
 from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase, parse
+from harness.golden._infinity import InfinityCase, InfinityStated, judge_infinity, parse_infinity
 from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
 from harness.golden._store import Recording, read_recording
 from harness.judge import Divergence
 from harness.protocol import Trace
+
+AnyCase = RecordedCase | InfinityCase
+DRAWN = ("tokens", "bits", "forced")  # begin the names of what has V values
 
 
 @contextmanager
@@ -46,9 +50,9 @@ def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
+def structure(case: AnyCase, recorded: Mapping[str, Tensor]) -> list[str]:
     """List what is wrong with the form of a case's tensors; empty when nothing is."""
-    shapes = case.shapes()
+    shapes, V = case.shapes(), case.models.vae.config.V
     with_rounds = {"rounds"} if case.sampler == "speculative" else set()
     wrong = [f"tensor {name} is missing" for name in sorted((shapes.keys() | with_rounds) - recorded.keys())]
     wrong += [f"tensor {name} is not expected" for name in sorted(recorded.keys() - shapes.keys() - with_rounds)]
@@ -60,8 +64,8 @@ def structure(case: RecordedCase, recorded: Mapping[str, Tensor]) -> list[str]:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
         elif dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
             wrong.append(f"{name} holds NaN or infinity")
-        elif name == "tokens" and bool(((tensor < 0) | (tensor >= case.models.vae.config.V)).any()):
-            wrong.append(f"tokens lie outside 0..{case.models.vae.config.V - 1}")
+        elif name.partition("/")[0] in DRAWN and bool(((tensor < 0) | (tensor >= V)).any()):
+            wrong.append(f"{name} lie outside 0..{V - 1}")
     if with_rounds and "rounds" in recorded:
         dtype, shape = recorded["rounds"].dtype, tuple(recorded["rounds"].shape)
         if dtype != torch.int32 or len(shape) != 2 or shape[1] != 7:
@@ -84,13 +88,17 @@ def read_recordings(paths: Sequence[Path]) -> list[Recording]:
     return [read_recording(path) for path in paths]
 
 
-def recorded_cases(recording: Recording, device: torch.device) -> list[RecordedCase]:
+def recorded_cases(recording: Recording, device: torch.device) -> list[AnyCase]:
     """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
-    models, cases = recording.metadata.get("models", ""), list[RecordedCase]()
+    models, cases = recording.metadata.get("models", ""), list[AnyCase]()
     for stated in recording.cases:
-        tokens = recording.tensors.get(f"{stated.id}/tokens")
-        images = len(tokens) if tokens is not None and tokens.dim() else 1  # drawn labels: the tensors tell how many
-        case = parse(stated if stated.count is not None else replace(stated, count=images), models, device)
+        if isinstance(stated, InfinityStated):
+            case: AnyCase = parse_infinity(stated, device)
+        else:
+            tokens = recording.tensors.get(f"{stated.id}/tokens")
+            # drawn labels: the tensors tell how many
+            images = len(tokens) if tokens is not None and tokens.dim() else 1
+            case = parse(stated if stated.count is not None else replace(stated, count=images), models, device)
         if case.id in {other.id for other in cases}:
             raise InputError("golden", str(recording.path), f"case {case.id} is listed twice", "record it again")
         cases.append(case)
@@ -99,7 +107,7 @@ def recorded_cases(recording: Recording, device: torch.device) -> list[RecordedC
 
 def check_recording(
     recording: Recording,
-    cases: Sequence[RecordedCase],
+    cases: Sequence[AnyCase],
     device: torch.device,
     progress: Callable[[], None] = lambda: None,
 ) -> FileResult:
@@ -116,12 +124,15 @@ def check_recording(
 
 
 @torch.inference_mode()
-def check_case(case: RecordedCase, recording: Recording) -> CaseResult:
+def check_case(case: AnyCase, recording: Recording) -> CaseResult:
     recorded = {name: tensor.to(case.models.device) for name, tensor in recording.of(case.id).items()}
     result = CaseResult(case.id, case.request)
     for line in structure(case, recorded):
         result.defect("form", line)
     if result.defects:
+        return result
+    if isinstance(case, InfinityCase):
+        judge_infinity(case, recorded, result)
         return result
     tokens_BL = recorded["tokens"].long()
     result.run = free = case.run()

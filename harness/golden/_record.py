@@ -108,7 +108,7 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     with one_case_a_core(device) as pool:
         produced = pool.map(produce, [parse(case, models, device) for case in anew])
         tensors |= dict(chain.from_iterable(produced))
-    cases = tuple(case for case in listed if case is not None)
+    cases = tuple(case for case in listed if isinstance(case, GoldenCase))
     after = Recording(path, {}, cases, tensors)
     changes = [Change(name, "removed") for name in sorted(on_disk.keys() - ids - stays)]
     changes += [change(case, models, kinds[case.id], after.of(case.id), before.of(case.id)) for case in anew]

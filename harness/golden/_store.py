@@ -6,9 +6,11 @@ not on the order of the set or on a file's layout.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -17,6 +19,8 @@ from torch import Tensor
 from harness.content import read_safetensors
 from harness.errors import InputError
 from harness.files import check_readable
+from harness.golden._infinity import FORMAT as INFINITY
+from harness.golden._infinity import AnyStated, InfinityStated
 from harness.golden._metadata import REMEDY, GoldenCase
 
 
@@ -43,7 +47,7 @@ class Recording:
 
     path: Path  # where it lies
     metadata: Mapping[str, str]  # strings, `cases` left out
-    cases: tuple[GoldenCase, ...]  # what was asked for
+    cases: tuple[AnyStated, ...]  # what was asked for
     tensors: Mapping[str, Tensor]  # by full name, ID/tokens and so on
 
     @property
@@ -70,7 +74,7 @@ class Recording:
         return content_digest(self.tensors, canonical(self.cases))
 
 
-def canonical(cases: Sequence[GoldenCase]) -> str:
+def canonical(cases: Sequence[AnyStated]) -> str:
     """Return the one JSON text of a list of cases."""
     return json.dumps([case.as_values() for case in cases], sort_keys=True, separators=(",", ":"))
 
@@ -85,20 +89,22 @@ def read_recording(path: Path) -> Recording:
     if (size := path.stat().st_size) > MOST_BYTES:
         raise _no_recording(path, f"has {size} bytes, more than the {MOST_BYTES} of any recording", SAMPLERS)
     metadata, tensors = read_safetensors(path, NAME, "pass a file of golden record")
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, INFINITY):
         rule = f"format version must be {FORMAT}, not {metadata.get('format')}"
         raise _no_recording(path, rule, "use the harness version that wrote it")
-    cases = _cases(metadata.pop("cases", None), path)
+    of_infinity = partial(InfinityStated.from_values, networks=metadata.get("networks", "{}"))
+    read: Callable[..., AnyStated] = GoldenCase.from_values if metadata["format"] == FORMAT else of_infinity
+    cases = tuple(map(read, _listed(metadata.pop("cases", None), path)))
     if not metadata.get("device"):
         raise _no_recording(path, "metadata must name the device", REMEDY)
     return Recording(path, metadata, cases, tensors)
 
 
-def _cases(text: str | None, path: Path) -> tuple[GoldenCase, ...]:
+def _listed(text: str | None, path: Path) -> list[dict[str, Any]]:
     if text is None:
         raise _no_recording(path, "metadata has no cases", SAMPLERS)
     try:
-        cases = json.loads(text)
+        cases: list[dict[str, Any]] = json.loads(text)
     except (ValueError, RecursionError):
         raise _no_recording(path, "metadata cases are not JSON", REMEDY) from None
     if not isinstance(cases, list) or not all(isinstance(case, dict) for case in cases):
@@ -107,14 +113,14 @@ def _cases(text: str | None, path: Path) -> tuple[GoldenCase, ...]:
         raise _no_recording(path, "holds zero cases: nothing could be compared", SAMPLERS)
     if not all(isinstance(case.get("id"), str) and case["id"] for case in cases):
         raise _no_recording(path, "every case must have an id", REMEDY)
-    return tuple(map(GoldenCase.from_values, cases))
+    return cases
 
 
 def _no_recording(path: Path, rule: str, remedy: str) -> InputError:
     return InputError(NAME, str(path), rule, remedy)
 
 
-def as_bytes(metadata: Mapping[str, str], cases: Sequence[GoldenCase], tensors: Mapping[str, Tensor]) -> bytes:
+def as_bytes(metadata: Mapping[str, str], cases: Sequence[AnyStated], tensors: Mapping[str, Tensor]) -> bytes:
     whole = {"format": FORMAT, **metadata, "cases": canonical(cases)}
     content: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)}, metadata=whole)
     return content

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.models._needs import Codec, NetworkConfig  # noqa: F401  # what else a sampler needs
+from harness.protocol import ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
 
 
@@ -69,12 +70,13 @@ class Condition:
     blocks: tuple[Modulation, ...]
     head: tuple[Tensor, Tensor]
     texts: tuple[Tensor, ...] = ()  # of every guidance row the packed rows that it attends to; none in VAR
+    guidance: ScaleGuidance | None = None  # that acts between blocks, where its places say so; none in VAR
 
     def rows(self, rows: Tensor) -> Condition:
         """Return the condition of the guidance rows `rows` (int64 indices into R)."""
         blocks = tuple(tuple(vector[rows] for vector in block) for block in self.blocks)
         texts = tuple(self.texts[row] for row in rows.tolist()) if self.texts else ()
-        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]), texts)
+        return Condition(self.cond_RD[rows], blocks, (self.head[0][rows], self.head[1][rows]), texts, self.guidance)
 
 
 class Network(Protocol):
@@ -111,9 +113,6 @@ class Network(Protocol):
     @property
     def lvl_SD(self) -> Tensor:
         """Embedding of every scale."""
-
-    def bytes(self) -> int:
-        """Return how much memory the weights fill."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Network:
         """Return a copy on `device` in `dtype`; rounding that is of the network's law stays, its oracle's, too."""

@@ -36,6 +36,7 @@ class Kind:
     words: str  # to a person
     anchors: tuple[str, ...]  # tensors of every such network, by which the prefix of its names is found
     unread: tuple[str, ...]  # last parts of the names of tensors that may be there, and that nothing computes with
+    inner: re.Pattern[str] = WRAPPERS  # what else files may have in names
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _mappings(
 def _candidates(tree: object, family: Family) -> Iterator[Candidate]:
     """Yield what may be a network of the kind: under every prefix of its tensors' names, in every mapping."""
     for path, tensors in _mappings(tree):
-        clean = {key: WRAPPERS.sub("", key) for key in tensors}
+        clean = {key: family.kind.inner.sub("", WRAPPERS.sub("", key)) for key in tensors}
         if len(set(clean.values())) < len(clean):
             clean = {key: key for key in tensors}
         wrappers = {word for key, name in clean.items() if key != name for word in WRAPPERS.findall(key)}

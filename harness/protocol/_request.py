@@ -16,8 +16,10 @@ from harness.protocol.pyramid import ScalePyramid
 NoiseOrder = Literal["image", "batch"]
 ORDERS: tuple[NoiseOrder, ...] = ("image", "batch")
 MOST_CFG = 1e6
-OF_SOME = ("texts", "scale_guidance", "more_smooth")  # what not every family reads
-_LATER = ("texts", "scale_guidance", "filters")  # in JSON only where they say something: older files have no such names
+OF_SOME = ("texts", "negative_texts", "scale_guidance", "more_smooth")  # what not every family reads
+# in JSON only where they say something: older files have no such names
+_LATER = ("texts", "negative_texts", "scale_guidance", "filters")
+_TEXTS = ("texts", "negative_texts")
 
 
 class Sizes(Protocol):
@@ -56,6 +58,7 @@ class Request:
     count: int = 0  # number of images when `labels` is None
     seeds: tuple[int, ...] | None = None  # of every image in "image" order, where a batch mixes several; None = `seed`
     texts: tuple[Rows, ...] = ()  # conditions of packed rows, which labels number, for a family that reads them
+    negative_texts: tuple[Rows, ...] = ()  # what unconditional rows read in place of the family's own, one a text
     scale_guidance: ScaleGuidance | None = None  # guidance by scale in place of `cfg`, for a family that reads it
     filters: tuple[tuple[int, float], ...] = ()  # (top_k, top_p) of every scale in place of those of all
 
@@ -204,15 +207,17 @@ def _check_filter(top_k: int, top_p: float) -> None:
 
 def request_values(request: Request) -> dict[str, object]:
     """Return a request as JSON values; what only some families read stands there where it says something."""
-    values = {name: value for name, value in asdict(replace(request, texts=())).items() if value or name not in _LATER}
-    return values | ({"texts": [rows.numbers_TA.tolist() for rows in request.texts]} if request.texts else {})
+    without = asdict(replace(request, texts=(), negative_texts=()))
+    values = {name: value for name, value in without.items() if value or name not in _LATER}
+    texts = {name: getattr(request, name) for name in _TEXTS}
+    return values | {name: [rows.numbers_TA.tolist() for rows in listed] for name, listed in texts.items() if listed}
 
 
 def request_of(values: Mapping[str, object]) -> Request:
     """Return the request of values that `request_values` gave to JSON. Raises `TypeError` for other names."""
     words: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    if "texts" in words:
-        words["texts"] = tuple(Rows.of(numbers) for numbers in words["texts"])
+    for name in words.keys() & set(_TEXTS):
+        words[name] = tuple(Rows.of(numbers) for numbers in words[name])
     if "filters" in words:
         words["filters"] = tuple((top_k, top_p) for top_k, top_p in words["filters"])
     if "scale_guidance" in words:

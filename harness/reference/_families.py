@@ -14,6 +14,7 @@ from harness.models import ModelPair
 from harness.models.network import Condition, Network
 from harness.protocol import Request
 from harness.protocol.pyramid import ScalePyramid
+from harness.reference import _infinity as infinity
 from harness.reference import _var as var
 
 
@@ -39,7 +40,11 @@ VAR = FamilySteps(
     var.condition, var.scale_input, var.positions, var.guide, var.accumulate, var.next_input, "area",
     var.example, var.smooth_codes,
 )  # fmt: skip
-FAMILIES = {"var": VAR}
+INFINITY = FamilySteps(
+    infinity.condition, infinity.scale_input, infinity.positions, infinity.guide, infinity.accumulate,
+    infinity.next_input, "bilinear", infinity.example,
+)  # fmt: skip
+FAMILIES = {"var": VAR, "infinity": INFINITY}
 
 
 def family_of(network: Network) -> FamilySteps:

@@ -64,7 +64,7 @@ class Progress:
     vae: Codec  # quantiser
     request: Request  # what is drawn
     noise: Noise  # the numbers; read as "reference"
-    forced_BL: Tensor | None = None  # tokens that are consumed in place of the drawn ones
+    forced_BL: Tensor | None = None  # tokens of the first scales that are consumed in place of the drawn ones
     greedy: bool = False  # take the most likely token in place of the draw
     shown: Intermediates | None = None  # of a decoder: every scale goes on from its f_hat and guided logits
     x: list[Tensor] = field(default_factory=list)
@@ -98,7 +98,8 @@ class Progress:
             codes_BlC = family.smooth_codes(filtered_BlV, E_BlV, quantizer.tensors["codebook"], pyramid.ramp(si))
             codes_BChw = codes_BlC.mT.reshape(request.B, -1, h, w)
         else:
-            used_Bl = idx_Bl if self.forced_BL is None else self.forced_BL[:, pyramid.draws.span(si)]
+            span, forced = pyramid.draws.span(si), self.forced_BL
+            used_Bl = idx_Bl if forced is None or span.stop > forced.shape[1] else forced[:, span]
             codes_BChw = quantizer.codes(used_Bl, h, w)
         latent = self.network.config.latent
         nothing = torch.zeros(request.B, *latent, device=rows_RlV.device, dtype=self.vae.dtype)
@@ -131,9 +132,9 @@ def sample_sequential(
 ) -> Trace:
     """Draw a batch of images sequentially, every token by one network (spec §7); return a trace with all intermediates.
 
-    The numbers are read as "reference". `forced_BL` is teacher forcing: these tokens are consumed in place of the drawn
-    ones (scale by scale, after the draw), while `Trace.tokens_BL` still holds what was drawn. `greedy` takes the most
-    likely token in place of the draw; no numbers are read then.
+    The numbers are read as "reference". `forced_BL` is teacher forcing: these tokens, of all scales or of the first
+    ones, are consumed in place of the drawn ones (scale by scale, after the draw), while `Trace.tokens_BL` still holds
+    what was drawn. `greedy` takes the most likely token in place of the draw; no numbers are read then.
 
     Raises `InputError`: a label or top_k that the network does not have.
     """

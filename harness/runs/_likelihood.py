@@ -23,7 +23,7 @@ from harness.rounding import joint_budget
 from harness.runs._identity import weights_of
 
 RESTART = "begin with another file"
-DRAWN_BY = ("cfg", "top_k", "top_p", "scale_guidance", "filters", "texts")  # of a request
+DRAWN_BY = ("cfg", "top_k", "top_p", "scale_guidance", "filters", "texts", "negative_texts")  # of a request
 
 
 class LikelihoodTest:

@@ -10,7 +10,7 @@ asks which family it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from harness.models.network import Condition, Network
 from harness.protocol import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import _cache as cache
+from harness.speculative import _infinity as infinity
 from harness.speculative import _state as state
 from harness.speculative import _steps as steps
 from harness.speculative import _var as var
@@ -51,7 +52,12 @@ class Parts:
 
 
 PARTS = Parts()
-FAMILIES = {"var": PARTS}
+INFINITY = replace(
+    PARTS, condition_rows=infinity.condition_rows, build_combined_query=infinity.build_combined_query,
+    positions=infinity.positions, guide=infinity.guide, accumulate=infinity.accumulate,
+    next_input=infinity.next_input,
+)  # fmt: skip
+FAMILIES = {"var": PARTS, "infinity": INFINITY}
 
 
 def parts_of(network: Network) -> Parts:

@@ -157,7 +157,7 @@ class Autoencoder:
 
     def latent_to_raw_image(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return decoder(post_quant_conv(f_hat)), (B,3,h,w), before clamping."""
-        return self._run(decoder_layers(self.config), f_hat_BCPP)
+        return run_layers(self.weights, decoder_layers(self.config), f_hat_BCPP)
 
     def decode(self, f_hat_BCPP: Tensor) -> Tensor:
         """Return the images (B,3,h,w) in [0, 1] of latent maps."""
@@ -167,47 +167,54 @@ class Autoencoder:
         """Return quant_conv(encoder(image)), (B,C,P,P), of images in [-1, 1]. Raises `InputError` where it has none."""
         if not self.config.has_encoder:
             raise InputError("vae", "decoder only", "encoding needs encoder.* and quant_conv", "load a full VAE")
-        return self._run(encoder_layers(self.config), image_B3hw)
+        return run_layers(self.weights, encoder_layers(self.config), image_B3hw)
 
     def encode(self, image_B3hw: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
         """Return tokens_BL and the search margin_BL of images in [-1, 1]; see `Quantizer.encode`."""
         return self.quantizer.encode(self.image_to_latent(image_B3hw), pyramid)
 
-    def _run(self, layers: Iterable[Layer], h: Tensor) -> Tensor:
-        for kind, name, _, _ in layers:
-            if kind == "up":
-                h = self._conv(name, F.interpolate(h, scale_factor=2, mode="nearest"))
-            elif kind == "down":
-                h = self._conv(name, F.pad(h, (0, 1, 0, 1)), stride=2, padding=0)
-            elif kind == "conv":
-                h = self._conv(name, h)
-            elif kind == "norm":
-                h = self._norm_silu(name, h)
-            else:
-                h = self._run_block(name, h) if kind == "block" else self._run_attention(name, h)
-        return h
 
-    def _conv(self, name: str, h: Tensor, stride: int = 1, padding: int | None = None) -> Tensor:
-        weight = self.weights[f"{name}.weight"]
-        same = weight.shape[-1] // 2 if padding is None else padding
-        return F.conv2d(h, weight, self.weights[f"{name}.bias"], stride=stride, padding=same)
+Weights = Mapping[str, Tensor]
 
-    def _norm_silu(self, name: str, h: Tensor) -> Tensor:
-        return F.silu(self._norm(name, h))
 
-    def _norm(self, name: str, h: Tensor) -> Tensor:
-        return F.group_norm(h, GROUPS, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], GN_EPS)
+def run_layers(weights: Weights, layers: Iterable[Layer], h: Tensor) -> Tensor:
+    """Return what layers make of a map (B,C,h,w), one after the other."""
+    for kind, name, _, _ in layers:
+        if kind == "up":
+            h = _run_conv(weights, name, F.interpolate(h, scale_factor=2, mode="nearest"))
+        elif kind == "down":
+            h = _run_conv(weights, name, F.pad(h, (0, 1, 0, 1)), stride=2, padding=0)
+        elif kind == "conv":
+            h = _run_conv(weights, name, h)
+        elif kind == "norm":
+            h = F.silu(_run_norm(weights, name, h))
+        else:
+            h = (_run_block if kind == "block" else _run_attention)(weights, name, h)
+    return h
 
-    def _run_block(self, name: str, x: Tensor) -> Tensor:
-        h = self._conv(f"{name}.conv1", self._norm_silu(f"{name}.norm1", x))
-        h = self._conv(f"{name}.conv2", self._norm_silu(f"{name}.norm2", h))
-        return h + (self._conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in self.weights else x)
 
-    def _run_attention(self, name: str, x_BChw: Tensor) -> Tensor:
-        B, C, h, w = x_BChw.shape
-        normed = self._norm(f"{name}.norm", x_BChw)
-        # (B, 3C, h, w) -> three of (B, 1, hw, C): one head over all pixels, order q, k, v
-        q, k, v = self._conv(f"{name}.qkv", normed).view(B, 3, C, h * w).transpose(2, 3).unsqueeze(2).unbind(1)
-        out_B1nC = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(C))
-        out_BChw = out_B1nC.squeeze(1).transpose(1, 2).reshape(B, C, h, w)
-        return x_BChw + self._conv(f"{name}.proj_out", out_BChw)
+def _run_conv(weights: Weights, name: str, h: Tensor, stride: int = 1, padding: int | None = None) -> Tensor:
+    weight = weights[f"{name}.weight"]
+    same = weight.shape[-1] // 2 if padding is None else padding
+    return F.conv2d(h, weight, weights[f"{name}.bias"], stride=stride, padding=same)
+
+
+def _run_norm(weights: Weights, name: str, h: Tensor) -> Tensor:
+    return F.group_norm(h, GROUPS, weights[f"{name}.weight"], weights[f"{name}.bias"], GN_EPS)
+
+
+def _run_block(weights: Weights, name: str, x: Tensor) -> Tensor:
+    h = _run_conv(weights, f"{name}.conv1", F.silu(_run_norm(weights, f"{name}.norm1", x)))
+    h = _run_conv(weights, f"{name}.conv2", F.silu(_run_norm(weights, f"{name}.norm2", h)))
+    shortcut = f"{name}.nin_shortcut"
+    return h + (_run_conv(weights, shortcut, x) if f"{shortcut}.weight" in weights else x)
+
+
+def _run_attention(weights: Weights, name: str, x_BChw: Tensor) -> Tensor:
+    B, C, h, w = x_BChw.shape
+    normed = _run_norm(weights, f"{name}.norm", x_BChw)
+    # (B, 3C, h, w) -> three of (B, 1, hw, C): one head over all pixels, order q, k, v
+    q, k, v = _run_conv(weights, f"{name}.qkv", normed).view(B, 3, C, h * w).transpose(2, 3).unsqueeze(2).unbind(1)
+    out_B1nC = F.scaled_dot_product_attention(q, k, v, scale=1 / math.sqrt(C))
+    out_BChw = out_B1nC.squeeze(1).transpose(1, 2).reshape(B, C, h, w)
+    return x_BChw + _run_conv(weights, f"{name}.proj_out", out_BChw)

@@ -106,10 +106,6 @@ class Transformer:
         """Type of the weights."""
         return self.weights["pos_start"].dtype
 
-    def bytes(self) -> int:
-        """Return how much memory the weights fill."""
-        return sum(weight.numel() * weight.element_size() for weight in self.weights.values())
-
     @property
     def start_1D(self) -> Tensor:
         """Added to the class embedding at scale 0."""

@@ -211,7 +211,7 @@ def test_non_finite_weights_exit_with_a_defect(
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
-    from harness.models.var._checkpoint import autoencoder_from, transformer_from
+    from harness.models.var.checkpoint import autoencoder_from, transformer_from
 
     models, layout = tiny(LAYOUTS[name]), LAYOUTS[name]
     levels = torch.tensor([models.pyramid.levels()])

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from harness.errors import InputError
 from harness.models._hub import fetched
-from harness.models.var._checkpoint import load_transformer
+from harness.models.var.checkpoint import load_transformer
 from tests.unit.models.made_files import T
 
 constants = pytest.importorskip("huggingface_hub.constants")

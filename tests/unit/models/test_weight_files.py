@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.var._checkpoint import load_autoencoder, load_transformer
+from harness.models.var.checkpoint import load_autoencoder, load_transformer
 from tests.docs.pages import ROOT
 from tests.helpers import Layout, random_transformer, transformer_config
 from tests.unit.models.made_files import (
@@ -300,7 +300,7 @@ def test_a_file_may_change_while_its_weights_are_in_use(tmp_path: Path):
 
 MEASURED = """
 import sys
-from harness.models.var._checkpoint import load_transformer
+from harness.models.var.checkpoint import load_transformer
 def kib(word):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(word))
 load_transformer(sys.argv[1])  # what is needed once: code, threads

@@ -10,7 +10,7 @@ import torch
 
 from harness.errors import InputError
 from harness.models._pair import ModelPair
-from harness.models.var._checkpoint import load_transformer, transformer_from
+from harness.models.var.checkpoint import load_transformer, transformer_from
 from tests.helpers import (
     LAYOUTS,
     Layout,

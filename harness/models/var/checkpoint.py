@@ -55,10 +55,12 @@ def transformer_from(
     tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None = None, heads: int = 0
 ) -> Transformer:
     """Build a transformer from a state dict; `source` is ``name=value`` for the error."""
+    if "text_norm.weight" in tensors:
+        raise refused(source, "is an Infinity transformer, not one of VAR", "pass networks of one family")
     config = _infer_transformer(tensors, source, patch_nums, heads)
     shapes = transformer.transformer_shapes(config)
-    _check_names(tensors, shapes, transformer.buffer_names(config), source)
-    _check_buffers(tensors, config.pyramid, source)
+    check_names(tensors, shapes, transformer.buffer_names(config), source)
+    check_buffers(tensors, config.pyramid, source)
     return Transformer(config, {key: tensors[key] for key in shapes})
 
 
@@ -72,16 +74,17 @@ def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> Autoencoder:
     unread = {"quantize.ema_vocab_hit_SV"}
     if not config.has_encoder:
         unread |= {key for key in tensors if key.startswith(ENCODER)}
-    _check_names(tensors, shapes, unread, source)
+    check_names(tensors, shapes, unread, source)
     return Autoencoder(config, {key: tensors[key] for key in shapes})
 
 
-def _refuse(source: str, rule: str, remedy: str) -> InputError:
+def refused(source: str, rule: str, remedy: str) -> InputError:
+    """Return the error on a state dict; `source` is ``name=value``."""
     name, _, value = source.partition("=")
     return InputError(name, value, rule, remedy)
 
 
-def _check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread: Collection[str], source: str) -> None:
+def check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread: Collection[str], source: str) -> None:
     """Refuse a state dict that lacks a tensor, or has an unknown or a wrong one; those that are not read may be any."""
     missing = [f"missing {key}" for key in shapes if key not in tensors]
     unknown = [f"unknown {key}" for key in tensors if key not in shapes and key not in unread]
@@ -96,10 +99,10 @@ def _check_names(tensors: Mapping[str, Tensor], shapes: dict[str, Shape], unread
     if missing or unknown or wrong:
         rule = f"{len([*missing, *unknown, *wrong])} tensors do not fit: {', '.join([*missing, *unknown, *wrong])}"
         remedy = "pass the file of one whole model" if missing or wrong else "where nothing reads them, save it without"
-        raise _refuse(source, rule, remedy)
+        raise refused(source, rule, remedy)
 
 
-def _check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source: str) -> None:
+def check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source: str) -> None:
     """Derived tensors that published code computes with must hold what they are derived from; a mask is made anew."""
     levels = torch.tensor([pyramid.levels()])
     for key, tensor in tensors.items():
@@ -108,12 +111,12 @@ def _check_buffers(tensors: Mapping[str, Tensor], pyramid: ScalePyramid, source:
             _check_real(tensors, key, source)
         wrong = is_bias and bool(tensor.double().count_nonzero())
         if wrong or (key == "lvl_1L" and not torch.equal(tensor.double(), levels.double())):
-            raise _refuse(source, f"{key} does not hold its derived value", "export the checkpoint again")
+            raise refused(source, f"{key} does not hold its derived value", "export the checkpoint again")
 
 
 def _check_real(tensors: Mapping[str, Tensor], key: str, source: str) -> None:
     if not is_plain(tensors[key]) or tensors[key].is_complex():
-        raise _refuse(source, f"{key} is no dense tensor of real numbers", "export the checkpoint again")
+        raise refused(source, f"{key} is no dense tensor of real numbers", "export the checkpoint again")
 
 
 def _vote(tensors: Mapping[str, Tensor], origin: str, sources: list[tuple[str, int]], what: str) -> int:
@@ -121,11 +124,11 @@ def _vote(tensors: Mapping[str, Tensor], origin: str, sources: list[tuple[str, i
     sizes = [tensors[key].shape[axis] for key, axis in sources if key in tensors and tensors[key].dim() > axis]
     if not sizes:
         rule = f"{what} cannot be inferred: none of {[key for key, _ in sources]} is there"
-        raise _refuse(origin, rule, "is it a VAR model?")
+        raise refused(origin, rule, "is it a VAR model?")
     return Counter(sizes).most_common(1)[0][0]
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+def count_indices(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """Return how many of the indices 0, 1, … `pattern` finds in the names without a gap; 0 when it finds none."""
     indices = {match.group(1) for key in tensors if (match := re.match(pattern, key))}
     return next(index for index in range(len(indices) + 1) if str(index) not in indices)
@@ -144,18 +147,18 @@ def _infer_transformer(
     H = Counter(m.shape[1] for m in muls).most_common(1)[0][0] if muls else heads
     if not muls and not heads:
         rule = f"does not tell how many heads its attention of width {D} has: it has no l2-norm (scale_mul_1H11)"
-        raise _refuse(source, rule, f"pass --heads {max(D // 64, 1)}, or what it was trained with")
+        raise refused(source, rule, f"pass --heads {max(D // 64, 1)}, or what it was trained with")
     if H < 1 or D % H:
         remedy = "pass other --heads" if heads else "is it a VAR model?"
-        raise _refuse(source, f"D={D} is not a multiple of H={H} heads", remedy)
+        raise refused(source, f"D={D} is not a multiple of H={H} heads", remedy)
     if heads and heads != H:
-        raise _refuse(source, f"has {H} heads, not {heads}", "drop --heads")
+        raise refused(source, f"has {H} heads, not {heads}", "drop --heads")
     classes = vote([("class_emb.weight", 0)], "number of classes") - 1
     if classes < 1:
-        raise _refuse(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
-    depth = _count(tensors, r"blocks\.(\d+)\.")
+        raise refused(source, "class_emb.weight has no class besides the unconditional one", "is it a VAR model?")
+    depth = count_indices(tensors, r"blocks\.(\d+)\.")
     if not depth:
-        raise _refuse(source, "depth cannot be inferred: no blocks.0.* is there", "is it a VAR model?")
+        raise refused(source, "depth cannot be inferred: no blocks.0.* is there", "is it a VAR model?")
     return TransformerConfig(
         pyramid=_infer_pyramid(tensors, source, patch_nums),
         depth=depth,
@@ -176,48 +179,54 @@ def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple
         counts = torch.unique(tensors["lvl_1L"].double().flatten(), return_counts=True)[1].tolist()
         sides = tuple(math.isqrt(count) for count in counts)
         if any(side * side != count for side, count in zip(sides, counts, strict=True)):
-            raise _refuse(source, f"lvl_1L counts {counts} are not squares", "export the checkpoint again")
+            raise refused(source, f"lvl_1L counts {counts} are not squares", "export the checkpoint again")
         pyramid: ScalePyramid | None = ScalePyramid(sides)
     else:
         S = _vote(tensors, source, [("lvl_embed.weight", 0)], "number of scales S")
         L = _vote(tensors, source, [("pos_1LC", 1)], "number of positions L")
         pyramid = next((p for p in (wanted, *KNOWN_PYRAMIDS) if p and (p.S, p.L) == (S, L)), None)
         if pyramid is None:
-            raise _refuse(source, f"no known pyramid has S={S} scales and L={L} positions", "pass --patch-nums 1,2,3,…")
+            raise refused(source, f"no known pyramid has S={S} scales and L={L} positions", "pass --patch-nums 1,2,3,…")
     assert pyramid is not None
     if wanted and wanted != pyramid:
-        raise _refuse(source, f"its patch_nums are {pyramid.patch_nums}, not {wanted.patch_nums}", "drop --patch-nums")
+        raise refused(source, f"its patch_nums are {pyramid.patch_nums}, not {wanted.patch_nums}", "drop --patch-nums")
     return pyramid
 
 
-def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> AutoencoderConfig:
-    levels = _count(tensors, r"decoder\.up\.(\d+)\.")
+def infer_levels(tensors: Mapping[str, Tensor], source: str) -> tuple[int, tuple[int, ...], int]:
+    """Return base width, multipliers and residual blocks of an autoencoder, of its decoder. Raises `InputError`."""
+    levels = count_indices(tensors, r"decoder\.up\.(\d+)\.")
     if levels == 0:
-        raise _refuse(source, "multipliers cannot be inferred: no decoder.up.* is there", "is it a VQ-VAE checkpoint?")
+        raise refused(source, "multipliers cannot be inferred: no decoder.up.* is there", "is it a VQ-VAE checkpoint?")
     vote, parts = partial(_vote, tensors, source), [f"{j}.{conv}.bias" for j in range(9) for conv in ("conv1", "conv2")]
     widths = [
         vote([(f"decoder.up.{i}.block.{part}", 0) for part in parts], f"width of level {i}") for i in range(levels)
     ]
     if any(width % autoencoder.GROUPS or not width for width in widths):
         rule = f"level widths {widths} are not multiples of the {autoencoder.GROUPS} groups of its norms"
-        raise _refuse(source, rule, "train one whose widths are")
+        raise refused(source, rule, "train one whose widths are")
     # Without an encoder only the products ch·multiplier are told.
     bias = tensors.get("encoder.conv_in.bias")
     ch = math.gcd(*widths) if bias is None else bias.numel()
     if ch < 1 or any(width % ch for width in widths):
-        raise _refuse(source, f"level widths {widths} are not multiples of ch={ch}", "is it a VQ-VAE checkpoint?")
-    shared = _count(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
-    per_scale = _count(tensors, r"quantize\.quant_resi\.(\d+)\.")
+        raise refused(source, f"level widths {widths} are not multiples of ch={ch}", "is it a VQ-VAE checkpoint?")
+    return ch, tuple(width // ch for width in widths), count_indices(tensors, r"decoder\.up\.0\.block\.(\d+)\.") - 1
+
+
+def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> AutoencoderConfig:
+    vote, (ch, multipliers, res_blocks) = partial(_vote, tensors, source), infer_levels(tensors, source)
+    shared = count_indices(tensors, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    per_scale = count_indices(tensors, r"quantize\.quant_resi\.(\d+)\.")
     one = any(key.startswith("quantize.quant_resi.qresi.") for key in tensors)
     layout = "shared" if shared else "per-scale" if per_scale else "one" if one else ""
     if not layout:
-        raise _refuse(source, "no φ convolution (quantize.quant_resi.*) is there", "is it a VQ-VAE checkpoint?")
+        raise refused(source, "no φ convolution (quantize.quant_resi.*) is there", "is it a VQ-VAE checkpoint?")
     return AutoencoderConfig(
         V=vote([("quantize.embedding.weight", 0)], "codebook size V"),
         C=vote([("quantize.embedding.weight", 1)], "code channels C"),
         ch=ch,
-        multipliers=tuple(width // ch for width in widths),
-        res_blocks=_count(tensors, r"decoder\.up\.0\.block\.(\d+)\.") - 1,
+        multipliers=multipliers,
+        res_blocks=res_blocks,
         phi=shared or per_scale or 1,
         phi_layout=layout,
         has_encoder=all(any(key.startswith(part) for key in tensors) for part in ENCODER),

@@ -1,0 +1,92 @@
+"""State dicts of Infinity and of its autoencoder: sizes from shapes, the rest as told, what does not fit refused.
+
+Promise: as for VAR's: loaded whole, in float32, or refused in one line. Source: the Infinity page, §2.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from harness.models import ModelPair
+from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
+from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
+from harness.models.state_dicts import Family, Kind, load_network
+from harness.models.var import checkpoint as var
+from harness.protocol.pyramid import ScalePyramid
+
+TRANSFORMER = Kind(
+    "Infinity transformer", ("text_norm.weight", "text_proj_for_ca.0.weight", "cfg_uncond"), ("zero_k_bias",)
+)
+# A file's convolutions and norms may lie in modules of that name; that of a resizing module is its own.
+INNER = re.compile(r"(?<!upsample)(?<!downsample)\.(conv|norm)(?=\.(weight|bias)$)")
+AUTOENCODER = Kind("binary autoencoder", ("decoder.conv_in.weight", "decoder.conv_out.weight"), ("mask",), INNER)
+AXES = {"word_embed.weight": 2, "cfg_uncond": 2, "text_proj_for_sos.ca.mat_q": 3, "head_nm.ada_lin.1.weight": 2}
+FIRST = "block_chunks.0.module.0."
+
+
+@dataclass(frozen=True)
+class Told:
+    """What no tensor of a transformer tells."""
+
+    sides: tuple[tuple[int, int], ...]  # (h, w) of every scale
+    full: tuple[int, int] = (0, 0)  # full sides; zeros = the last scale's
+    patchified: bool = False  # a position covers 2x2 of the map
+    heads: int = 0  # where there is no l2-norm
+    rule: int = 2  # of positions
+    levels_once: bool = True  # else before every chunk
+    rounds: bool = True  # cross-attention rounds to bfloat16
+
+
+def load_infinity(draft: Path | str, target: Path | str, vae: Path | str, told: Told) -> ModelPair:
+    """Load three checkpoints, as `load_pair` those of VAR. Raises `InputError` as it does."""
+    build, kinds = partial(transformer_from, told=told), Family(TRANSFORMER, (var.TRANSFORMER,))
+    small, said_of_draft = load_network(draft, "draft", kinds, build)
+    large, said_of_target = load_network(target, "target", kinds, build)
+    codec, said_of_vae = load_network(vae, "vae", Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
+    taken = tuple(filter(None, (said_of_draft, said_of_target, said_of_vae)))
+    return ModelPair(small, large, codec, taken=taken)
+
+
+def transformer_from(tensors: Mapping[str, Tensor], source: str, told: Told) -> InfinityTransformer:
+    """Build a transformer from a state dict; `source` is ``name=value`` for the error."""
+    for key, axes in (AXES | {f"{FIRST}ffn.fc1.weight": 2}).items():
+        if key not in tensors or tensors[key].dim() != axes:
+            raise var.refused(source, f"has no {key} of {axes} axes", "is it an Infinity transformer?")
+    D, N = tensors["word_embed.weight"].shape
+    X, A = tensors["cfg_uncond"].shape
+    muls = tensors.get(f"{FIRST}sa.scale_mul_1H11")
+    heads = told.heads if muls is None else muls.numel()
+    if heads < 1 or (told.heads and told.heads != heads):
+        raise var.refused(source, f"has {heads} heads, where {told.heads} are told", "tell the number of heads")
+    chunks = var.count_indices(tensors, r"block_chunks\.(\d+)\.")
+    blocks = var.count_indices(tensors, r"block_chunks\.0\.module\.(\d+)\.")
+    config = InfinityConfig(
+        ScalePyramid(sides=told.sides, channels=N), chunks * blocks, D, heads, N // 4 if told.patchified else N, A, X,
+        ffn=len(tensors[f"{FIRST}ffn.fc1.weight"]), pool_heads=tensors["text_proj_for_sos.ca.mat_q"].shape[1],
+        chunks=chunks, full=told.full, rule=told.rule, shared_adaln="shared_ada_lin.1.weight" in tensors,
+        l2_norm=muls is not None, ca_gamma=f"{FIRST}ca_gamma" in tensors, norm0_ve="norm0_ve.weight" in tensors,
+        two_layer_head="head.0.weight" in tensors, levels_once=told.levels_once, rounds=told.rounds,
+    )  # fmt: skip
+    shapes = infinity_shapes(config)
+    zeros = {name.replace("v_bias", "zero_k_bias") for name in shapes if name.endswith(".v_bias")}
+    var.check_names(tensors, shapes, zeros, source)
+    var.check_buffers(tensors, config.pyramid, source)
+    return InfinityTransformer(config, {key: tensors[key] for key in shapes})
+
+
+def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> InfinityAutoencoder:
+    """Build an autoencoder from a state dict without the inner parts of names; what is no coder's is not read."""
+    if "quantize.embedding.weight" in tensors:
+        raise var.refused(source, "is a VQ-VAE of VAR, whose codes are no bits", "pass networks of one family")
+    ch, multipliers, res_blocks = var.infer_levels(tensors, source)
+    kernel = tensors["decoder.conv_in.weight"]
+    has_encoder = any(key.startswith("encoder.") for key in tensors)
+    config = binary_config(kernel.shape[1] if kernel.dim() == 4 else 0, ch, multipliers, res_blocks, has_encoder)
+    shapes = infinity_autoencoder_shapes(config)
+    unread = {key for key in tensors if not key.startswith(("encoder.", "decoder."))}
+    var.check_names(tensors, shapes, unread, source)
+    return InfinityAutoencoder(config, {key: tensors[key] for key in shapes})

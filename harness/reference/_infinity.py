@@ -1,0 +1,105 @@
+"""What sampling does with a network of Infinity, one scale at a time, as its page reads (§3 to §5).
+
+Promise: pure functions; arguments are never written into. The module of this name in `speculative/` keeps the same
+contracts, a window of scales at a time.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.models import ModelPair
+from harness.models.infinity.autoencoder import BinaryQuantizer, from_map
+from harness.models.infinity.transformer import MOST_SIDE, InfinityConfig, infinity_config
+from harness.models.network import Condition, Network
+from harness.protocol import Request, Rows, ScaleGuidance
+from harness.protocol.pyramid import ScalePyramid
+
+
+def condition(network: Network, request: Request, labels_B: Tensor) -> Condition:
+    """Return the condition of the guidance rows of some images; unconditional rows are as long as the text beside."""
+    infinity_config(network).check_request(request)
+    labels, nothing_XA = labels_B.tolist(), network.weights["cfg_uncond"].float().cpu()
+    # the label after the last text is unconditional: no request has it, but the judge asks what it would give
+    given = [*(rows.numbers_TA for rows in request.texts), nothing_XA]
+    against, texts = [rows.numbers_TA for rows in request.negative_texts], [given[label] for label in labels]
+    if request.is_guided:
+        texts += [against[k] if k < len(against) else nothing_XA[: len(given[k])] for k in labels]
+    return replace(network.condition(texts), guidance=request.scale_guidance)
+
+
+def scale_input(network: Network, condition: Condition, raw_BlN: Tensor | None, si: int) -> Tensor:
+    """Return the network's input x_RlD of scale `si`, its level included; `raw_BlN` is None at scale 0."""
+    if raw_BlN is None:
+        return (condition.cond_RD + network.start_1D)[:, None] + network.lvl_SD[0]
+    x_BlD = network.embed(raw_BlN) + network.lvl_SD[si]
+    return torch.cat([x_BlD] * (len(condition.cond_RD) // len(x_BlD)))  # the same input for both guidance halves
+
+
+def positions(network: Network, first: int, last: int) -> Tensor:
+    """Return level, row and column (n,3) of the rows of scales first..last, float64, under every position rule."""
+    config = infinity_config(network)
+    where = [_coordinates(config, si) for si in config.pyramid]
+    if not config.fused:  # a scale sits where the first positions of the image do (§9)
+        where = [torch.cat(where)[: len(each)] for each in where]
+    rows = [F.pad(where[si], (1, 0), value=float(si)) for si in range(first, last + 1)]
+    return torch.cat(rows).to(network.device)
+
+
+def _coordinates(config: InfinityConfig, si: int) -> Tensor:
+    """Row and column (l,2) of every position of a scale; fractions are places between two points of the grid."""
+    (h, w), (H, W) = config.pyramid.sides[si], config.full
+    y_h, x_w = torch.arange(h, dtype=torch.float32), torch.arange(w, dtype=torch.float32)
+    if config.rule == 2:
+        y_h, x_w = (y_h * (H / h)).round(), (x_w * (W / w)).round()  # half to even
+    if config.rule == 1:
+        u, v = (MOST_SIDE, int(MOST_SIDE / H * W)) if H >= W else (int(MOST_SIDE / W * H), MOST_SIDE)
+        y_h, x_w = y_h * ((u - 1) / max(h - 1, 1)), x_w * ((v - 1) / max(w - 1, 1))
+    return torch.cartesian_prod(y_h, x_w).double()
+
+
+def guide(rows_RlV: Tensor, guidance: ScaleGuidance, si: int, S: int) -> Tensor:
+    """Return z = rows/τ, guided where place 0 acts at this scale; else those of the conditional rows."""
+    z_RlV, w = rows_RlV * (1 / guidance.temperature(si)), guidance.weights[si]
+    if not guidance.guided:
+        return z_RlV
+    if len(rows_RlV) % 2:
+        raise InputError("guidance rows", len(rows_RlV), "must be 2B: conditional, then unconditional", "pass both")
+    conditional_BlV, unconditional_BlV = z_RlV.chunk(2)
+    if w == 1 or 0 not in guidance.places:
+        return conditional_BlV
+    return w * conditional_BlV + (1 - w) * unconditional_BlV
+
+
+def accumulate(
+    f_hat_BChw: Tensor, codes_BChw: Tensor, si: int, quantizer: BinaryQuantizer, pyramid: ScalePyramid
+) -> Tensor:
+    """Return f_hat after scale `si`, whose codes these are; the last scale's are not resized."""
+    if si < pyramid.S - 1:
+        codes_BChw = resized(codes_BChw, tuple(f_hat_BChw.shape[2:]))
+    return f_hat_BChw + codes_BChw
+
+
+def next_input(f_hat_BChw: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    """Return the raw input (B,l,N) of scale `si` from f_hat after scale si-1."""
+    h, w = pyramid.sides[si]
+    patch = f_hat_BChw.shape[3] // pyramid.sides[-1][1]
+    map_BChw = resized(f_hat_BChw, (patch * h, patch * w))
+    raw_BlN: Tensor = from_map(map_BChw, patch).unflatten(1, (h * w, -1))
+    return raw_BlN
+
+
+def resized(map_BChw: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Return a map at other sides, by two taps a side; as one frame, channels last: as published, to the last bit."""
+    frame = map_BChw.unsqueeze(2).contiguous(memory_format=torch.channels_last_3d)
+    return F.interpolate(frame, size=(1, *sides), mode="trilinear").squeeze(2)
+
+
+def example(models: ModelPair, images: int, seed: int) -> Request:
+    """Return a request such as error budgets are measured with: guided texts of 1, 2, … rows."""
+    config, generator = infinity_config(models.target), torch.Generator().manual_seed(seed)
+    texts = tuple(Rows(torch.randn(1 + k % config.X, config.A, generator=generator)) for k in range(images))
+    return Request(tuple(range(images)), seed, texts=texts, scale_guidance=ScaleGuidance((3.0,) * config.pyramid.S))
