@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.laws import Case, Violation, check
 from harness.models._pair import ModelPair
+from harness.models.network import Around, Condition
 from harness.mutants._mutant import production
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
 from harness.protocol.noise import Noise
+from harness.reference.sequential import GrowingCache, sample_sequential
 from harness.speculative import sampler
 from harness.speculative.sampler import SpeculativeDecoder
 
@@ -64,3 +69,38 @@ def test_images_that_run_in_groups_end_at_a_logit_that_is_not_finite(patch_nums:
 
 def test_a_logit_that_no_pass_was_given_need_not_end_a_decode():
     assert check("numbers.finite", lambda models, settings: production(CASE.models, settings), CASE)
+
+
+@dataclass(frozen=True)
+class Apart(Around):
+    """A network that runs the guidance halves in passes of their own; the cache that it is given stays empty."""
+
+    caches: tuple[GrowingCache, GrowingCache]
+
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Any, mask_11nK: Any, positions: Any = None) -> Tensor:
+        halves = torch.arange(len(x_RnD)).chunk(2)
+        passes = [(x_RnD[half], condition.rows(half), own) for half, own in zip(halves, self.caches, strict=True)]
+        return torch.cat([self.network.hidden(*each, mask_11nK, positions) for each in passes])
+
+
+def in_halves(passes: int) -> Callable[[ModelPair, Settings], Any]:
+    """Return a factory of sequential decoders that run halves apart, and say that a scale took so many passes."""
+
+    def build(models: ModelPair, settings: Settings) -> Any:
+        def decode(request: Request, noise: Noise) -> Trace:
+            network: Any = Apart(models.target, (GrowingCache(), GrowingCache()))
+            trace = sample_sequential(network, models.vae, request, noise)
+            return replace(trace, target_calls=[passes * calls for calls in trace.target_calls])
+
+        return SimpleNamespace(contract="token-identical", decode=decode)
+
+    return build
+
+
+@pytest.mark.parametrize("labels", [(0,), (0, 1)])
+@pytest.mark.parametrize("cfg", [0.0, 1.5])
+def test_halves_in_passes_of_their_own_are_one_call(cfg: float, labels: tuple[int, ...]):
+    case = replace(CASE, cfg=cfg, labels=labels)
+    assert check("rules.recount", in_halves(1), case)
+    with pytest.raises(Violation, match=rf"add up to {4 * case.B}, and a spy counted {2 * case.B}"):
+        check("rules.recount", in_halves(2), case)
