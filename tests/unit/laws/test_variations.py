@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.laws import Case, Violation, check
 from harness.models._pair import ModelPair
 from harness.models.network import Around, Condition
-from harness.mutants._mutant import production
+from harness.mutants._mutant import parts, production
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
@@ -104,3 +104,36 @@ def test_halves_in_passes_of_their_own_are_one_call(cfg: float, labels: tuple[in
     assert check("rules.recount", in_halves(1), case)
     with pytest.raises(Violation, match=rf"add up to {4 * case.B}, and a spy counted {2 * case.B}"):
         check("rules.recount", in_halves(2), case)
+
+
+ABOVE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "0.7 of it": lambda above, target: 0.7 * above,
+    "as it is": lambda above, target: above,
+}
+WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "below 0": lambda above, target: -above,
+    "nothing": lambda above, target: torch.zeros_like(above),
+    "NaN": lambda above, target: above / 0,
+    "the target's law": lambda above, target: target,
+    "smoothed": lambda above, target: above + 1e-6,
+}
+
+
+def residual(change: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def changed(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
+        above_BnV = (target_BnV - draft_BnV).clamp_min(0)
+        is_some = above_BnV.sum(-1, keepdim=True) > 0
+        return torch.where(is_some, change(above_BnV, target_BnV), target_BnV)
+
+    return parts(residual=changed)
+
+
+@pytest.mark.parametrize("change", ABOVE.values(), ids=ABOVE)
+def test_a_residual_is_a_law_up_to_a_factor(change: Any):
+    assert check("acceptance.residual", residual(change), CASE)
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_another_residual_is_none(change: Any):
+    with pytest.raises(Violation, match="residual"):
+        check("acceptance.residual", residual(change), CASE)
