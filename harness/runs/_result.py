@@ -15,7 +15,7 @@ import torch
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge import CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
+from harness.judge import ACCEPTED, CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, Request, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
@@ -163,8 +163,11 @@ class Verification:
         """The first defect, else the first tie, else None."""
         if self.early:
             return self.early[0]
-        first = self.first_case[1] if self.first_case else None
-        if first is not None and (first.component, first.detail) == UNEXPLAINED and self._is_wrong_when_filtered:
+        if self.first_case is None:
+            return None
+        first = self.first_case[1]
+        named = first.component, first.detail
+        if named in (UNEXPLAINED, ACCEPTED) and self._is_wrong_when_filtered:
             return replace(first, component="filter", detail=ONLY_FILTERED)
         return first
 
