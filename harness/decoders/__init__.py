@@ -13,7 +13,7 @@ from harness.decoders._factory import (
     parse_factory_options,
     pickled_factory,
 )
-from harness.decoders._in_process import run_in_process
+from harness.decoders._in_process import MOVED, run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._own_process import own_place
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

@@ -245,3 +245,19 @@ def test_a_filter_comes_before_acceptance_where_tokens_are_wrong_under_filters_a
     both = found.settings[0].rows[0]
     found.settings[0].rows[0] = replace(both, judgement=replace(both.judgement, defects=[wrong]))
     assert found.first_divergence.component == detail[0]
+
+
+@pytest.mark.parametrize(("moves", "component"), [(True, "noise"), (False, "draw")])
+def test_draws_of_the_global_generator_are_noise(moves: bool, component: str):
+    def factory(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+        def drawn(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+            other = None if moves else torch.Generator().manual_seed(1)
+            return draw(probs_BnV.log(), torch.empty_like(E_BnV).exponential_(1, generator=other))
+
+        decoder = SpeculativeDecoder(models, DecoderOptions(2))
+        decoder.parts = replace(decoder.parts, draw=drawn)
+        return decoder
+
+    first = verify_here(MODELS, factory, [Settings(2)], [Request((0, 1), seed=3)]).first_divergence
+    assert first.component == component, str(first)
+    assert ("moved PyTorch's global generator" in first.detail) is moves
