@@ -1,6 +1,6 @@
 """A decoder under test: found, built, and run in this process or in its own."""
 
-from harness.decoders._crash import crashed_part
+from harness.decoders._crash import crash_of
 from harness.decoders._factory import (
     OWN_DECODER,
     Built,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -73,10 +74,12 @@ def tried(bug: Any, *names: str) -> list[LawResult]:
     return [try_law(each, Subject(bug), CaseList(CASES)) for each in LAWS if each.id in names]
 
 
-def test_a_crash_in_a_law_is_the_tracebacks_part():
+def test_a_crash_in_a_law_is_a_crash_with_its_line_and_part():
     (found,) = tried(parts(draw=no_draw), "acceptance.token-identical")
     assert found.violation is not None
-    assert found.violation.part == "draw"
+    assert found.violation.part == "crash"
+    where = r"IndexError: list index out of range in no_draw, test_isolated.py:\d+: part draw"
+    assert re.fullmatch(f"the decoder raised {where}", found.violation.found)
 
 
 def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
