@@ -50,8 +50,8 @@ def _token_identical(subject: Subject, case: Case) -> bool:
     expected, budget = case.sequential(), quick_budget(case.models)
     actual = subject.decode(case)
     evidence = Evidence(case.models, case.request, actual, expected, budget, case.settings.greedy)
-    judgement = judge(evidence, drafts=False)
-    require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
+    for defect in judge(evidence, drafts=False).defects[:1]:
+        require(False, str(defect), defect.component)
     return _rejected(actual, case)
 
 

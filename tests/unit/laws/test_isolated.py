@@ -17,7 +17,7 @@ from harness.laws._conformance import LawWork, inspect_parts
 from harness.laws._engine import CaseList, LawResult, Report, fixed_cases, isolated_parts, most_specific, try_law
 from harness.laws._few_cases import summed_up
 from harness.laws._law import Law, Subject, Violation
-from harness.mutants import masks
+from harness.mutants import masks, positions
 from harness.mutants._mutant import parts
 
 CASES = fixed_cases(2, 2)
@@ -80,6 +80,13 @@ def test_a_crash_in_a_law_is_a_crash_with_its_line_and_part():
     assert found.violation.part == "crash"
     where = r"IndexError: list index out of range in no_draw, test_isolated.py:\d+: part draw"
     assert re.fullmatch(f"the decoder raised {where}", found.violation.found)
+
+
+def test_a_law_that_judges_a_decode_has_the_judges_component():
+    (found,) = tried(positions.OFFSET, "acceptance.token-identical")
+    assert found.violation is not None
+    assert found.violation.part == "positions"
+    assert summed_up([found], 2).broken[0].component == "positions"
 
 
 def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
