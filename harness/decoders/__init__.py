@@ -1,6 +1,6 @@
 """A decoder under test: found, built, and run in this process or in its own."""
 
-from harness.decoders._crash import crashed_part
+from harness.decoders._crash import crash_of
 from harness.decoders._factory import (
     OWN_DECODER,
     Built,
@@ -13,7 +13,7 @@ from harness.decoders._factory import (
     parse_factory_options,
     pickled_factory,
 )
-from harness.decoders._in_process import run_in_process
+from harness.decoders._in_process import MOVED, run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._own_process import own_place
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

@@ -223,6 +223,7 @@ def _copied(record: Record) -> Record:
 
 
 TORCH = str(Path(torch.__file__).parent)
+MOVED = "moved PyTorch's global generator"
 OWNERS: dict[str, Any] = {
     "torch": torch, "torch.Tensor": Tensor, "torch.nn.functional": F, "torch.nn.Module": torch.nn.Module,
 }  # fmt: skip
@@ -254,7 +255,7 @@ def tidied_process() -> Iterator[list[str]]:
                     setattr(owner, word, value)
         for name, generator, state in states:
             if not torch.equal(generator.get_state(), state):
-                changes.append(f"moved PyTorch's global generator{name}")
+                changes.append(f"{MOVED}{name}")
                 generator.set_state(state)
 
 

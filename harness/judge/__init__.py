@@ -14,6 +14,7 @@ from harness.judge._many_ties import costs_of_draws, weigh_run
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._shown_law import nats_of, undrawn
+from harness.judge._tokens import ACCEPTED
 from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement, Verdict, worst_verdict
 from harness.judge._wealth import ALPHA, HELD, Wealth, gains
 from harness.judge._wrong_decode import WrongDecode

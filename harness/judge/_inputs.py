@@ -25,8 +25,8 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
-    if si == 0 and (label := _one_label(evidence, error)) is not None:
-        return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of label {label}")
+    if si == 0 and (labels := _unconditional_labels(evidence, error)):
+        return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of {labels}")
     if si and (scale := scale_of_drafts(evidence, actual.x_RLD[image, span], image, si, error)) is not None:
         return _made_of_drafts(evidence, image, si, scale)
     tensors = actual.x_RLD[both, span], expected.x_RLD[:, span]
@@ -103,19 +103,25 @@ def misplaced_rows(
     return None
 
 
-def _one_label(evidence: Evidence, error: float) -> int | None:
-    """Return the label of which all unconditional inputs of scale 0 are, where it is one image's and not each's."""
+def _unconditional_labels(evidence: Evidence, error: float) -> str:
+    """Say whose labels all unconditional inputs of scale 0 have: each its image's, or all one image's; else nothing."""
     actual, expected, span = evidence.actual.shown, evidence.expected.shown, evidence.models.pyramid.span(0)
     B = evidence.request.B
-    first_1lD, unconditional_BlD = actual.x_RLD[B : B + 1, span], actual.x_RLD[B:, span]
-    if not len(unconditional_BlD) or not bool(((unconditional_BlD - first_1lD).abs() <= error).all()):
-        return None
-    if bool(((expected.x_RLD[B:, span] - first_1lD).abs() <= error).all()):  # they are right
-        return None
-    is_its_B = ((expected.x_RLD[:B, span] - first_1lD).abs() <= error).flatten(1).all(1)
-    if not bool(is_its_B.any()) or bool(is_its_B.all()):
-        return None
-    return int(evidence.numbers.labels(evidence.models.target.config.classes)[is_its_B.nonzero()[0, 0]])
+    if len(actual.x_RLD) == B:
+        return ""
+    (found_BlD, others_BlD), (due_BlD, blank_BlD) = (each.x_RLD[:, span].split(B) for each in (actual, expected))
+
+    def same(one: Tensor, other: Tensor) -> list[bool]:
+        return ((one - other).abs() <= error).flatten(1).all(1).tolist()
+
+    if all(same(others_BlD, blank_BlD)):
+        return ""
+    if all(same(found_BlD, due_BlD)) and all(same(others_BlD, due_BlD)):
+        return "the images' own labels"
+    is_its_B = same(due_BlD, others_BlD[:1])
+    if not all(same(others_BlD, others_BlD[:1])) or not any(is_its_B) or all(is_its_B):
+        return ""
+    return f"label {int(evidence.numbers.labels(evidence.models.target.config.classes)[is_its_B.index(True)])}"
 
 
 def _half(right: list[bool]) -> str:

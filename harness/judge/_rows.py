@@ -110,7 +110,8 @@ def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     for word, dtype in SHORT.items():
         made_RlV = own.rows(rounded(right_RnD, dtype), si)
         found_RlV, right_RlV = (_of_image(side, image, draws) for side in (evidence.actual.shown, expected))
-        if explains(found_RlV, right_RlV, made_RlV):
+        # nearer than the same pass without rounding, too: its network may be what is wrong
+        if all(explains(found_RlV, exact_RlV, made_RlV) for exact_RlV in (right_RlV, own.rows(right_RnD, si))):
             return WrongTensor(si, "precision", f"the head of scale {si} is given hidden states rounded to {word}")
     if len(both) == 1:
         return None
@@ -175,6 +176,8 @@ def _other_pass(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether the logits are those of a pass with another mask, or with other keys and values in its cache."""
     for made in passes(evidence, image, si):
         where = f"logits of scale {si} are those of the pass over scales {made.first}..{made.last}"
+        if made.first < made.last and _is_other(evidence, image, si, made.rows(made.hidden(), si)):
+            return WrongTensor(si, "mask", f"{where} under the right mask, to which the network does not keep")
         for component, clause, mask_nK in masks(made):
             if _is_other(evidence, image, si, made.rows(made.hidden(mask_nK), si)):
                 return WrongTensor(si, component, f"{where} where {clause}")

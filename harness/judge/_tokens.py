@@ -25,6 +25,7 @@ from harness.rounding import certifying_networks, certifying_precision, images_p
 
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
+ACCEPTED = "accept", "the draft's own token is accepted, and is not the target's draw"
 
 
 def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:
@@ -132,6 +133,6 @@ def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Race
             right = one.row, evidence.models.pyramid.S if first is None else first.scale
             component, detail = drawn_as(*right)
             if (component, detail) in CLUES and is_draft_accepted(*right):
-                component, detail = "accept", "the draft's own token is accepted, and is not the target's draw"
+                component, detail = ACCEPTED
         divergences.append(replace(one.token, component=component, detail=detail))
     return divergences

@@ -50,8 +50,8 @@ def _token_identical(subject: Subject, case: Case) -> bool:
     expected, budget = case.sequential(), quick_budget(case.models)
     actual = subject.decode(case)
     evidence = Evidence(case.models, case.request, actual, expected, budget, case.settings.greedy)
-    judgement = judge(evidence, drafts=False)
-    require(not judgement.defects, f"{judgement.defects[0] if judgement.defects else ''}")
+    for defect in judge(evidence, drafts=False).defects[:1]:
+        require(False, str(defect), defect.component)
     return _rejected(actual, case)
 
 
@@ -113,7 +113,8 @@ def exact(subject: Subject, case: Case) -> bool:
         expected = joint_law(small.models, small.request)
         far = law_distance(law, expected)
         said = f"an image's probability is {far:.3g} off; {branches} branches, {len(expected)} images"
-        require(far <= most, f"{said}{f'; a draft in {dtype}' * bool(dtype)}")
+        # of numbers of the walk's own; what is kept and redrawn has laws of its own, which then come first
+        require(far <= most, f"{said}{f'; a draft in {dtype}' * bool(dtype)}", "accept")
     return branches > len(expected)
 
 
@@ -162,7 +163,7 @@ def keep(subject: Subject, case: Case) -> bool:
 
 @law("acceptance.residual", "residual")
 def _residual_law(subject: Subject, case: Case) -> bool:
-    """A token that fails is drawn from the normalised positive part of target − draft."""
+    """A token that fails is drawn from the positive part of target − draft, be it normalised or not."""
     parts = subject.parts(case, "residual")
     draft_BnV, target_BnV = case.normal(2, 2, 9, case.V).mul(3).softmax(-1).unbind(0)
     target_BnV = torch.where(target_BnV < 0.05, 0.0, target_BnV)
@@ -172,7 +173,9 @@ def _residual_law(subject: Subject, case: Case) -> bool:
         above_BnV = torch.where(target_BnV > near_BnV, target_BnV - near_BnV, 0.0)
         expected = above_BnV / above_BnV.sum(-1, keepdim=True)
         where = f"{share:g} of the way from the target's law to another"
-        require_equal("residual", parts.residual(near_BnV, target_BnV), expected, where, FLOAT64)
+        actual = parts.residual(near_BnV, target_BnV)  # a race needs no sum of one, and no common factor
+        require_equal("residual", actual / actual.sum(-1, keepdim=True), expected, where, FLOAT64)
+        require(bool((actual >= 0).all()), f"{where}: a residual below 0")
     equal = parts.residual(target_BnV, target_BnV)
     require(bool(torch.isfinite(equal).all()), "draft = target leaves a residual that is not finite")
     return True

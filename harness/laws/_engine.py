@@ -56,10 +56,24 @@ class LawResult:
         return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {outcome}"
 
 
+# Parts that other parts build on come before these: where several laws isolate one, the first is nearest the cause.
+_CAUSES = (
+    "crash", "network", "quantizer", "autoencoder", "noise", "condition", "build_combined_query", "attention_mask",
+    "split_logits_by_scale", "new_cache", "cache", "guide", "filter_logits", "draw", "accumulate", "next_input",
+    "keep_drafted", "residual", "accept", "bonus", "draft_len", "counts",
+)  # fmt: skip
+
+
 def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
-    """Return the broken laws, first those that point to the fewest parts: what was found names one, then by watches."""
-    broken = [row for row in rows if row.violation is not None]
-    return sorted(broken, key=lambda row: 1 if row.violation and row.violation.part else len(row.law.watches))
+    """Return the broken laws: a crash, then those that point to the fewest parts, causes before consequences."""
+
+    def place(row: LawResult) -> tuple[bool, int, int]:
+        part = row.violation.part if row.violation else ""
+        first = part or row.law.watches[0]
+        after = _CAUSES.index(first) if first in _CAUSES else len(_CAUSES)
+        return part != "crash", 1 if part else len(row.law.watches), after
+
+    return sorted((row for row in rows if row.violation is not None), key=place)
 
 
 def isolated_parts(row: LawResult, rows: Sequence[LawResult]) -> tuple[str, ...]:

@@ -124,7 +124,8 @@ class _Walk:
         return replace(parts, draw=self.draw, keep_drafted=self.keep, update_state_with_accepted_tokens=update)
 
     def draw(self, probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
-        edges = [[[min(edge, 1.0) for edge in accumulate(law_V[:-1])] for law_V in row] for row in probs_BnV.tolist()]
+        law_BnV = probs_BnV.double() / probs_BnV.double().sum(-1, keepdim=True)  # a race needs no sum of one
+        edges = [[[min(edge, 1.0) for edge in accumulate(law_V[:-1])] for law_V in row] for row in law_BnV.tolist()]
         return torch.tensor([self._decide(*row)[1] for row in zip(E_BnV[..., 0].tolist(), edges, strict=True)])
 
     def keep(self, u_Bn: Tensor, draft_Bn: Tensor, target_Bn: Tensor) -> Tensor:

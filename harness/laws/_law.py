@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.decoders import Factory, OutOfTimeError, attribute_of, build_by_factory, crashed_part
+from harness.decoders import Factory, OutOfTimeError, attribute_of, build_by_factory, crash_of
 from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
@@ -45,8 +45,8 @@ def policy_name(text: str) -> str:
 class Violation(HarnessError):  # noqa: N818
     """A law is broken, by one clause; the message fits on one screen and holds the case to replay.
 
-    `factory` is the decoder as Python names it in the printed replay; `part` is the one that what was found names, or
-    that its traceback tells.
+    `factory` is the decoder as Python names it in the printed replay; `part` is the one that what was found names;
+    `crash` where the decoder raised.
     """
 
     def __init__(
@@ -241,9 +241,8 @@ class Law:
             raise
         except BaseException as error:  # of whatever kind: the decoder is somebody else's code
             forget_models()
-            found = f"the decoder raised {type(error).__name__}: {error}"
-            part = crashed_part(error)
-            raise Violation(self, case, found, subject.name, subject.options, part) from error
+            found = f"the decoder raised {crash_of(error)}"
+            raise Violation(self, case, found, subject.name, subject.options, "crash") from error
 
 
 REGISTERED: list[Law] = []  # by `law`, in the order in which the families' modules are loaded

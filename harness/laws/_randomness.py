@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.judge import require
 from harness.laws._case import Case
-from harness.laws._law import PLAIN, Subject, law, require_equal, require_tokens, shown_tensors
+from harness.laws._law import PLAIN, Subject, law, require_equal, require_same, require_tokens, shown_tensors
 from harness.laws._oracle import targeted
 from harness.laws._scripted import levelled
 from harness.protocol import Contract
@@ -101,13 +101,14 @@ def published(subject: Subject, case: Case) -> bool:
     parts = subject.parts(case, "draw")
     request = replace(case.request, order="batch")
     noise = SeededNoise(request, case.pyramid, case.V, case.at)
-    generator = torch.Generator(device=case.at).manual_seed(case.seed)
+    generator, twin = (torch.Generator(device=case.at).manual_seed(case.seed) for _ in range(2))
     for si in case.pyramid:
-        l = case.pyramid.draws.counts[si]
+        l, E_BlV = case.pyramid.draws.counts[si], noise.exponential(si, TOKEN, "target")
+        due_BlV = torch.empty(E_BlV.shape, device=case.at).exponential_(1, generator=twin)
         probs_BlV = _logits(case, l).float().softmax(-1)
         expected = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
-        actual = parts.draw(probs_BlV, noise.exponential(si, TOKEN, "target"))
-        require_equal("tokens", actual, expected, f"scale {si}")
+        part = "draw" if torch.equal(E_BlV, due_BlV) else "noise"
+        require_same({"tokens": parts.draw(probs_BlV, E_BlV)}, {"tokens": expected}, f"scale {si}", part=part)
     return case.pyramid.S > 1
 
 

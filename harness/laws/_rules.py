@@ -112,6 +112,9 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
 @law("rules.recount", "counts")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
+    # a call is a pass over all guidance rows of an image, at once or half by half; unguided, one half is enough
+    case = replace(case, cfg=case.cfg or 1.0)
+    halves = case.request.R // case.B
     spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
     watched = replace(case.models, **spies)  # type: ignore[arg-type]
     decoder = subject.decoder(case, watched)
@@ -122,8 +125,8 @@ def recount(subject: Subject, case: Case) -> bool:
         for word in ("calls", "rows"):
             counts = getattr(decoded, f"{name}_{word}")
             if counts:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
-                where = f"{name}_{word} {counts} add up to {sum(counts)}"
-                require(sum(counts) == spy.counts[word], f"{where}, and a spy counted {spy.counts[word]}")
+                where, seen = f"{name}_{word} {counts} add up to {sum(counts)}", spy.counts[word] / halves
+                require(sum(counts) == seen, f"{where}, and a spy counted {seen:g}")
     for image, rounds in enumerate(decoded.rounds):
         for name in ("target_rows", "draft_rows"):
             total, counts = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)
@@ -170,7 +173,7 @@ _RANKS = (
 
 @dataclass(frozen=True)
 class _Spy(Around):
-    """A network that counts its passes."""
+    """A network that counts the guidance rows of its passes, and their positions."""
 
     counts: Counter[str]
 
@@ -179,8 +182,8 @@ class _Spy(Around):
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         R, n = x_RnD.shape[:2]
-        self.counts["calls"] += R // 2
-        self.counts["rows"] += R // 2 * n
+        self.counts["calls"] += R
+        self.counts["rows"] += R * n
         return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
 
 

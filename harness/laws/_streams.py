@@ -54,7 +54,11 @@ def _far_seeds(seed: int, order: NoiseOrder, stream: str) -> list[tuple[int, int
 
 @law("streams.independent", "noise")
 def independent(subject: Subject, case: Case) -> bool:
-    """Streams, images, scales and seeds share no numbers, in either order."""
+    """Streams, images, scales and seeds share no numbers, in either order; an image alone has its own."""
+    alone = SeededNoise(Request((0,), case.seed, images=(1,)), _SIDES, _WIDE_V, case.at)
+    for stream in _STREAMS:
+        one_N, batch_BN = (_read(noise, 5, stream) for noise in (alone, _noise(case, "image", case.seed)))
+        require(torch.equal(one_N[0], batch_BN[1]), f"{stream}: image 1 alone has other numbers than in a batch")
     for order in ORDERS:
         for stream in _STREAMS:
             for pair in _far_seeds(case.seed, order, stream):

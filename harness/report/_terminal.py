@@ -157,7 +157,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     for reason in result.inconclusive:
         say(console, f"inconclusive: {reason}")
     for remark, count in result.remarks.items():
-        say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect: nothing was seen to depend on it)")
+        say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect where no result depends on it)")
     if (first := result.first_divergence) is not None:
         say(console, f"{first_word(result)}: {first}")
         if before := result.before_the_crash:

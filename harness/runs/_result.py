@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from harness.decoders import MOVED
 from harness.errors import InputError, one_line, shortened
 from harness.files import compact, finite
-from harness.judge import CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
+from harness.judge import ACCEPTED, CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, Request, declined, request_values
 from harness.provenance import versions
 from harness.rounding import Allowance, precision
@@ -29,6 +30,7 @@ from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
+NOT_GIVEN = "the numbers are not those that it was given"
 NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
@@ -163,9 +165,14 @@ class Verification:
         """The first defect, else the first tie, else None."""
         if self.early:
             return self.early[0]
-        first = self.first_case[1] if self.first_case else None
-        if first is not None and (first.component, first.detail) == UNEXPLAINED and self._is_wrong_when_filtered:
+        if self.first_case is None:
+            return None
+        row, first = self.first_case
+        named = first.component, first.detail
+        if named in (UNEXPLAINED, ACCEPTED) and self._is_wrong_when_filtered:
             return replace(first, component="filter", detail=ONLY_FILTERED)
+        if named == UNEXPLAINED and any(MOVED in remark for remark in row.judgement.remarks):
+            return replace(first, component="noise", detail=f"guided logits agree, and decoding {MOVED}: {NOT_GIVEN}")
         return first
 
     @property

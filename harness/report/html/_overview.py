@@ -55,7 +55,7 @@ def compared_parts(result: Verification) -> list[object]:
         "Not asked, so that nothing is proved of it:":
             [(word, f"asked by {option}") for word, option in exercised.missing.items()],
         "What this decoder does not do:": list(exercised.not_done.items()),
-        "Remarks, which are no defects: nothing was seen to depend on them.":
+        "Remarks, which are no defects where no result depends on them.":
             [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()],
     }  # fmt: skip
     if not result.compared:

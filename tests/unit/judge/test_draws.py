@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.judge._decode import judge
-from harness.judge._draws import OWN
+from harness.judge._draws import OWN, UNEXPLAINED
 from harness.judge._evidence import Evidence
 from harness.judge._passes import passes
-from harness.judge._verdict import Judgement
+from harness.judge._tokens import ACCEPTED
+from harness.judge._verdict import Divergence, Judgement
 from harness.models._pair import ModelPair, close_pair
 from harness.mutants.acceptance import ALL_STAND
 from harness.protocol._decoder import Settings
@@ -230,3 +231,33 @@ def test_wrong_draws_under_filters_alone_are_the_filters():
     plain, filtered = Request((0, 1), seed=3), replace(REQUEST, cfg=1.5)
     assert first(filtered) == "draw"
     assert first(plain, filtered) == "filter"
+
+
+@pytest.mark.parametrize("detail", [UNEXPLAINED, ACCEPTED])
+def test_a_filter_comes_before_acceptance_where_tokens_are_wrong_under_filters_alone(detail: tuple[str, str]):
+    """A wrong filter of draft and target alike looks like a draft's token that was accepted."""
+    requests = [Request((0, 1), seed=3), replace(REQUEST, cfg=1.5)]
+    found = verify_here(MODELS, build_decoder, [Settings(2)], requests)
+    wrong = Divergence(*detail, 3, 0, 0, 1, 0)
+    filtered = found.settings[0].rows[1]
+    found.settings[0].rows[1] = replace(filtered, judgement=replace(filtered.judgement, defects=[wrong]))
+    assert found.first_divergence.component == "filter"
+    both = found.settings[0].rows[0]
+    found.settings[0].rows[0] = replace(both, judgement=replace(both.judgement, defects=[wrong]))
+    assert found.first_divergence.component == detail[0]
+
+
+@pytest.mark.parametrize(("moves", "component"), [(True, "noise"), (False, "draw")])
+def test_draws_of_the_global_generator_are_noise(moves: bool, component: str):
+    def factory(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+        def drawn(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+            other = None if moves else torch.Generator().manual_seed(1)
+            return draw(probs_BnV.log(), torch.empty_like(E_BnV).exponential_(1, generator=other))
+
+        decoder = SpeculativeDecoder(models, DecoderOptions(2))
+        decoder.parts = replace(decoder.parts, draw=drawn)
+        return decoder
+
+    first = verify_here(MODELS, factory, [Settings(2)], [Request((0, 1), seed=3)]).first_divergence
+    assert first.component == component, str(first)
+    assert ("moved PyTorch's global generator" in first.detail) is moves

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.decoders._factory import Factory
 from harness.models._pair import ModelPair, close_pair
 from harness.models.network import Condition, Network
+from harness.models.var.transformer import Transformer
 from harness.mutants import masks, state
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
@@ -219,3 +220,22 @@ def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: b
     assert found is not None
     assert found.component == ("mask or cache" if bug is masks.NO_PREFIX else "mask"), str(found)
     assert said.replace("0..2", "0..3" if bonus else "0..2") in found.detail
+
+
+def test_a_network_that_forgets_its_mask_is_no_rounding(monkeypatch: pytest.MonkeyPatch):
+    """Both sides share it; a pass over one scale needs no mask, so that the reference is right."""
+    attention, hidden, blocks = F.scaled_dot_product_attention, Transformer.hidden, list[int]()
+
+    def first_block_alone(*qkv: Tensor, scale: float) -> Tensor:
+        blocks.append(1)
+        return attention(*qkv[:3], qkv[3] if len(blocks) == 1 else None, scale=scale)
+
+    def counted(network: Transformer, *given: Any) -> Tensor:
+        blocks.clear()
+        return hidden(network, *given)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", first_block_alone)
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    component, detail = first(build_decoder, STRANGERS)
+    assert component == "mask", detail
+    assert "scale 0 are those of the pass over scales 0..2 under the right mask" in detail

@@ -97,6 +97,10 @@ class HalfCache(KVCache):
         return window
 
 
+def own_labels(network: Network, request: Request, labels_B: Tensor) -> Condition:
+    return network.condition(labels_B.repeat(2))
+
+
 def label_0(network: Network, request: Request, labels_B: Tensor) -> Condition:
     return network.condition(torch.cat((labels_B, torch.zeros_like(labels_B))))
 
@@ -109,6 +113,7 @@ def label_0(network: Network, request: Request, labels_B: Tensor) -> Condition:
         ({"attention_mask": no_start}, "mask", "position 0 is not seen"),
         ({"new_cache": HalfCache}, "precision", "rounded to float16 (keys and values)"),
         ({"condition_rows": label_0}, "condition", "the unconditional rows of scale 0 are those of label 0"),
+        ({"condition_rows": own_labels}, "condition", "rows of scale 0 are those of the images' own labels"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

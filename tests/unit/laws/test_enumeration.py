@@ -106,11 +106,13 @@ def test_the_law_does_not_depend_on_the_drafts_quality(gap: str):
     assert (branches == 2**5) is (gap == "equal")  # equal laws leave nothing to reject
 
 
-# Wrong variants. Drawing by inversion reads a law as it stands, so it sees a missing normalisation; a race would not.
+def test_a_residual_that_nobody_normalised_is_the_same_law_as_a_race_has_it():
+    parts = replace(PARTS, residual=lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).clamp_min(0))
+    law = law_of(small(), DecoderOptions(1, policy=REJECTION), parts=parts)
+    assert law_distance(law, joint_law(small(), REQUEST)) < EXACT
 
 
-def unnormalised(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
-    return (target_BnV - draft_BnV).clamp_min(0)
+# Wrong variants.
 
 
 def of_the_target(draft_BnV: Tensor, target_BnV: Tensor) -> Tensor:
@@ -172,7 +174,6 @@ def always_redrawn(parts: Parts) -> Parts:
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "residual not renormalised": {"parts": replace(PARTS, residual=unnormalised)},
     "residual of the absolute differences": {"parts": replace(PARTS, residual=of_absolute_differences)},
     "resampled from the target's law": {"parts": replace(PARTS, residual=of_the_target)},
     "one u for all tokens": {"prepare": one_u},

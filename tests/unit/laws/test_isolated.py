@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from harness import build_decoder
 from harness.judge._part_law import PartVerdict
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
@@ -16,8 +18,12 @@ from harness.laws._conformance import LawWork, inspect_parts
 from harness.laws._engine import CaseList, LawResult, Report, fixed_cases, isolated_parts, most_specific, try_law
 from harness.laws._few_cases import summed_up
 from harness.laws._law import Law, Subject, Violation
-from harness.mutants import masks
-from harness.mutants._mutant import parts
+from harness.mutants import masks, positions
+from harness.mutants._mutant import parts, policy
+from harness.protocol import Contract
+from harness.protocol.noise import SeededNoise
+from harness.speculative import Proposal, Window
+from harness.speculative._rules import accept_rejection
 
 CASES = fixed_cases(2, 2)
 
@@ -73,10 +79,84 @@ def tried(bug: Any, *names: str) -> list[LawResult]:
     return [try_law(each, Subject(bug), CaseList(CASES)) for each in LAWS if each.id in names]
 
 
-def test_a_crash_in_a_law_is_the_tracebacks_part():
+def test_a_crash_in_a_law_is_a_crash_with_its_line_and_part():
     (found,) = tried(parts(draw=no_draw), "acceptance.token-identical")
     assert found.violation is not None
-    assert found.violation.part == "draw"
+    assert found.violation.part == "crash"
+    where = r"IndexError: list index out of range in no_draw, test_isolated.py:\d+: part draw"
+    assert re.fullmatch(f"the decoder raised {where}", found.violation.found)
+
+
+def test_a_crash_comes_first_then_what_isolates_one_part_causes_before_consequences():
+    crash, noise, draw = row("decode", "accept", part="crash"), row("noise"), row("draw", "noise", part="draw")
+    accept, length, unknown = row("accept"), row("draft_len"), row("decode", part="trace")
+    several = row("noise", "condition")
+    expected = [crash, noise, draw, accept, length, unknown, several]
+    assert most_specific([several, unknown, length, accept, draw, noise, crash]) == expected
+
+
+def test_a_law_that_judges_a_decode_has_the_judges_component():
+    (found,) = tried(positions.OFFSET, "acceptance.token-identical")
+    assert found.violation is not None
+    assert found.violation.part == "positions"
+    assert summed_up([found], 2).broken[0].component == "positions"
+
+
+def by_position(draw: Any) -> Any:
+    """Deal the numbers of the published order out position by position."""
+
+    def drawn(noise: SeededNoise, si: int, stream: str) -> Tensor:
+        right = draw(noise, si, stream)
+        B, l, width = right.shape
+        return right.reshape(l, B, width).transpose(0, 1) if noise.request.order == "batch" else right
+
+    return drawn
+
+
+def by_place(draw: Any) -> Any:
+    """Take an image's place in the batch for its address."""
+
+    def drawn(noise: SeededNoise, si: int, stream: str) -> Tensor:
+        request = noise.request
+        here = replace(request, images=tuple(range(request.B)), seeds=None)
+        if request.order == "batch" or request.images == here.images:
+            return draw(noise, si, stream)
+        return draw(SeededNoise(here, noise.pyramid, noise.V, noise.device), si, stream)
+
+    return drawn
+
+
+WRONG_NOISE = {"randomness.published": by_position, "streams.independent": by_place}
+
+
+@pytest.mark.parametrize("name", WRONG_NOISE)
+def test_numbers_of_another_address_are_noise(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(SeededNoise, "_draw", WRONG_NOISE[name](SeededNoise._draw))
+    law = next(each for each in LAWS if each.id == name)
+    with pytest.raises(Violation) as broken:
+        law.check(Subject(build_decoder), Case(labels=(0, 1)))
+    assert isolated_parts(LawResult(law, 1, 1, violation=broken.value), []) == ("noise",)
+
+
+def test_a_wrong_draw_of_right_numbers_is_the_draw():
+    law = next(each for each in LAWS if each.id == "randomness.published")
+    with pytest.raises(Violation) as broken:
+        law.check(Subject(parts(draw=lambda probs_BnV, E_BnV: probs_BnV.argmax(-1))), Case(labels=(0, 1)))
+    assert broken.value.part == "draw"
+
+
+def test_a_wrong_rule_under_right_parts_is_accept():
+    """Tokens after the first failing one are drawn anew though they passed, as in decoders of text."""
+
+    def accept(used: Any, proposal: Proposal, target_bnV: Tensor, window: Window) -> Any:
+        keep = lambda *of: used.keep_drafted(*of).long().cumprod(1).bool()  # noqa: E731
+        return accept_rejection(replace(used, keep_drafted=keep), proposal, target_bnV, window)
+
+    bug = policy(lambda true: replace(true, accept=accept) if true.contract is Contract.LAW else true)
+    law = next(each for each in LAWS if each.id == "acceptance.exact")
+    with pytest.raises(Violation, match="probability is") as broken:
+        law.check(Subject(bug), Case(V=3, policy="rejection", draft_len=1))
+    assert broken.value.part == "accept"
 
 
 def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
