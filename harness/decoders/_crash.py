@@ -17,8 +17,13 @@ LAWS = str(Path(PACKAGE, "laws")) + os.sep
 
 
 def crash_of(error: BaseException) -> str:
-    """Describe an exception of a decoder, with the part that it happened in."""
-    part = crashed_part(error)
+    """Describe an exception of a decoder, with the part of the innermost frame whose name, or module, tells one.
+
+    Laws call parts, and are none themselves.
+    """
+    frames = [frame for frame in _frames(error) if not frame.filename.startswith(LAWS)]
+    names = (name.lower() for each in reversed(frames) for name in (each.name, Path(each.filename).stem))
+    part = next((part for name in names for word, part in WORDS.items() if word in name), "")
     return f"{raised_in(error)}{f': part {part}' if part else ''}"
 
 
@@ -30,23 +35,16 @@ def traceback_of(error: BaseException) -> str:
 
 def raised_in(error: BaseException) -> str:
     """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
-    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))]
-    own = [frame for frame in outside if not frame.filename.startswith(PACKAGE)]
-    frame = (own or outside or frames)[-1]
+    frames = _frames(error)
+    frame = ([frame for frame in frames if not frame.filename.startswith(PACKAGE)] or frames)[-1]
     where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
     return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
 
 
-def crashed_part(error: BaseException) -> str:
-    """Return the part that an exception was raised in: of the innermost frame whose name, or module, tells one.
-
-    Laws call parts, and are none themselves.
-    """
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames below the caller's that are no library's, if there are any."""
     frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<", LAWS))]
-    names = (name.lower() for each in reversed(outside) for name in (each.name, Path(each.filename).stem))
-    return next((part for name in names for word, part in WORDS.items() if word in name), "")
+    return [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))] or frames
 
 
 # Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.

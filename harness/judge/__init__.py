@@ -5,7 +5,7 @@ from harness.judge._alternatives import Alternative, usual_alternatives
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
-from harness.judge._draws import UNEXPLAINED
+from harness.judge._draws import ACCEPTED, UNEXPLAINED
 from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
 from harness.judge._likelihood import TokensSeen, bet, law_of, weigh_law
@@ -14,7 +14,6 @@ from harness.judge._many_ties import costs_of_draws, weigh_run
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._shown_law import nats_of, undrawn
-from harness.judge._tokens import ACCEPTED
 from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement, Verdict, worst_verdict
 from harness.judge._wealth import ALPHA, HELD, Wealth, gains
 from harness.judge._wrong_decode import WrongDecode

@@ -32,6 +32,7 @@ DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would h
 UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
 OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
 GREEDY = "draw", "guided logits agree, and the token is not the most likely one that the filter leaves"
+ACCEPTED = "accept", "the draft's own token is accepted, and is not the target's draw"
 CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED, GREEDY)
 
 

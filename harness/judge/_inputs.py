@@ -106,20 +106,15 @@ def misplaced_rows(
 def _unconditional_labels(evidence: Evidence, error: float) -> str:
     """Say whose labels all unconditional inputs of scale 0 have: each its image's, or all one image's; else nothing."""
     actual, expected, span = evidence.actual.shown, evidence.expected.shown, evidence.models.pyramid.span(0)
-    B = evidence.request.B
-    if len(actual.x_RLD) == B:
+    B, (found_RX, due_RX) = evidence.request.B, (each.x_RLD[:, span].flatten(1) for each in (actual, expected))
+    right_R = ((found_RX - due_RX).abs() <= error).all(1)
+    if bool(right_R[B:].all()):  # or there are none
         return ""
-    (found_BlD, others_BlD), (due_BlD, blank_BlD) = (each.x_RLD[:, span].split(B) for each in (actual, expected))
-
-    def same(one: Tensor, other: Tensor) -> list[bool]:
-        return ((one - other).abs() <= error).flatten(1).all(1).tolist()
-
-    if all(same(others_BlD, blank_BlD)):
-        return ""
-    if all(same(found_BlD, due_BlD)) and all(same(others_BlD, due_BlD)):
+    has_BB = ((found_RX[B:, None] - due_RX[:B]).abs() <= error).all(2)  # [row, whose label]
+    if bool(right_R[:B].all()) and bool(has_BB.diagonal().all()):
         return "the images' own labels"
-    is_its_B = same(due_BlD, others_BlD[:1])
-    if not all(same(others_BlD, others_BlD[:1])) or not any(is_its_B) or all(is_its_B):
+    is_its_B = has_BB.all(0).tolist()
+    if not any(is_its_B) or all(is_its_B):
         return ""
     return f"label {int(evidence.numbers.labels(evidence.models.target.config.classes)[is_its_B.index(True)])}"
 

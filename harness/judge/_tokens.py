@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
-from harness.judge._draws import CLUES, explain_draws
+from harness.judge._draws import ACCEPTED, CLUES, explain_draws
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import costs_of_draws, weigh_decode
 from harness.judge._race import exponentials, margins_of_differing_tokens
@@ -25,7 +25,6 @@ from harness.rounding import certifying_networks, certifying_precision, images_p
 
 MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
-ACCEPTED = "accept", "the draft's own token is accepted, and is not the target's draw"
 
 
 def judge_tokens(evidence: Evidence, wrong: WrongTensors, differ_BL: Tensor, judgement: Judgement) -> None:

@@ -65,13 +65,11 @@ _CAUSES = (
 
 
 def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
-    """Return the broken laws: a crash, then those that point to the fewest parts, causes before consequences."""
+    """Return the broken laws, first those that point to the fewest parts, of these causes before consequences."""
 
-    def place(row: LawResult) -> tuple[bool, int, int]:
-        part = row.violation.part if row.violation else ""
-        first = part or row.law.watches[0]
-        after = _CAUSES.index(first) if first in _CAUSES else len(_CAUSES)
-        return part != "crash", 1 if part else len(row.law.watches), after
+    def place(row: LawResult) -> tuple[int, int]:
+        parts = (row.violation.part,) if row.violation and row.violation.part else row.law.watches
+        return len(parts), _CAUSES.index(parts[0]) if parts[0] in _CAUSES else len(_CAUSES)
 
     return sorted((row for row in rows if row.violation is not None), key=place)
 

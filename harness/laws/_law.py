@@ -45,8 +45,7 @@ def policy_name(text: str) -> str:
 class Violation(HarnessError):  # noqa: N818
     """A law is broken, by one clause; the message fits on one screen and holds the case to replay.
 
-    `factory` is the decoder as Python names it in the printed replay; `part` is the one that what was found names;
-    `crash` where the decoder raised.
+    `factory` is the decoder as the printed replay names it; `part` is the one that was found, `crash` where it raised.
     """
 
     def __init__(

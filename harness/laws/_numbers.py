@@ -204,10 +204,9 @@ class _Spoiled(Around):
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         rows_RnV: Tensor = self.network.logits(h_RnD, condition)
         if rows_RnV.shape[1] == self.draws:
-            (row, n, token), R = self.at, len(rows_RnV)
-            rows_RnV = rows_RnV.clone()
-            rows_RnV[row % R, n, token] = self.value
-            self.passes.append(R)
+            rows_RnV, (row, n, token) = rows_RnV.clone(), self.at
+            rows_RnV[row % len(rows_RnV), n, token] = self.value
+            self.passes.append(len(rows_RnV))
         return rows_RnV
 
 
@@ -224,13 +223,12 @@ def finite(subject: Subject, case: Case) -> bool:
     divided = [each for each in divided if subject.follows(each)]
     plain = replace(equal, policy=PLAIN[case.seed % 2])
     cases = [*divided, replace(plain, draft_len=S, bonus=False), replace(plain, draft_len=max(1, S - 1), bonus=True)]
-    passes = list[int]()
     for k, tried in enumerate(cases if S > 1 else cases[:-1]):
         for si in case.pyramid:
             side, begin, end = _pass_of(tried, si, entry)
             value = (float("nan"), float("inf"), float("-inf"))[(case.seed + si) % 3]
             at = (case.seed + 5 * si + k) % (2 * case.B), draws.end(si) - 1 - begin, (case.seed + si) % case.V
-            passes.clear()
+            passes = list[int]()
             spoiled: Any = _Spoiled(getattr(tried.models, side), end - begin, at, value, passes)
             try:
                 subject.decode(tried, models=replace(tried.models, **{side: spoiled}))

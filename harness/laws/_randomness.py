@@ -101,13 +101,13 @@ def published(subject: Subject, case: Case) -> bool:
     parts = subject.parts(case, "draw")
     request = replace(case.request, order="batch")
     noise = SeededNoise(request, case.pyramid, case.V, case.at)
-    generator, twin = (torch.Generator(device=case.at).manual_seed(case.seed) for _ in range(2))
+    generator = torch.Generator(device=case.at).manual_seed(case.seed)
     for si in case.pyramid:
         l, E_BlV = case.pyramid.draws.counts[si], noise.exponential(si, TOKEN, "target")
-        due_BlV = torch.empty(E_BlV.shape, device=case.at).exponential_(1, generator=twin)
-        probs_BlV = _logits(case, l).float().softmax(-1)
+        logits_BlV = _logits(case, l).float()
+        probs_BlV = logits_BlV.softmax(-1)
         expected = torch.multinomial(probs_BlV.view(-1, case.V), 1, generator=generator).view(case.B, l)
-        part = "draw" if torch.equal(E_BlV, due_BlV) else "noise"
+        part = "draw" if torch.equal(draw_scale(logits_BlV, E_BlV), expected) else "noise"
         require_same({"tokens": parts.draw(probs_BlV, E_BlV)}, {"tokens": expected}, f"scale {si}", part=part)
     return case.pyramid.S > 1
 

@@ -112,9 +112,7 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
 @law("rules.recount", "counts")
 def recount(subject: Subject, case: Case) -> bool:
     """Calls and rows of both networks are those that a spy in the network counts."""
-    # a call is a pass over all guidance rows of an image, at once or half by half; unguided, one half is enough
-    case = replace(case, cfg=case.cfg or 1.0)
-    halves = case.request.R // case.B
+    case = replace(case, cfg=case.cfg or 1.0)  # so that a call is both guidance halves, at once or apart
     spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
     watched = replace(case.models, **spies)  # type: ignore[arg-type]
     decoder = subject.decoder(case, watched)
@@ -125,8 +123,9 @@ def recount(subject: Subject, case: Case) -> bool:
         for word in ("calls", "rows"):
             counts = getattr(decoded, f"{name}_{word}")
             if counts:  # counts are optional (docs/own-decoder.md), and `verify` says where they are not compared
-                where, seen = f"{name}_{word} {counts} add up to {sum(counts)}", spy.counts[word] / halves
-                require(sum(counts) == seen, f"{where}, and a spy counted {seen:g}")
+                seen = spy.counts[word] * case.B / case.request.R
+                told = f"{name}_{word} {counts} add up to {sum(counts)}"
+                require(sum(counts) == seen, f"{told}, and a spy counted {seen:g}")
     for image, rounds in enumerate(decoded.rounds):
         for name in ("target_rows", "draft_rows"):
             total, counts = sum(getattr(turn, name) for turn in rounds), getattr(decoded, name)

@@ -30,7 +30,6 @@ from harness.wording import count_of
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
-NOT_GIVEN = "the numbers are not those that it was given"
 NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
 MOST = 600  # characters of a text from outside
@@ -163,16 +162,14 @@ class Verification:
     @property
     def first_divergence(self) -> Divergence | None:
         """The first defect, else the first tie, else None."""
-        if self.early:
-            return self.early[0]
-        if self.first_case is None:
-            return None
+        if self.early or self.first_case is None:
+            return self.early[0] if self.early else None
         row, first = self.first_case
         named = first.component, first.detail
         if named in (UNEXPLAINED, ACCEPTED) and self._is_wrong_when_filtered:
             return replace(first, component="filter", detail=ONLY_FILTERED)
         if named == UNEXPLAINED and any(MOVED in remark for remark in row.judgement.remarks):
-            return replace(first, component="noise", detail=f"guided logits agree, and decoding {MOVED}: {NOT_GIVEN}")
+            return replace(first, component="noise", detail=f"guided logits agree, and decoding {MOVED}")
         return first
 
     @property
