@@ -17,7 +17,7 @@ from harness.files import check_outputs, compact
 
 if TYPE_CHECKING:
     from harness.models import ModelPair
-    from harness.runs import History, KeptCase
+    from harness.runs import CommitStore, KeptCase
     from harness.verification import Question
 
 
@@ -43,7 +43,7 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
     from harness.decoders import Terms
     from harness.protocol import Settings
     from harness.report import plain_console, say, write_asked
-    from harness.runs import Bisection, History, locate_case
+    from harness.runs import Bisection, CommitStore, locate_case
     from harness.signals import silence
     from harness.verification import Question, is_own_decoder, is_published
 
@@ -60,7 +60,7 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
     pair = load_models(networks, Mode(), commits.quiet)
     requests, _ = batches_for(pair, images, apart=True)
     with TemporaryDirectory(prefix="sdvar-") as place:
-        history = History(tested.checkout, Path(place))
+        history = CommitStore(tested.checkout, Path(place))
         good = [history.commit("good", each) for each in commits.good]
         bad = history.commit("bad", commits.bad)
         with silence(commits.quiet):
@@ -79,7 +79,7 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
     raise typer.Exit(3 if others else 0)
 
 
-def failing(pair: ModelPair, question: Question, history: History, bad: str) -> KeptCase:
+def failing(pair: ModelPair, question: Question, history: CommitStore, bad: str) -> KeptCase:
     """Return the first defect at a commit as a case. Raises `InputError` where no decode shows one."""
     from harness.runs import RunFileOptions
     from harness.verification import answer_question

@@ -1,6 +1,6 @@
 """What a run is: its plan, its tasks, its file, its result; a case of it, repeated and reduced."""
 
-from harness.runs._bisect import Bisection, History
+from harness.runs._bisect import Bisection, CommitStore
 from harness.runs._case import (
     MOST_CASES,
     KeptCase,

@@ -21,7 +21,7 @@ from harness.runs._replay import first_defect
 
 
 @dataclass
-class History:
+class CommitStore:
     """A repository's commits, laid out one by one within `place`. Raises `InputError`: it is none."""
 
     folder: Path  # of the user's, which is read alone; may be a folder within the repository
@@ -80,7 +80,7 @@ class History:
 class Bisection:
     """The search for the first bad commit."""
 
-    history: History
+    history: CommitStore
     case: KeptCase  # that fails at the bad one
     models: ModelPair
     runs: int = 1  # verdicts so far, that of the bad one among them

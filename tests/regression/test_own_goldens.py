@@ -33,7 +33,7 @@ def test_they_hold_and_checking_writes_nothing(
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "no FILES given: this project's own goldens on cpu"
     planned = sum(len(plan.cases(models)) for models in plan.FILES)
-    assert said[-2].startswith(f"{planned} of {planned} cases, ")
+    assert said[-3].startswith(f"{planned} of {planned} cases, ")
     found = json.loads(report.read_text())
     assert (found["verdict"] in ("IDENTICAL", "TIE"), found["cases"], found["defects"]) == (True, planned, 0)
     assert file_digests() == before

@@ -68,7 +68,7 @@ def test_the_right_variants_are_consistent(shelf: Path, kind: str, checkout: str
 
 MISTAKES = [
     ("position-offset", "positions"),
-    ("doubled-last", "rows"),
+    ("doubled-last", "condition"),
     ("own-tokens", "query"),
     ("mask-corner", "mask"),
     ("mask-causal", "mask"),

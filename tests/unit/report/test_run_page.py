@@ -272,7 +272,7 @@ def test_a_page_is_small_and_made_at_once(batches: int, batch: int, side: int, m
     start = time.process_time()
     html = page_of(tmp_path / "large.db")
     print(f"{len(html)} bytes in {time.process_time() - start:.2f} s")
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 40  # 3 to 15 on the processors seen
     assert len(html) < most
     page = read(html)
     assert f"{batches * batch:,} images in all" in page.words  # the page of 40 large ones has no room for all
