@@ -153,7 +153,7 @@ def test_cases_that_are_swapped_and_tensors_of_no_case_are_defects(
         (
             "plain",
             {"cfg_insertion_layer": [-3]},
-            "places=(-3,): must be 0, 1 or -1..-2, behind a block",
+            "places=(-3,): must be 0, 1 or -1..-2, after a block",
         ),
         ("plain", {"text_lens": [7]}, "must be one text an image, of at most 6 rows"),
         ("negative", {"negative_lens": [4]}, "negative_texts=1: must be one a text (2)"),

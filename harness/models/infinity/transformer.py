@@ -96,7 +96,7 @@ class InfinityConfig:
             ("labels", request.labels, max(request.labels or (0,)) < len(given), "must number texts: none is without"),
             ("negative_texts", len(negative), len(negative) in (0, len(given)), f"must be one a text ({len(given)})"),
             ("texts", list(map(tuple, shapes)), fit, f"must be 1..{self.X} rows of width {self.A}"),
-            ("places", places, acts, f"must be 0, 1 or -1..{1 - self.depth}, behind a block after the first"),
+            ("places", places, acts, f"must be 0, 1 or -1..{1 - self.depth}, after a block other than the first"),
         )
 
 

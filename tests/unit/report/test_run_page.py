@@ -269,10 +269,15 @@ def test_a_page_replaces_a_page_whole_or_not_at_all(tmp_path: Path, monkeypatch,
 def test_a_page_is_small_and_made_at_once(batches: int, batch: int, side: int, most: float, tmp_path: Path):
     run(tmp_path / "a.db")
     large(tmp_path / "large.db", read_run(tmp_path / "a.db")[0], batches, batch, side)
+    page_of(tmp_path / "a.db")  # imports what draws
+    begin = time.process_time()
+    for _ in range(3):
+        page_of(tmp_path / "a.db")
     start = time.process_time()
     html = page_of(tmp_path / "large.db")
-    print(f"{len(html)} bytes in {time.process_time() - start:.2f} s")
-    assert time.process_time() - start < 40  # 3 to 15 on the processors seen
+    spent, yardstick = time.process_time() - start, start - begin
+    print(f"{len(html)} bytes in {spent:.2f} s, three of a few images in {yardstick:.2f} s")
+    assert spent < 50 * yardstick  # 30 to 37 seen; seconds say more of the processor than of the page
     assert len(html) < most
     page = read(html)
     assert f"{batches * batch:,} images in all" in page.words  # the page of 40 large ones has no room for all

@@ -87,7 +87,7 @@ def test_other_rules_of_positions_are_the_references_alone(options: dict[str, ob
 
 def test_what_the_draft_cannot_do_is_refused():
     models, deep = pair(), replace(GUIDANCE, places=(-3,))
-    with pytest.raises(InputError, match=r"places=.* must be 0, 1 or -1..-1, behind a block after the first"):
+    with pytest.raises(InputError, match=r"places=.* must be 0, 1 or -1..-1, after a block other than the first"):
         build_decoder(models, Settings(2)).decode(replace(REQUEST, scale_guidance=deep), models.noise(REQUEST))
 
 
