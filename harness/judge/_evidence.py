@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.models import ModelPair
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import Noise, RowsOf
-from harness.reference.sequential import sample_sequential, sample_shown
+from harness.reference.sequential import GrowingCache, KnownScales, sample_sequential, sample_shown
 from harness.rounding import Allowance, Budget
 
 # One scale's soft codes in float32 against float64 move f_hat by some 1e-4 where τ is small; another order of the same
@@ -43,6 +43,8 @@ class Evidence:
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
+    # keys and values of `expected`, as a free run, where somebody kept them: what it knows is not computed again
+    cache: GrowingCache | None = field(default=None, repr=False)
     # under `more_smooth`: `expected` along it, in float64
     exact: Intermediates | None = field(default=None, repr=False)
 
@@ -77,16 +79,26 @@ class Evidence:
             asked = self.request, noise, Intermediates(**finite), self.greedy
             run, exact = (sample_shown(pair.target, pair.vae, *asked) for pair in (models, models.wide()))
             return replace(self, expected=run, exact=exact.intermediates, costs_SB3=None)
-        rows = torch.nonzero((self.actual.tokens_BL != self.expected.tokens_BL).any(1)).flatten()
+        differ_BL = self.actual.tokens_BL != self.expected.tokens_BL
+        rows = torch.nonzero(differ_BL.any(1)).flatten()
         if not len(rows):
             return self
         labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
         request = replace(self.request, labels=labels, images=None, seeds=None)
         forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
-        run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy)
+        known = self._known(int(torch.nonzero(differ_BL.any(0))[0]), rows)
+        run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy, known=known)
         if len(rows) < self.request.B:
             run = _merged(self.expected, run, rows, self.request)
-        return replace(self, expected=run, costs_SB3=None)
+        return replace(self, expected=run, costs_SB3=None, cache=None)
+
+    def _known(self, first_draw: int, rows: Tensor) -> KnownScales | None:
+        """Return what a free run knows of some images of which `first_draw` is the first that differs from it."""
+        made, pyramid = self.expected.intermediates, self.models.pyramid
+        if self.cache is None or made is None:
+            return None
+        count = pyramid.draws.level_of(first_draw) + 1  # that scale's own input and logits are the same, too
+        return KnownScales.of(made, self.cache, pyramid, count, self.request.rows_of(*rows.tolist()))
 
 
 @torch.inference_mode()

@@ -37,7 +37,7 @@ from harness.judge import (
 from harness.models import ModelPair, close_pair
 from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
 from harness.protocol.noise import Noise
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import GrowingCache, KnownScales, sample_sequential
 from harness.rounding import Budget
 from harness.runs._identity import names_of
 from harness.runs._plan import Task
@@ -178,10 +178,10 @@ class Verifier:
         contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential
         if isinstance(actual, Judgement):
             if actual.partial is not None:
-                evidence = self._evidence(task.request, number, actual.partial, free.trace, free.noise)
+                evidence = self._evidence(task.request, number, actual.partial, free)
                 actual = judge_partial_trace(evidence, contract, drafts, actual)
             return replace(row, judgement=self._remarked(actual, remarks, task.request)), {}, [], seconds
-        evidence = self._evidence(task.request, number, actual, free.trace, free.noise)
+        evidence = self._evidence(task.request, number, actual, free)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
             free.costs_SB3 = costs_of_draws(evidence)
         judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
@@ -202,10 +202,10 @@ class Verifier:
             made = [each.partial if isinstance(each, Judgement) else each for each in (actual, expected)]
             evidence = None
             if made[0] is not None and made[1] is not None:
-                evidence = self._evidence(request, number, made[0], made[1], models.noise(request))
+                evidence = self._evidence(request, number, made[0], Free(made[1], models.noise(request)))
             judgement = self._remarked(judge_ends(evidence, names, ended), remarks, request)
             return replace(row, judgement=judgement), {}, [], seconds
-        evidence = self._evidence(request, number, actual, expected, models.noise(request))
+        evidence = self._evidence(request, number, actual, Free(expected, models.noise(request)))
         judgement = self._remarked(judge_against(evidence, names), remarks, request)
         changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
         row = replace(row, judgement=judgement, changes=changes)
@@ -229,9 +229,9 @@ class Verifier:
         strict = [Divergence("environment", each, request.seed) for each in left]
         return replace(judgement, remarks=remarks, defects=[*judgement.defects, *strict], partial=None)
 
-    def _evidence(self, request: Request, number: int, actual: Trace, expected: Trace, noise: Noise) -> Evidence:
-        models, greedy = self._decoders[number][2], self.work.settings[number].greedy
-        return Evidence(models, request, actual, expected, self.work.budget, greedy, noise=noise)
+    def _evidence(self, request: Request, number: int, actual: Trace, free: Free) -> Evidence:
+        models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
+        return Evidence(models, request, actual, free.trace, budget, greedy, noise=free.noise, cache=free.cache)
 
 
 def _check_settings(declines: Sequence[str], settings: Settings) -> None:
@@ -273,20 +273,21 @@ def seeds_of(request: Request) -> str:
 
 @dataclass
 class Free:
-    """The reference's free run of one request: its trace, the numbers that it read, and what its draws cost."""
+    """The reference's free run of one request: its trace, the numbers that it read, its cache, what its draws cost."""
 
     trace: Trace
     noise: Noise
+    cache: GrowingCache | None = None
     costs_SB3: Tensor | None = None
 
     @classmethod
     def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
         """Run the reference."""
-        noise = models.noise(request)
-        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy)
+        noise, known = models.noise(request), KnownScales()
+        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy, known=known)
         trace, seconds = timed(run, models.device)
         trace.seconds = seconds
-        return cls(trace, noise)
+        return cls(trace, noise, known.cache)
 
 
 def resident_bytes() -> int:

@@ -20,7 +20,7 @@ from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.reference._cachefree import teacher_forced
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import KnownScales, sample_sequential
 from harness.rounding._budget import Allowance, Budget
 from harness.rounding._measure import quick_budget
 from harness.rounding._precision import (
@@ -146,6 +146,29 @@ def test_only_images_that_differ_run_again(monkeypatch: pytest.MonkeyPatch):
     for name, tensor in along.intermediates.named().items():
         assert torch.allclose(tensor, whole.intermediates.named()[name], atol=1e-5), name
     assert torch.equal(expected.tokens_BL[2], real(*_arguments(request)).tokens_BL[2])  # the free run is as it was
+
+
+@pytest.mark.parametrize("draw", [0, 3, 14, MODELS.pyramid.draws.L - 1])
+def test_scales_that_a_free_run_knows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch, draw: int):
+    request, known = Request((0, 1, 2), 1), KnownScales()
+    free = sample_sequential(*_arguments(request), known=known)
+    actual = replace(free, tokens_BL=free.tokens_BL.clone())
+    actual.tokens_BL[1, draw] = (actual.tokens_BL[1, draw] + 1) % 11
+    one = Evidence(MODELS, request, actual, free, quick_budget(MODELS))
+    passes: list[int] = []
+    real = type(MODELS.target).hidden
+    monkeypatch.setattr(
+        type(MODELS.target), "hidden", lambda self, x, *a: (passes.append(x.shape[1]), real(self, x, *a))[1]
+    )
+    plain, plain_passes = one.along().expected, passes.copy()
+    passes.clear()
+    along = replace(one, cache=known.cache).along().expected
+    after = range(MODELS.pyramid.level_of(draw) + 1, MODELS.pyramid.S)
+    assert passes == [MODELS.pyramid.tokens(si) for si in after]
+    assert plain_passes == [MODELS.pyramid.tokens(si) for si in MODELS.pyramid]
+    assert torch.equal(along.tokens_BL, plain.tokens_BL)
+    for name, tensor in along.intermediates.named().items():
+        assert torch.allclose(tensor, plain.intermediates.named()[name], atol=1e-5), name
 
 
 def _arguments(request: Request) -> tuple[object, ...]:
