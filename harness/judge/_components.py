@@ -90,7 +90,11 @@ def wrong_at(
     pyramid, budget = evidence.models.pyramid, evidence.budget
     span, draws, one, B = pyramid.span(si), pyramid.draws.span(si), slice(image, image + 1), evidence.request.B
     for name, place in (("x_RLD", span), ("rows_RLV", draws)):
-        if not bool(torch.isfinite(_halves(getattr(actual, name), B, one, place)).all()):
+        shown = _halves(getattr(actual, name), B, one, place)
+        if not bool(torch.isfinite(shown).all()):
+            if bool(shown.isnan().all()) and bool(actual.guided_BLV[image, draws].isfinite().all()):
+                detail = f"{name} of scale {si} was never written, though guided logits of that scale were"
+                return WrongTensor(si, "trace", detail)
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     error_b = _input_error(evidence, _halves(expected.x_RLD, B, one, slice(None)))
     if not _close(_halves(actual.x_RLD, B, one, span), _halves(expected.x_RLD, B, one, span), error_b):
@@ -103,6 +107,9 @@ def wrong_at(
         if guided.isneginf().any() and _is_guided(evidence, guided, rows, si, ulp, of_finite=True):
             detail = f"guided logits of scale {si} hold -inf: they must be shown as they are before the filter"
             return WrongTensor(si, "filter", detail)
+        if _is_shifted(evidence, guided, rows, si):
+            detail = f"guided logits of scale {si} are right but for a number a row, as after a log-softmax"
+            return WrongTensor(si, "trace", f"{detail}: they must be shown as guidance makes them")
         word = guided_in_fewer_bits(evidence, guided[0], rows[:, 0], si)
         if word:
             return WrongTensor(si, "precision", f"guided logits of scale {si} are combined in {word}")
@@ -177,6 +184,15 @@ def _is_guided(
     error = GUIDANCE_ULPS * ulp * scale
     agree_blV = (guided_blV - expected_blV).abs() <= error
     return (agree_blV | guided_blV.isneginf() if of_finite else agree_blV).all(dim=(1, 2))
+
+
+def _is_shifted(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int) -> bool:
+    """Tell whether guided logits are those of their rows but for one number a row, which no draw sees."""
+    guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
+    expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
+    far_blV = guided_blV - expected_blV
+    error = GUIDANCE_ULPS * float(torch.finfo(guided_blV.dtype).eps) * float(guided_blV.abs().amax())
+    return bool(((far_blV - far_blV.mean(-1, keepdim=True)).abs() <= error).all()) and far_blV.shape[-1] > 2
 
 
 def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:

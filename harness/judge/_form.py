@@ -184,7 +184,9 @@ def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence
     for name, expected in expected_tensors(models, request).items():
         tensor = _tensor(trace, name)
         if tensor is not None and tuple(tensor.shape) != expected.shape:
-            detail = f"{name} is {tuple(tensor.shape)}, not {expected.shape}"
+            detail, of_draft = f"{name} is {tuple(tensor.shape)}, not {expected.shape}", models.draft.config.D
+            if name == "intermediates.x_RLD" and tuple(tensor.shape) == (*expected.shape[:2], of_draft):
+                return Divergence("network", f"{detail}: inputs of the draft in place of the target's", request.seed)
             return Divergence(expected.component, detail, request.seed)
     return None
 

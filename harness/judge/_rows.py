@@ -3,6 +3,7 @@
 Promise: whatever is named is a computation that gives the decoder's own numbers within the budget, when one thing is
 other than it must be: the place of the rows, their precision, what the head was given, the label, the mask, the cache.
 What none of these explains is "mask or cache", and at scale 0 the network, or the mask of a pass with later scales.
+Where an earlier scale of the same pass is right, so are cache and network, and it is the mask.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import misplaced_rows
-from harness.judge._passes import caches, last_of, masks, passes, rounded
+from harness.judge._passes import TargetPass, caches, last_of, masks, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
-from harness.judge._suspects import other_positions, round_of
+from harness.judge._suspects import is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
@@ -81,6 +82,9 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
         return WrongTensor(si, "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}")
     if turn is None:
         return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
+    if turn.first < si and is_one_pass_a_round(evidence, image):
+        detail = f"logits of scale {si} differ, those of scale {turn.first} in the same pass do not"
+        return WrongTensor(si, "mask", f"{detail}: cache and network are right")
     if alone:
         detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
         return WrongTensor(si, "cache", detail)
@@ -180,11 +184,21 @@ def _other_pass(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
             return WrongTensor(si, "mask", f"{where} under the right mask, to which the network does not keep")
         for component, clause, mask_nK in masks(made):
             if _is_other(evidence, image, si, made.rows(made.hidden(mask_nK), si)):
-                return WrongTensor(si, component, f"{where} where {clause}")
+                named, counted = _who_hides(evidence, image, made) if component == "mask or cache" else (component, "")
+                return WrongTensor(si, named, f"{where} where {clause}{counted}")
         for component, clause, cache in caches(made, image):
             if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
                 return WrongTensor(si, component, f"{where} where {clause}")
     return None
+
+
+def _who_hides(evidence: Evidence, image: int, made: TargetPass) -> tuple[str, str]:
+    """Return which part hides all that is cached before a pass, and why: the trace says how much its cache holds."""
+    K = evidence.models.pyramid.begin(made.first)
+    held = round_of(evidence, image, made.first - 1)
+    if held is None or not any(turn.target_cache for turn in evidence.actual.rounds[image]):  # nobody counted
+        return "mask or cache", ""
+    return "cache" if held.target_cache < K else "mask", f", and the trace counts {held.target_cache} in its cache"
 
 
 def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:

@@ -26,6 +26,12 @@ def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
     return None
 
 
+def is_one_pass_a_round(evidence: Evidence, image: int) -> bool:
+    """Tell whether the trace counts one pass of the target for every round that has target rows."""
+    rounds, calls = evidence.actual.rounds[image], evidence.actual.target_calls
+    return bool(calls) and calls[image] == sum(turn.target_rows > 0 for turn in rounds)
+
+
 def other_row(actual_lX: Tensor, expected_RlX: Tensor, own: int, B: int, error: float) -> int | None:
     """Return the guidance row whose tensor one row holds in place of its own, of the other half if there is one."""
     differs_R = (expected_RlX - actual_lX).abs().flatten(1).amax(1)

@@ -24,6 +24,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from harness.judge import require
 from harness.laws._case import Case
 from harness.models import ModelPair
 from harness.protocol import Request
@@ -32,6 +33,7 @@ from harness.reference import JointLaw, joint_law
 from harness.speculative import DecodeState
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from harness.wording import count_of
 
 _LANES = 2048
 _STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
@@ -139,7 +141,9 @@ class _Walk:
         return torch.tensor(rows)
 
     def _decide(self, name_n: list[float], edges_n: list[list[float]]) -> tuple[_Lane, list[int]]:
-        """Return the lane of one image's numbers, and what it decides."""
+        """Return the lane of one image's numbers, and what it decides. Raises `Broken` for another count of numbers."""
+        n, m = len(name_n), len(edges_n)
+        require(n == m, f"{count_of(n, 'number')} decide{'s' * (n == 1)} on {count_of(m, 'token')}", "noise")
         B, L = len(self.lanes), len(self.levels)
         lane = self.lanes[int(name_n[0]) % B]
         moot_n, lane.accepted = lane.accepted or [False] * len(name_n), []

@@ -292,7 +292,8 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
 _SAID = (
     "first", "drafted", "accepted", "corrected", "bonus", "accepted_tokens", "corrected_tokens", "bonus_tokens",
 )  # fmt: skip
-_WHOSE = {"drafted": "draft_len", "bonus": "bonus", "bonus_tokens": "bonus"}  # of the first that differs; else accept's
+# Of the first that differs; else accept's. Where scales are right, tokens are counted wrongly.
+_WHOSE = {"drafted": "draft_len", "bonus": "bonus"} | dict.fromkeys(_SAID[5:], "counts")
 
 
 def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where: str) -> None:

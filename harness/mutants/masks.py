@@ -65,6 +65,6 @@ FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half p
 FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
     returned(attention_mask=lambda mask, *window: mask[0, 0]), alone=True)  # fmt: skip
 LONG = Mutant("masks.long", "from a late window's seventh scale on rows do not see what is cached",
-    "a mask made for six scales", returned(attention_mask=_long), component="mask or cache")  # fmt: skip
+    "a mask made for six scales", returned(attention_mask=_long), component="mask")  # fmt: skip
 OPEN_END = Mutant("masks.open-end", "in a late window of eight scales the last but one sees the last",
-    "a mask made for seven scales", returned(attention_mask=_nine), component="mask or cache")  # fmt: skip
+    "a mask made for seven scales", returned(attention_mask=_nine), component="mask")  # fmt: skip

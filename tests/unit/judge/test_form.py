@@ -212,3 +212,12 @@ def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: py
             load_factory(f"{name}:x")
     with pytest.raises(InputError, match=r"must read package\.module:factory"):
         load_factory(".x:y")
+
+
+def test_inputs_as_wide_as_the_drafts_are_the_drafts():
+    models = replace(MODELS, draft=tiny(Layout((1, 2, 3), D=2 * MODELS.target.config.D)).draft)
+    wide = replace(RIGHT.intermediates, x_RLD=RIGHT.intermediates.x_RLD.repeat(1, 1, 2))
+    found = malformed(models, REQUEST, replace(RIGHT, intermediates=wide))
+    assert (found.component, "inputs of the draft in place of the target's" in found.detail) == ("network", True)
+    wider = replace(RIGHT.intermediates, x_RLD=RIGHT.intermediates.x_RLD.repeat(1, 1, 3))
+    assert malformed(models, REQUEST, replace(RIGHT, intermediates=wider)).component == "scheduling"

@@ -218,7 +218,7 @@ def test_what_stands_in_an_inputs_place_is_named(used: Any, component: str, said
 def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: bool):
     found = verify_here(STRANGERS, bug, [Settings(3, bonus)], REQUESTS).first_divergence
     assert found is not None
-    assert found.component == ("mask or cache" if bug is masks.NO_PREFIX else "mask"), str(found)
+    assert found.component == "mask", str(found)
     assert said.replace("0..2", "0..3" if bonus else "0..2") in found.detail
 
 

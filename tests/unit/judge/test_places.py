@@ -181,6 +181,44 @@ def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None,
     assert said(found, 0) == (component, detail)
 
 
+@pytest.mark.parametrize(("calls", "component"), [(1, "mask"), (2, "mask or cache"), (None, "mask or cache")])
+def test_a_scale_after_a_right_one_of_its_pass_has_a_wrong_mask(calls: int | None, component: str):
+    found = same()
+    found.actual.intermediates.rows_RLV[[0, 2], SPAN, 3] += 9.0
+    found.actual.rounds = [[Round(0, 2, 2, False, False, 0, 0, 0, 5)], []]
+    found.actual.target_calls = [] if calls is None else [calls, 1]
+    why = "those of scale 0 in the same pass do not: cache and network are right"
+    assert said(found, 0)[0] == component
+    assert (why in said(found, 0)[1]) == (component == "mask")
+
+
+@pytest.mark.parametrize("name", ["x_RLD", "rows_RLV"])
+def test_a_tensor_that_was_never_shown_is_the_traces_fault_where_the_scale_was_drawn(name: str):
+    assert changed(lambda kept: getattr(kept, name)[[0, 2], SPAN].fill_(torch.nan), 0) is None  # a copy
+    found = same()
+    getattr(found.actual.intermediates, name)[[0, 2], SPAN] = torch.nan
+    assert said(found, 0) == ("trace", f"{name} of scale 1 was never written, though guided logits of that scale were")
+    getattr(found.actual.intermediates, name)[0, SPAN.start, 0] = 0.0
+    assert said(found, 0) == ("scheduling", f"{name} of scale 1 is not finite or was never written")
+    getattr(found.actual.intermediates, name)[0, SPAN.start, 0] = torch.nan
+    found.actual.intermediates.guided_BLV[0, SPAN] = torch.nan
+    assert said(found, 0) == ("scheduling", f"{name} of scale 1 is not finite or was never written")
+
+
+def test_guided_logits_after_a_log_softmax_are_shown_wrongly_and_not_guided_wrongly():
+    def shown(kept: Intermediates) -> None:
+        kept.guided_BLV[0, SPAN] = kept.guided_BLV[0, SPAN].log_softmax(-1)
+
+    why = "guided logits of scale 1 are right but for a number a row, as after a log-softmax"
+    assert changed(shown, 0) == ("trace", f"{why}: they must be shown as guidance makes them")
+
+    def heated(kept: Intermediates) -> None:
+        kept.guided_BLV[0, SPAN] = (kept.guided_BLV[0, SPAN] / 1.01).log_softmax(-1)
+
+    component, detail = changed(heated, 0)
+    assert (component, "weight or halves" in detail) == ("guidance", True)
+
+
 @pytest.mark.parametrize(
     ("turn", "component", "detail"),
     [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError, NoiseError
+from harness.judge import Broken
 from harness.laws._enumeration import output_law
 from harness.models._pair import ModelPair
 from harness.protocol._decoder import Contract
@@ -208,6 +209,15 @@ def test_a_draft_law_declared_before_the_filter_has_another_law():
         policy = replace(REJECTION, propose=propose, accept=partial(accept, honest=honest))
         apart = law_distance(law_of(small(), DecoderOptions(1, policy=policy), request, parts=parts), expected)
         assert apart < EXACT if honest else apart > SEEN
+
+
+def test_one_number_that_decides_on_every_token_is_no_crash():
+    def one_for_all(parts: Parts) -> Parts:
+        return replace(parts, keep_drafted=lambda u_Bn, *laws: parts.keep_drafted(u_Bn[:, :1], *laws))
+
+    with pytest.raises(Broken, match="1 number decides on 5 tokens") as found:
+        law_of(small(), DecoderOptions(2, policy=REJECTION), prepare=one_for_all)
+    assert found.value.part == "noise"
 
 
 @pytest.mark.parametrize("streams", [{CORRECT: DRAFT}, {ACCEPT: DRAFT}, {CORRECT: ACCEPT}])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,13 @@ from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
 from harness.models._pair import pair_checksums
 from harness.pool._workers import _stop
+from harness.protocol import Round
+from harness.speculative.sampler import SpeculativeDecoder
 from tests.helpers import hearing
 
 LAWS = ("acceptance.token-identical", "state.once", "guidance.unconditional")
 CASE = Case(patch_nums=(1, 2, 3))
+ODD = replace(CASE, seed=1)
 
 
 class Writes:
@@ -159,3 +164,35 @@ class Refuses(Writes):
     def decode(self, request: Request, noise: SeededNoise) -> Trace:
         self.models.target.weights["head.weight"][0, 0] += 1e-3
         raise ValueError("label")
+
+
+@pytest.mark.parametrize(
+    ("law", "case", "change", "part"),
+    [
+        ("work.least", CASE, lambda turn: {"draft_rows": max(0, turn.draft_rows - 4)}, "counts"),
+        ("work.least", CASE, lambda turn: {"draft_rows": turn.draft_rows + 4}, ""),
+        ("work.least", CASE, lambda turn: {"draft_cache": 0, "draft_rows": 0}, ""),
+        (
+            "acceptance.real",
+            replace(CASE, seed=1),
+            lambda turn: {"accepted_tokens": turn.accepted_tokens + 1},
+            "counts",
+        ),
+        ("acceptance.real", replace(CASE, seed=1), lambda turn: {"corrected": not turn.corrected}, "accept"),
+    ],
+)
+def test_what_was_only_counted_wrongly_is_counts(
+    monkeypatch: pytest.MonkeyPatch, law: str, case: Case, change: Callable[[Round], dict[str, Any]], part: str
+):
+    check(law, build_decoder, case)
+    real = SpeculativeDecoder.decode
+
+    def decode(self: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+        trace = real(self, request, noise)
+        trace.rounds = [[replace(turn, **change(turn)) for turn in turns] for turns in trace.rounds]
+        return trace
+
+    monkeypatch.setattr(SpeculativeDecoder, "decode", decode)
+    with pytest.raises(Violation) as found:
+        check(law, build_decoder, case)
+    assert found.value.part == part
