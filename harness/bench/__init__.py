@@ -1,4 +1,4 @@
 """What speculation costs and gains: time, target calls, memory."""
 
-from harness.bench._contest import Contest, contest_rows, sequential_sides
+from harness.bench._contest import ANSWERS, Contest, TimedDecoderError, contest_rows, sequential_sides
 from harness.bench._speed import Bench, Machine, Speed, SpeedRow

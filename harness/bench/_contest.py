@@ -2,7 +2,8 @@
 
 Promise: all sides decode the same requests under the same random numbers, on the same networks; a time is that of whole
 decodes, noise and draws included. The decoder's is taken from outside of its process, as the difference between many
-decodes and one, so that neither the way there nor what watches over it counts.
+decodes and one, so that neither the way there nor what watches over it counts. What was timed is judged once more
+after it, under a seed that the process has not met.
 """
 
 import math
@@ -14,15 +15,21 @@ from dataclasses import asdict, dataclass, replace
 from harness.bench._speed import WARM_UPS, Bench, Machine, release, turns_of
 from harness.clock import Times
 from harness.decoders import Runner
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InputError
 from harness.files import compact, finite
-from harness.judge import Judgement
+from harness.judge import Evidence, Judgement, judge
 from harness.models import ModelPair
-from harness.protocol import Request, Trace
+from harness.protocol import Contract, Request, Settings, Trace
 from harness.provenance import versions
-from harness.rounding import precision
+from harness.reference.sequential import sample_sequential
+from harness.rounding import joint_budget, precision
 
-SAMPLES = 3  # medians and spreads are over so many
+SAMPLES = 3  # medians and spreads are over so many, at least
+ANSWERS = ("SLOWER", "UNDECIDED", "FASTER")  # the worst first
+
+
+class TimedDecoderError(HarnessError):
+    """The decoder fails a request while it is timed, or decodes it wrongly after that."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class Contest:
     models: str  # name of the pair
     mode: str  # dtype, or TF32
     decoder: str  # name of the decoder
+    setting: Settings  # of it
+    seeds: tuple[int, ...]  # of the requests; times are means over them
     verdict: str  # on its decodes
+    remarks: tuple[str, ...]  # on them
     machine: Machine  # where
     repeats: int  # timed decodes of a sample
     rows: list[ContestRow]
@@ -68,7 +78,7 @@ class Contest:
                 continue
             ours, best = row.times, self.best(row.batch)
             low, high = best.times.least / ours.most, best.times.most / ours.least
-            word = "SLOWER" if high < 1 else "FASTER" if low > 1 else "NO FASTER: within the spread"
+            word = ANSWERS[1 + (low > 1) - (high < 1)]
             sentences.append(
                 f"{word}: batch of {row.batch}: {ours.median:.1f} ms, {best.side} {best.times.median:.1f} ms: "
                 f"{best.times.median / ours.median:.2f} times as fast ({low:.2f} to {high:.2f})"
@@ -94,12 +104,15 @@ def contest_rows(
 ) -> Iterator[ContestRow]:
     """Time a decoder on requests of one batch size, then sequential decoding in every way there is here.
 
-    Raises `HarnessError` where the decoder fails a request that it was judged by, or sequential decoding is wrong.
+    Raises `TimedDecoderError`, `InputError` where so few repeats take no time that can be seen, and `HarnessError`
+    where sequential decoding is wrong.
     """
     request = requests[0]
     yield _decoder_row(models, runner, requests, machine, repeats)
+    for asked in requests:
+        _check_still_right(models, runner, replace(asked, seed=(asked.seed + repeats + 1) % 2**63))
     for name, graphs, fast in sequential_sides(models, compiled):
-        timer = Bench(models, graphs, repeats, machine, compiled=fast)
+        timer = Bench(models, graphs, max(repeats, SAMPLES), machine, compiled=fast)
         timer.check_equal(request)
         found = timer.sequential(timer.fast.target, request)
         yield ContestRow(
@@ -116,6 +129,9 @@ def _decoder_row(
     for _ in range(SAMPLES):
         spent = [_decoded(runner, request, 1 + repeats)[1] - _decoded(runner, request, 1)[1] for request in requests]
         samples.append(1e3 * statistics.mean(spent) / repeats)
+    if min(samples) <= 0:
+        rule = "is too few: what the decoder takes is lost in what the way to its process does"
+        raise InputError("repeats", repeats, rule, f"pass --repeats {10 * repeats}")
     calls = [count for trace in traces for count in trace.target_calls]
     floors = []
     for trace in traces:
@@ -129,14 +145,26 @@ def _decoder_row(
     )  # fmt: skip
 
 
+def _check_still_right(models: ModelPair, runner: Runner, request: Request) -> None:
+    trace, _ = _decoded(runner, request, 1)
+    expected = sample_sequential(models.target, models.vae, request, models.noise(request))
+    evidence = Evidence(models, request, trace, expected, joint_budget(models, compiled=False))
+    defects = judge(evidence, Contract.of(runner.built.contracts[0]), drafts=False).defects
+    if defects:
+        raise TimedDecoderError(f"the decoder was right before it was timed, and is wrong after it: {defects[0]}")
+
+
 def _decoded(runner: Runner, request: Request, times: int) -> tuple[Trace, float]:
     """Decode a request so many times under seeds that follow it; return the first trace, and all seconds."""
     start = time.perf_counter()
-    outcome = runner.decode(0, replace(request), times)
+    try:
+        outcome = runner.decode(0, request, times)
+    except InputError as refusal:
+        raise TimedDecoderError(f"the decoder refuses while it is timed what it decoded before: {refusal}") from None
     seconds = time.perf_counter() - start
     trace = outcome.whole_trace if isinstance(outcome, Judgement) else outcome
     if trace is None:
         assert isinstance(outcome, Judgement)
         said = outcome.defects[0] if outcome.defects else "it refuses the request"
-        raise HarnessError(f"the decoder fails while it is timed: {said}")
+        raise TimedDecoderError(f"the decoder fails while it is timed: {said}")
     return trace, seconds

@@ -48,12 +48,12 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow.
 
     With --implementation: anybody's decoder beside the best sequential decoding, once it is judged; one that is wrong
-    is not timed. Exit status: 0 timed, 1 a defect, 2 bad input, 3 inconclusive.
+    is not timed, or not shown. Exit status: 0 timed, 1 a defect, 2 bad input, 3 inconclusive.
     """
     import torch
 
     from harness.bench import Bench, Machine, Speed, SpeedRow
-    from harness.commands._inputs import load_models, timed_requests
+    from harness.commands._inputs import load_models, options_tested, timed_requests
     from harness.models import mode_name, product_dtype
     from harness.report import LongWork, plain_console, show_contest, show_speed, write_asked
     from harness.report.html import check_page, contest_page, timings_page
@@ -62,6 +62,7 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
     check_side(tested, timed)
+    options_tested(tested)  # the harness's own decoder takes none
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
@@ -102,19 +103,20 @@ def contest(
     pair: ModelPair, tested: options.UnderTest, timed: TimedDecodes, requests: list[list[Request]], mode: str
 ) -> Contest:
     """Judge a decoder, then time it beside sequential decoding. Raises `typer.Exit` where it is wrong."""
-    from harness.bench import Contest, Machine, contest_rows, sequential_sides
+    from harness.bench import Contest, Machine, TimedDecoderError, contest_rows, sequential_sides
     from harness.commands._inputs import integers, options_tested
     from harness.decoders import Terms, start_runner
     from harness.models import product_dtype
     from harness.protocol import Settings
-    from harness.report import LongWork, plain_console, show_verification
+    from harness.report import LongWork, plain_console, say, show_verification
     from harness.verification import Question, answer_question, is_published, takes_draft_len, usual_settings
 
     name, terms = tested.implementation, Terms(sequential=True)  # whether it drafts is not asked here
-    lengths = integers("draft_len", timed.draft_len, "2,5") if "draft_len" in timed.given else (DRAFT_LEN,)
+    usual = (min(DRAFT_LEN, pair.pyramid.S),)
+    lengths = integers("draft_len", timed.draft_len, "2,5") if "draft_len" in timed.given else usual
     if len(lengths) > 1:
         raise InputError("draft_len", timed.draft_len, "must be one for a decoder of yours", "pass --draft-len 5")
-    setting = Settings(min(lengths[0], pair.pyramid.S), options=options_tested(tested))
+    setting = Settings(lengths[0], options=options_tested(tested))
     if is_published(name):
         length = setting.draft_len if takes_draft_len(name) else ""
         setting = replace(usual_settings(name, setting, 1)[0], draft_len=length)
@@ -124,14 +126,19 @@ def contest(
         show_verification(judged, plain_console(), timed.quiet)
         raise typer.Exit(judged.verdict.exit_status)
     machine = Machine.measure(pair.device, product_dtype(pair.target))
-    found = Contest(pair.title, mode, name, judged.verdict.value, machine, timed.repeats, [])
+    seeds, said = tuple(request.seed for request in requests[0]), tuple(judged.remarks)
+    found = Contest(pair.title, mode, name, setting, seeds, judged.verdict.value, said, machine, timed.repeats, [])
     steps = len(requests) * (1 + len(sequential_sides(pair, timed.compile)))
     with LongWork("timings", steps, timed.quiet) as work:
         for same_size in requests:
             with closing(start_runner(pair, name, [setting], same_size[0].B, terms)) as runner:
-                for row in contest_rows(pair, runner, same_size, machine, timed.repeats, timed.compile):
-                    found.rows.append(row)
-                    work.advance()
+                try:
+                    for row in contest_rows(pair, runner, same_size, machine, timed.repeats, timed.compile):
+                        found.rows.append(row)
+                        work.advance()
+                except TimedDecoderError as error:
+                    say(plain_console(), str(error), "DEFECT")
+                    raise typer.Exit(1) from None
     return found
 
 

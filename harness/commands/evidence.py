@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Asked(Group):
     top_p: options.TopP = 0.0
     alpha: Annotated[float, Option("Chance that a right decoder is accused.", rare=True, panel=JUDGED)] = 1e-5
     batch: Annotated[int, Option("Images that are looked at together.", rare=True, panel=DRAWN)] = 8
-    state: Annotated[Path | None, Option("Go on from this file, and keep in it what is proved so far.")] = None
+    state: Annotated[Path | None, Option("Go on from this file with other images, and keep what is proved.")] = None
     json: options.Json = None
     verbose: Annotated[bool, Option("Show every alternative, and how many images find it.", rare=True)] = False
 
@@ -49,7 +50,11 @@ def evidence(networks: Networks, asked: Asked) -> None:
     from harness.report import plain_console, say, say_after, write_asked
     from harness.runs import LikelihoodTest
 
-    paths = check_outputs({"json": asked.json}, {f"file {n}": file for n, file in enumerate(asked.file)})
+    for n, file in enumerate(asked.file):
+        if os.path.realpath(file) in map(os.path.realpath, asked.file[:n]):
+            raise InputError("file", str(file), "is named twice: no image may count twice", "name it once")
+    outputs, inputs = {"json": asked.json, "state": asked.state}, {f"file {n}": f for n, f in enumerate(asked.file)}
+    paths = {name: path for name, path in check_outputs(outputs, inputs).items() if name != "state"}
     if asked.batch < 1:
         raise InputError("batch", asked.batch, "must be at least 1", "drop it")
     pair = load_models(networks, networks.mode)

@@ -40,7 +40,7 @@ LIMITS = {
     True: 2e-2,  # of one where it does: a difference of an ulp before it is a step after it
     "map": 2e-6,  # f_hat, inputs, residuals whose sign is a bit: recorded under other instruction sets, 1.1e-6 apart
     "image": 1e-5,
-    "noise": 1e-5,  # of a number itself: the logarithm after it may differ by an ulp
+    "noise": 1e-5,  # of a number itself: the logarithm that makes it may differ by an ulp
 }
 # What metadata may say: a whole number of a range, one of some values, or a number; in a list, each of them.
 REAL, YES_NO, COUNTS = "a finite number", (True, False), [range(1, 2**13)]

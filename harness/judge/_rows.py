@@ -203,6 +203,9 @@ def _who_hides(evidence: Evidence, image: int, made: TargetPass) -> tuple[str, s
 
 def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
+    guidance = evidence.request.scale_guidance
+    if guidance is not None and min(guidance.places, default=0) < 0:  # both halves are mixed on their way
+        return None
     found = _labels(evidence, image, si)
     classes = evidence.request.conditions(evidence.models.target.config.classes)
     known = evidence.numbers.labels(classes)

@@ -2,9 +2,10 @@
 
 Promise: where a trace shows q, the law of every token, it is a law, and the token is what the race under the shared
 numbers draws from it. The mean of log q/p of a token, given those before it, is then a sum over the vocabulary; the sum
-of those has the mean of log q/p of the image, and is never below 0. What rounding can do costs nothing: tokens near the
-edge of a filter take part in p where they do in q, and laws as near as the budget allows are one. A token that q may
-draw and p may not costs infinitely much.
+of those has the mean of log q/p of the image, and is never below 0. What rounding can do costs nothing at least: tokens
+near the edge of a filter take part in p where they do in q, and laws as near as the budget allows may be one. At most
+those cost what they differ by, which in a narrow dtype is much. A token that q may draw and p may not costs infinitely
+much.
 
 q is the decoder's own word. The race shows that it draws from it, not that it chose it before it knew the numbers.
 """
@@ -41,7 +42,7 @@ def judge_shown_law(along: Evidence, judgement: Judgement) -> None:
 
 
 def nats_of(models: ModelPair, budget: Budget, request: Request, trace: Trace) -> Tensor:
-    """Return the nats_BS that every image loses where the trace shows a law, else what bets win of it, won_BAS.
+    """Return nats_BX as `nats_lost`, both in a row, where the trace shows a law, else what bets win of it, won_BAS.
 
     p is the target's law under the request's labels, guidance and filter; `budget` says how far rounding may move it.
     """
@@ -50,7 +51,8 @@ def nats_of(models: ModelPair, budget: Budget, request: Request, trace: Trace) -
         return bet(seen, models.pyramid, usual_alternatives(request, models.target.config.V)).won_BAS
     labels_B = torch.tensor(request.labels, device=models.device)
     _, guided_BLV = rows_along(models.target, models, request, labels_B, trace.tokens_BL)
-    return nats_lost(trace.law_BLV, guided_BLV, request, allowed_by(budget, models, request), models.pyramid)
+    allowed_S = allowed_by(budget, models, request)
+    return torch.cat(nats_lost(trace.law_BLV, guided_BLV, request, allowed_S, models.pyramid), 1)
 
 
 @torch.inference_mode()
@@ -78,13 +80,13 @@ def undrawn(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScalePyra
 @torch.inference_mode()
 def nats_lost(
     law_BLV: Tensor, guided_BLV: Tensor, request: Request, allowed_S: Sequence[float], pyramid: ScalePyramid
-) -> Tensor:
-    """Return what every image loses at every scale, nats_BS >= 0, float64 on the CPU; may be infinite.
+) -> tuple[Tensor, Tensor]:
+    """Return what every image loses at every scale at least, and at most, nats_BS >= 0; may be infinite.
 
     The tokens are drawn from `law_BLV`; `guided_BLV` are the target's logits along them, after guidance and before the
-    request's filter, and `allowed_S` how far rounding may move one, by scale.
+    request's filter, and `allowed_S` how far rounding may move one, by scale. Float64 on the CPU.
     """
-    lost = []
+    least, most = list[Tensor](), list[Tensor]()
     for si in pyramid:
         span = pyramid.draws.span(si)
         law_BlV, guided_BlV = law_BLV[:, span].double(), guided_BLV[:, span].double()
@@ -93,5 +95,7 @@ def nats_lost(
         target_BlV = guided_BlV.masked_fill(~in_both_BlV, -torch.inf).log_softmax(-1)
         ratio_BlV = torch.where(law_BlV > 0, law_BlV.log() - target_BlV, 0.0)
         is_one_Bl = ratio_BlV.abs().amax(-1) <= 4 * allowed_S[si]  # both sides' logits are off
-        lost.append((law_BlV * ratio_BlV).sum(-1).clamp_min(0).masked_fill(is_one_Bl, 0.0).sum(1))
-    return torch.stack(lost, 1).cpu()
+        lost_Bl = (law_BlV * ratio_BlV).sum(-1).clamp_min(0)
+        least.append(lost_Bl.masked_fill(is_one_Bl, 0.0).sum(1))
+        most.append(lost_Bl.sum(1))
+    return torch.stack(least, 1).cpu(), torch.stack(most, 1).cpu()

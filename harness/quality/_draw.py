@@ -98,7 +98,7 @@ class Drawn:
     features_BD: Tensor  # float32; none where the decode failed
     classes_B: Tensor  # what was recognised, int64; empty where nothing is
     calls_B: Tensor  # target forward passes, int64
-    nats_BX: Tensor  # (B, S) nats lost where a law is shown, else (B, A, S) what bets win; empty of sequential decoding
+    nats_BX: Tensor  # as of `nats_of`; empty of sequential decoding
     seconds: float = 0.0  # of the decode
     failed: str = ""  # why the decoder gave no image, one clause; empty = it did
 

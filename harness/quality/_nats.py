@@ -9,6 +9,8 @@ How: with x >= 0 the loss of an image, any forecast f of it in [0, c] and 0 < λ
 exp(λ·(x − f)/c − ψ(λ)·((x − f)/c)²)·exp(−λ·(E x − f)/c), ψ(λ) = −log(1 − λ) − λ, is a supermartingale, and so is a
 mixture over λ; Ville's inequality bounds it. The other side takes f − x, which is at least −c where x <= c.
 
+Laws as near as rounding brings them may be one: they count at the upper end alone.
+
 Where a decoder shows no law there is a lower end alone: the mean log-gain of a gambler whose bets are known before the
 image (`harness.judge.gains`) is at most the loss.
 
@@ -34,26 +36,29 @@ NOT_SHOWN = "it shows no law that its tokens are drawn from"
 def loss_in_nats(nats_NX: Tensor, draws: int) -> tuple[list[Estimate], str]:
     """Return what a set of images loses at every scale, and, last, over all; and why there is no upper end, if not.
 
-    `nats_NX` are (N, S) losses where laws are shown, else (N, A, S), what every alternative wins; an image has `draws`.
+    `nats_NX` are (N, 2S) losses, at least and at most, where laws are shown, else (N, A, S), what every alternative
+    wins; an image has `draws`.
     """
     if nats_NX.ndim == 3:
         gain_NT, shift = gains(nats_NX), -math.log(HELD)
         low_T = _lower(gain_NT + shift, draws * MOST_A_TOKEN) - shift
         means, lows = gain_NT.mean(0).tolist(), low_T.clamp_min(0).tolist()
         return [Estimate(*each, math.inf) for each in zip(means, lows, strict=True)], NOT_SHOWN
-    lost_NT = torch.cat((nats_NX, nats_NX.sum(1, keepdim=True)), 1).double()
+    lost_NT, upper_NT = (torch.cat((s, s.sum(1, keepdim=True)), 1).double() for s in nats_NX.chunk(2, 1))
     most, why = draws * MOST_A_TOKEN, ""
-    if (largest := float(lost_NT[:, -1].max())) > most:
-        why = f"an image loses {largest:.3g} nats, and the upper end assumes {most:g} at most"
-    return sequence(lost_NT, most, is_bounded=not why), why
+    if (largest := float(upper_NT[:, -1].max())) > most:
+        certain = float(lost_NT[:, -1].max())
+        loses = f"{largest:.3g} nats" if certain > most else f"up to {largest:.3g} nats, as far as rounding hides it"
+        why = f"an image loses {loses}, and the upper end assumes {most:g} at most"
+    return sequence(lost_NT, most, None if why else upper_NT), why
 
 
-def sequence(lost_NT: Tensor, most: float, is_bounded: bool = True) -> list[Estimate]:
-    """Return the mean of every column of losses >= 0 with its interval; the upper end where all are at most `most`."""
+def sequence(lost_NT: Tensor, most: float, upper_NT: Tensor | None) -> list[Estimate]:
+    """Return the mean of every column of losses >= 0 and its interval, whose upper end is of `upper_NT` <= `most`."""
     mean_T = lost_NT.mean(0)
     low_T, high_T = _lower(lost_NT, most), torch.full_like(mean_T, torch.inf)
-    if is_bounded:
-        high_T = mean_T + _margin(lost_NT, most, (1 - LEVEL) / 2)
+    if upper_NT is not None:
+        high_T = upper_NT.mean(0) + _margin(upper_NT, most, (1 - LEVEL) / 2)
     return [Estimate(*each) for each in zip(mean_T.tolist(), low_T.tolist(), high_T.tolist(), strict=True)]
 
 

@@ -18,7 +18,7 @@ BATCH = "if IDENTICAL, the fault needs its batch or the requests before it: ask 
 # What to do after the other commands, by exit status.
 AFTER = {
     "evidence": {
-        0: "keep --state FILE, and feed it later images, too",
+        0: "keep --state FILE, and feed it later images, too, but none again",
         1: "sdvar-harness verify asks which part of the decoder is wrong",
         3: "take more images (sdvar-harness sample --tokens FILE); with --state FILE it goes on where it stopped",
     },

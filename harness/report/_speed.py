@@ -21,9 +21,12 @@ def show_speed(run: Speed, device: str, console: Console) -> None:
 
 def show_contest(found: Contest, device: str, console: Console) -> None:
     """Print a decoder's times beside sequential decoding's, and whether it is faster than the best of them."""
-    title = f"{found.models} on {device}, {found.mode}: {found.decoder} ({found.verdict}) beside sequential decoding"
+    tested = f"{found.decoder}, {found.setting} ({found.verdict})"
+    title = f"{found.models} on {device}, {found.mode}: {tested} beside sequential decoding"
     print_table(console, title, columns_of("contest"), contest_cells(found))
     say(console, str(found.machine))
+    for text in found.remarks:
+        say(console, f"remark: {text}")
     for text in found.answers:
         say(console, text)
 

@@ -2,7 +2,8 @@
 
 Promise: nothing of the user's is written: commits are laid out in folders of their own, of a bare clone that shares the
 repository's objects. A commit is bad where the case fails with the component it failed with, good where it does not
-fail; one that cannot be built, or fails otherwise, is skipped.
+fail; one that cannot be built, or fails otherwise, is skipped. What leads to a good commit alone is good only where the
+commit from which it parts was seen to be.
 """
 
 import subprocess
@@ -48,6 +49,14 @@ class CommitStore:
         said = self._git(self.top, "rev-list", "--bisect-all", bad, *(f"^{each}" for each in good))
         return [line.split()[0] for line in said.splitlines()]
 
+    def parting(self, good: str, bad: str) -> list[str]:
+        """List the last commits that lead to both. Raises `InputError` where there is none."""
+        try:
+            return git_says(self.top, "merge-base", "--all", good, bad).split()
+        except (OSError, subprocess.SubprocessError):
+            rule = f"has no commit in common with {bad[:12]}"
+            raise InputError("good", good[:12], rule, "pass a commit that leads to the bad one") from None
+
     @contextmanager
     def laid_out(self, commit: str) -> Iterator[Path]:
         """Return the folder at a commit; meanwhile it is the current one, and modules are found there."""
@@ -92,6 +101,10 @@ class Bisection:
             if self.fails(each) is not False:
                 rule = self.skipped.get(each, "fails as the bad one does")
                 raise InputError("good", each[:12], rule, "pass a commit on which the case does not fail")
+            for shared in self.history.parting(each, bad):
+                if shared not in (each, bad) and self.fails(shared) is not False:
+                    rule = f"is on another branch, and {shared[:12]}, where they part, is not good"
+                    raise InputError("good", each[:12], rule, "pass a commit that leads to the bad one")
         while True:
             left = self.history.between(good, bad)
             if bad not in left:

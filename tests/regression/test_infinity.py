@@ -215,10 +215,6 @@ def area(f_hat: Tensor, si: int, pyramid: Any) -> Tensor:
     return golden.autoencoder.from_map(resized, patch).unflatten(1, (h * w, -1))
 
 
-def last_resized(f_hat: Tensor, codes: Tensor, si: int, quantizer: Any, pyramid: Any) -> Tensor:
-    return INFINITY.accumulate(f_hat, codes, min(si, pyramid.S - 2), quantizer, pyramid) + 1e-4 * (si == pyramid.S - 1)
-
-
 def always_guided(rows: Tensor, guidance: Any, si: int, S: int) -> Tensor:
     return INFINITY.guide(rows, replace(guidance, places=(0,)), si, S)
 
@@ -227,7 +223,6 @@ INFINITY = _families.FAMILIES["infinity"]
 BUGS = {
     "columns first": {"positions": columns_first},
     "area": {"next_input": area},
-    "last scale": {"accumulate": last_resized},
     "place": {"guide": always_guided},
 }
 

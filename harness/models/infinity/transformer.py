@@ -1,7 +1,7 @@
 """The Infinity transformer as data (a dict of tensors) and pure functions of it.
 
 Promise: nothing here holds state, as in VAR's. Rows say by `positions` where they sit: level, row and column on the
-finest grid. What rounds to bfloat16 by the network's law does so in every dtype.
+finest grid. What rounds to bfloat16 by the network's law does so in every dtype; angles and guidance weights never do.
 
 Source: the Infinity page, §2 (names), §3 (arithmetic), §5 (guidance between blocks).
 """
@@ -60,12 +60,15 @@ class InfinityConfig:
         full = self.full if any(self.full) else sides[-1]
         object.__setattr__(self, "full", full)
         in_range = all(1 <= side <= MOST_SIDE for each in (full, *sides) for side in each)
-        divide = self.D % (4 * self.H) == 0 == self.D % self.pool_heads and self.depth % self.chunks == 0
+        counts = self.H, self.pool_heads, self.chunks
+        H, pool, chunks = (max(count, 1) for count in counts)
         _refuse_first(
             ("sides", sides, len(sides) <= LEVELS, f"must be at most {LEVELS} scales"),
             ("sides", (*sides, full), in_range, f"must lie in 1..{MOST_SIDE}, full ones too"),
             ("channels", N, N in (self.C, 4 * self.C), f"must be C={self.C}, or 4C where patchified"),
-            ("D", self.D, divide, f"must be a multiple of 4H, H={self.H}, and depth of chunks, {self.chunks}"),
+            ("H, pool heads, chunks", counts, min(counts) > 0, "must be positive"),
+            ("D", self.D, self.D % (4 * H) == 0 == self.D % pool, f"must be a multiple of 4H, H={H}, and of {pool=}"),
+            ("depth", self.depth, self.depth % chunks == 0, f"must be a multiple of {chunks=}"),
             ("position rule", self.rule, self.rule in (0, 1, 2), "must be 0, 1 or 2"),
         )
 
@@ -93,6 +96,7 @@ class InfinityConfig:
         acts = all(place in (0, 1) or -self.depth < place < 0 for place in places)
         _refuse_first(
             ("texts", len(given), given and guidance, "must be given, and guidance by scale"),
+            ("labels", request.labels, request.labels is not None, "must number texts: nothing draws them"),
             ("labels", request.labels, max(request.labels or (0,)) < len(given), "must number texts: none is without"),
             ("negative_texts", len(negative), len(negative) in (0, len(given)), f"must be one a text ({len(given)})"),
             ("texts", list(map(tuple, shapes)), fit, f"must be 1..{self.X} rows of width {self.A}"),
@@ -247,7 +251,8 @@ class InfinityTransformer:
         assert positions is not None
         config, guidance = self.config, condition.guidance
         softmax_scale = 1.0 if config.l2_norm else (config.D // config.H) ** -0.5
-        turn, level_n = rotation(positions[:, 1:], config.D // config.H, x_RnD.dtype), positions[:, 0].long()
+        wide = torch.promote_types(x_RnD.dtype, torch.float32)
+        turn, level_n = rotation(positions[:, 1:], config.D // config.H, wide), positions[:, 0].long()
         for i, six in enumerate(condition.blocks):
             name = block_name(config, i)
             if i and name.endswith(".module.0.") and not config.levels_once:
@@ -317,14 +322,15 @@ def rotated(x_RHnc: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pairs of neighbouring channels by the angles of their positions."""
     cos, sin = turn
     a, b = x_RHnc.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x_RHnc.dtype)
 
 
 def guided_between(x_RnD: Tensor, guidance: ScaleGuidance, level_n: Tensor) -> Tensor:
     """Return w·conditional + (1−w)·unconditional in both halves; where a level's w is 1, rows as they are."""
     if not guidance.guided:
         return x_RnD
-    w_n1 = x_RnD.new_tensor(guidance.weights)[level_n][:, None]
+    wide = torch.promote_types(x_RnD.dtype, torch.float32)
+    w_n1 = x_RnD.new_tensor(guidance.weights, dtype=wide)[level_n][:, None]
     conditional_BnD, unconditional_BnD = x_RnD.chunk(2)
-    mixed_BnD = w_n1 * conditional_BnD + (1 - w_n1) * unconditional_BnD
+    mixed_BnD = (w_n1 * conditional_BnD + (1 - w_n1) * unconditional_BnD).to(x_RnD.dtype)
     return torch.where(w_n1 == 1, x_RnD, torch.cat((mixed_BnD, mixed_BnD)))

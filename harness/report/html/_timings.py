@@ -2,7 +2,7 @@
 
 import math
 
-from harness.bench import Contest, Speed, SpeedRow
+from harness.bench import ANSWERS, Contest, Speed, SpeedRow
 from harness.report import contest_cells, sequential_rows, speculative_rows
 from harness.report.html._page import Drawing, Facts, Head, as_html, counted, number, origin, sections_of, sheet_of
 from harness.report.html._plots import Axis, Series, plot
@@ -30,15 +30,17 @@ def timings_page(run: Speed, device: str) -> bytes:
 
 def contest_page(found: Contest, device: str) -> bytes:
     """Return the page of a decoder beside sequential decoding."""
-    word, _, text = found.answers[0].partition(": ")
+    answers = found.answers
+    word = min((each.partition(":")[0] for each in answers), key=ANSWERS.index)  # of all batch sizes the worst
     best = [found.best(row.batch) for row in found.rows if not row.is_sequential]
     facts = Facts([
-        ("the decoder", found.verdict, found.decoder),
+        ("the decoder", found.verdict, f"{found.decoder}, {found.setting}"),
         *((f"best sequential, {counted(row.batch, 'image')}", f"{row.times.median:.1f} ms", row.side) for row in best),
     ])  # fmt: skip
     sections = sections_of("contest", {}, result=[facts], sides=[sheet_of("contest", contest_cells(found))])
-    sections.append(origin(f"{found.models} on {device}, {found.mode}. {found.machine}. {' '.join(found.answers)}"))
-    return as_html(Head(f"{found.models} on {device}", word, "good" if word == "FASTER" else "open", text), sections)
+    sections.append(origin(f"{found.models} on {device}, {found.mode}. {found.machine}. {' '.join(found.remarks)}"))
+    tone = "good" if word == ANSWERS[-1] else "open"
+    return as_html(Head(f"{found.models} on {device}", word, tone, "; ".join(answers)), sections)
 
 
 def _named(row: SpeedRow) -> str:

@@ -92,6 +92,29 @@ def test_what_cannot_be_built_is_skipped_and_a_good_one_that_fails_is_refused(
     assert f"bad={commits[3][:12]}: is no later than a good one" in capsys.readouterr().err
 
 
+def test_a_defect_that_is_older_than_the_branch_of_its_mending(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, history: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    bad, out = TEN[0].source, str(tmp_path / "found.json")
+    first, parted = repository(history, [TEMPLATE, bad])
+    git(history, "checkout", "--quiet", "-b", "mended")
+    mended = repository(history, [TEMPLATE])[0]
+    git(history, "checkout", "--quiet", "-b", "later", parted)
+    repository(history, [f"{bad}#\n"])
+    assert run(monkeypatch, *TESTED, *pair, *FEW, "--good", mended) == 2
+    said = f"good={mended[:12]}: is on another branch, and {parted[:12]}, where they part, is not good"
+    assert said in capsys.readouterr().err
+    git(history, "checkout", "--quiet", "--orphan", "alone")
+    other = repository(history, [TEMPLATE])[0]
+    assert run(monkeypatch, *TESTED, *pair, *FEW, "--good", other, "--bad", "later") == 2
+    assert f"good={other[:12]}: has no commit in common with" in capsys.readouterr().err
+    assert run(monkeypatch, *TESTED, *pair, *FEW, "--good", first, "--bad", "later", "--json", out) == 0
+    found = json.loads(Path(out).read_text())
+    assert found["commit"] == parted
+    assert found["line"]["file"] == "decoder_in_history.py"
+    assert found["line"]["stack"][0].startswith("decoder_in_history.py:")
+
+
 def test_published_code_and_a_folder_within_a_repository(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, history: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
 ):

@@ -24,11 +24,11 @@ def test_what_sample_writes_is_taken(tmp_path: Path, monkeypatch, capsys):
     drawn = ("--seeds", "0", "--labels", "0:2", "--tokens", str(file), "--out", str(tmp_path / "s.png"))
     assert command(monkeypatch, "sample", *drawn) == 0
     capsys.readouterr()
-    line = ("evidence", str(file), "--state", str(state), "--json", str(out))
-    assert command(monkeypatch, *line) == 3
+    assert command(monkeypatch, "evidence", str(file), "--state", str(state), "--json", str(out)) == 3
     assert capsys.readouterr().out.startswith("INCONCLUSIVE 2 images prove little: ")
     assert json.loads(out.read_text())["images"] == 2
-    assert command(monkeypatch, *line) == 3
+    assert command(monkeypatch, "sample", "--force", "--seeds", "1", *drawn[2:]) == 0
+    assert command(monkeypatch, "evidence", str(file), "--state", str(state), "--json", str(out)) == 3
     assert json.loads(out.read_text())["images"] == 4  # it went on
 
 
@@ -78,6 +78,26 @@ def test_another_file_is_bad_input(content: bytes, said: str, tmp_path: Path, mo
     file.write_bytes(content)
     assert command(monkeypatch, "evidence", str(file)) == 2
     assert f"file={file}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("t.safetensors", "./t.safetensors"), "file=t.safetensors: is named twice: no image may count twice"),
+        (("t.safetensors", "--state", "t.safetensors"), "state=t.safetensors: is the file of "),
+        (("t.safetensors", "--state", "a.json", "--json", "a.json"), "state=a.json: is the file of --json too"),
+        (("t.safetensors", "--state", "nowhere/a.json"), "state=nowhere/a.json: folder nowhere is not there"),
+    ],
+)
+def test_files_that_would_count_twice_or_be_lost_are_refused_before_anything_is_counted(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, {"tokens": torch.zeros(1, 680, dtype=torch.int64), "labels": torch.tensor([0])})
+    Path("tokens.safetensors").rename("t.safetensors")
+    assert command(monkeypatch, "evidence", *words) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
 def test_a_bad_file_after_a_good_one_counts_nothing(tmp_path: Path, monkeypatch, capsys):

@@ -50,7 +50,8 @@ def true_loss() -> float:
 
 def test_the_mean_is_that_of_log_q_over_p():
     law_NLV, (_, guided_NLV) = law_of(MODELS.draft)[0], law_of(MODELS.target)
-    lost_NS = nats_lost(law_NLV, guided_NLV, ALL, EXACT, PYRAMID)
+    lost_NS, most_NS = nats_lost(law_NLV, guided_NLV, ALL, EXACT, PYRAMID)
+    assert torch.equal(lost_NS, most_NS)
     assert float(image_probs(law_NLV) @ lost_NS.sum(1)) == pytest.approx(true_loss(), rel=1e-9)
     assert float(lost_NS.min()) >= 0
     assert true_loss() > 0.1
@@ -60,7 +61,8 @@ def test_a_scale_that_is_the_targets_loses_nothing():
     law_NLV, guided_NLV = law_of(MODELS.target)
     span = PYRAMID.draws.span(1)
     law_NLV[:, span] = law_of(MODELS.draft)[0][:, span]
-    lost_NS = nats_lost(law_NLV, guided_NLV, ALL, (1e-6, 1e-6), PYRAMID)
+    lost_NS, most_NS = nats_lost(law_NLV, guided_NLV, ALL, (1e-6, 1e-6), PYRAMID)
+    torch.testing.assert_close(most_NS, lost_NS, rtol=0, atol=1e-9)
     assert float(lost_NS[:, 0].max()) == 0
     assert float(lost_NS[:, 1].min()) > 0
 
@@ -72,18 +74,21 @@ def test_rounding_costs_nothing_and_another_law_does(changed: dict[str, float]):
     rounded_NLV = guided_NLV.bfloat16().float()
     allowed = (float((rounded_NLV - guided_NLV).abs().max()),) * PYRAMID.S
     law_NLV = filter_logits(rounded_NLV, request.top_k, request.top_p).softmax(-1)
-    assert float(nats_lost(law_NLV, guided_NLV, request, allowed, PYRAMID).max()) == 0
-    assert float(nats_lost(law_NLV, guided_NLV, request, EXACT, PYRAMID).max()) > 0
+    exact_NS = nats_lost(law_NLV, guided_NLV, request, EXACT, PYRAMID)[0]
+    least_NS, most_NS = nats_lost(law_NLV, guided_NLV, request, allowed, PYRAMID)
+    assert float(least_NS.max()) == 0
+    assert float(exact_NS.max()) > 0
+    assert torch.equal(most_NS, exact_NS)  # it is not forgotten
     other_NLV = filter_logits(guided_NLV / 1.5, request.top_k, request.top_p).softmax(-1)
-    assert float(nats_lost(other_NLV, guided_NLV, request, allowed, PYRAMID).max()) > 0.01
+    assert float(nats_lost(other_NLV, guided_NLV, request, allowed, PYRAMID)[0].max()) > 0.01
 
 
 def test_a_token_that_the_target_never_draws_costs_infinitely_much():
     filtered = replace(ALL, top_k=2)
     law_NLV, guided_NLV = law_of(MODELS.target)
-    assert bool(nats_lost(law_NLV, guided_NLV, filtered, EXACT, PYRAMID).isinf().all())
+    assert bool(nats_lost(law_NLV, guided_NLV, filtered, EXACT, PYRAMID)[0].isinf().all())
     narrow_NLV = law_of(MODELS.target, filtered)[0]
-    assert float(nats_lost(narrow_NLV, guided_NLV, ALL, EXACT, PYRAMID).max()) < 2  # the other way round it does not
+    assert float(nats_lost(narrow_NLV, guided_NLV, ALL, EXACT, PYRAMID)[0].max()) < 2  # the other way round it does not
 
 
 def test_what_bets_win_is_no_more_than_the_loss():
@@ -131,7 +136,7 @@ def test_the_own_decoder_shows_the_law_that_it_draws_from(policy: str):
     trace = build_decoder(MODELS, Settings(2, True, policy)).decode(SOME, MODELS.noise(SOME))
     verdict = judged(trace)
     assert not verdict.defects
-    lost_B = nats_of(MODELS, joint_budget(MODELS, compiled=False), SOME, trace).sum(1)
+    lost_B = nats_of(MODELS, joint_budget(MODELS, compiled=False), SOME, trace).chunk(2, 1)[0].sum(1)
     assert 0 < float(lost_B.max()) < 5
 
 
@@ -170,4 +175,6 @@ def test_a_law_that_hangs_on_its_numbers_is_not_shown(policy: str):
 
 def test_coupled_draws_from_the_targets_law():
     trace = build_decoder(MODELS, Settings(2, True, "coupled")).decode(SOME, MODELS.noise(SOME))
-    assert float(nats_of(MODELS, joint_budget(MODELS, compiled=False), SOME, trace).max()) == 0
+    least_BS, most_BS = nats_of(MODELS, joint_budget(MODELS, compiled=False), SOME, trace).chunk(2, 1)
+    assert float(least_BS.max()) == 0
+    assert float(most_BS.max()) < 1e-6

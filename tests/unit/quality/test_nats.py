@@ -45,17 +45,18 @@ def test_the_interval_covers_at_every_look_in_95_of_100(kind: str):
     lost_NT, mean_NT = drawn(kind, LOOKS[-1])
     covered = torch.ones(REPEATS, dtype=torch.bool)
     for n in LOOKS:
-        ends = [(each.low, each.high) for each in sequence(lost_NT[:n], 10.0)]
+        ends = [(each.low, each.high) for each in sequence(lost_NT[:n], 10.0, lost_NT[:n])]
         truth_T, (low_T, high_T) = mean_NT[:n].mean(0), torch.tensor(ends, dtype=torch.float64).T
         covered &= (low_T <= truth_T) & (truth_T <= high_T)
     assert int(covered.sum()) >= 0.95 * REPEATS
 
 
 def test_the_interval_narrows():
-    few, many = (sequence(drawn("exponential", n)[0][:, :1], 10.0)[0] for n in (100, 10_000))
+    few, many = (sequence(lost, 10.0, lost)[0] for n in (100, 10_000) for lost in (drawn("exponential", n)[0][:, :1],))
     assert many.half < few.half / 5
     assert many.half < 0.15
-    assert sequence(torch.zeros(1000, 1, dtype=torch.float64), 50.0)[0].high < 0.4
+    nothing = torch.zeros(1000, 1, dtype=torch.float64)
+    assert sequence(nothing, 50.0, nothing)[0].high < 0.4
 
 
 def test_a_forecast_stays_within_the_scale():
@@ -66,22 +67,32 @@ def test_a_forecast_stays_within_the_scale():
 
 def test_an_image_beyond_the_bound_takes_the_upper_end_away_and_leaves_the_lower_one():
     lost_NS = torch.full((500, 2), 2.0)
-    (_, _, total), why = loss_in_nats(lost_NS, draws=100)
+    (_, _, total), why = loss_in_nats(torch.cat((lost_NS, lost_NS), 1), draws=100)
     assert (total.value, why) == (4.0, "")
     assert total.low > 3
     assert total.high < 5
     lost_NS[7] = 100 * MOST_A_TOKEN
-    (_, _, total), why = loss_in_nats(lost_NS, draws=100)
+    (_, _, total), why = loss_in_nats(torch.cat((lost_NS, lost_NS), 1), draws=100)
     assert why == "an image loses 20 nats, and the upper end assumes 10 at most"
     assert total.high == math.inf
     assert total.low > 3
     assert nats_text(total).startswith(">= 3.")
 
 
+def test_what_rounding_hides_counts_at_the_upper_end_alone():
+    lost_NS, hidden_NS = torch.zeros(500, 2), torch.full((500, 2), 1.5)
+    (_, _, total), why = loss_in_nats(torch.cat((lost_NS, hidden_NS), 1), draws=100)
+    assert (total.value, total.low, why) == (0, 0, "")
+    assert 3 < total.high < 4
+    (_, _, total), why = loss_in_nats(torch.cat((lost_NS, 4 * hidden_NS), 1), draws=100)
+    assert total.high == math.inf
+    assert why == "an image loses up to 12 nats, as far as rounding hides it, and the upper end assumes 10 at most"
+
+
 def test_an_infinite_loss_is_infinite():
     lost_NS = torch.zeros(100, 2)
     lost_NS[50, 1] = math.inf
-    (first, second, total), _ = loss_in_nats(lost_NS, draws=100)
+    (first, second, total), _ = loss_in_nats(torch.cat((lost_NS, lost_NS), 1), draws=100)
     assert [nats_text(each) for each in (first, second, total)] == [">= 0", "infinite", "infinite"]
 
 

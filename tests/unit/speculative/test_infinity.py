@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -115,9 +116,12 @@ def test_the_right_decoder_is_identical_and_a_wrong_one_is_not():
     def from_the_first_position(network, first, last):
         return fast.positions(network, 0, last)[: network.pyramid.end(last) - network.pyramid.begin(first)]
 
-    for wrong in ({"guide": without_temperature}, {"positions": from_the_first_position}):
+    for places, wrong in product(
+        ((0,), (-1,)), ({"guide": without_temperature}, {"positions": from_the_first_position})
+    ):
+        asked = replace(REQUEST, scale_guidance=replace(GUIDANCE, places=places))
         build = decoder_factory(replace(parts.INFINITY, **wrong))
-        assert verify_here(models, build, [Settings(2)], [REQUEST]).verdict is Verdict.DEFECT
+        assert verify_here(models, build, [Settings(2)], [asked]).verdict is Verdict.DEFECT
 
 
 def test_negative_texts_travel_as_json_and_are_refused_by_var():

@@ -21,6 +21,7 @@ from harness.models.infinity.transformer import (
 from harness.models.var.sizes import count_scalars, filled_weights
 from harness.protocol import Request, Rows, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
+from harness.reference.sequential import GrowingCache
 
 SQUARE = ScalePyramid(sides=((1, 1), (64, 64)), channels=32)
 SMALL = InfinityConfig(ScalePyramid(sides=((1, 1), (2, 3)), channels=4), 3, 32, 2, 4, 128, 6, 256, 1)
@@ -58,6 +59,27 @@ def test_between_two_points_of_the_grid_tables_are_mixed():
     mixed = 0.75 * torch.tensor(1.0, dtype=torch.float64).cos() + 0.25 * torch.tensor(2.0, dtype=torch.float64).cos()
     torch.testing.assert_close(cos[0, 0], mixed)
     assert float(cos[0, 0] ** 2 + sin[0, 0] ** 2) < 0.99
+
+
+def test_angles_and_guidance_weights_keep_their_bits_in_narrow_networks():
+    """In bfloat16 the angle 111 would be off by a quarter, and a weight of 1.001 would be none."""
+    network = InfinityTransformer(SMALL, filled_weights(infinity_shapes(SMALL)))
+    x_11D, where = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([[0.0, 111.0, 37.0]])
+    turns = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        narrow = network.to("cpu", dtype)
+        turn = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("harness.models.infinity.transformer.rotated", lambda x, t, of=turn: (of.append(t), x)[1])
+            narrow.hidden(x_11D.to(dtype), narrow.condition([torch.ones(2, 128)]), GrowingCache(), None, where)
+        turns[dtype] = turn[0]
+    assert all(map(torch.equal, *turns.values()))
+    q = torch.randn(1, 1, 1, 16, generator=torch.Generator().manual_seed(3)).bfloat16()
+    assert torch.equal(rotated(q, turns[torch.float32]), rotated(q.float(), turns[torch.float32]).bfloat16())
+    x = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(4)).bfloat16() * 1000
+    mixed, level_n = guided_between(x, ScaleGuidance((1.001,), places=(-1,)), torch.tensor([0])), torch.tensor([0])
+    assert torch.equal(mixed, guided_between(x.float(), ScaleGuidance((1.001,), places=(-1,)), level_n).bfloat16())
+    assert torch.equal(mixed[0], mixed[1])
 
 
 def test_guidance_between_blocks_leaves_rows_alone_where_it_is_off():
@@ -100,7 +122,9 @@ def test_bits_are_spread_over_patches_as_the_page_says():
         ({"full": (130, 130)}, "must lie in 1..128, full ones too"),
         ({"pyramid": replace(SMALL.pyramid, channels=8)}, "channels=8: must be C=4, or 4C where patchified"),
         ({"H": 3}, "D=32: must be a multiple of 4H, H=3"),
-        ({"chunks": 2}, "depth of chunks, 2"),
+        ({"pool_heads": 3}, "D=32: must be a multiple of 4H, H=2, and of pool=3"),
+        ({"pool_heads": 0}, "H, pool heads, chunks=(2, 0, 1): must be positive"),
+        ({"chunks": 2}, "depth=3: must be a multiple of chunks=2"),
         ({"rule": 3}, "position rule=3: must be 0, 1 or 2"),
     ],
 )
@@ -119,6 +143,7 @@ RIGHT = Request((0,), texts=(TEXT,), scale_guidance=ScaleGuidance((3.0, 2.0)))
         ({"texts": ()}, "texts=0: must be given, and guidance by scale"),
         ({"scale_guidance": None}, "must be given, and guidance by scale"),
         ({"labels": (1,)}, "labels=(1,): must number texts"),
+        ({"labels": None, "count": 1, "order": "batch"}, "labels=None: must number texts: nothing draws them"),
         ({"texts": (LONG,)}, "texts=[(7, 128)]: must be 1..6 rows of width 128"),
         ({"texts": (NARROW,)}, "texts=[(2, 64)]"),
         ({"negative_texts": (TEXT, TEXT)}, "negative_texts=2: must be one a text (1)"),
