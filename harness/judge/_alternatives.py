@@ -101,9 +101,7 @@ SHIFTS = ((-1, "before"), (1, "after"))
 SHARES = (
     (0.02, TokenSource.DRAFT, True),
     (0.1, TokenSource.DRAFT, False),
-    (0.5, TokenSource.DRAFT, False),
     (0.02, TokenSource.TOP, False),
-    (0.1, TokenSource.TOP, False),
     (0.02, TokenSource.UNIFORM, False),
     (0.5, TokenSource.BEFORE, True),
     (1.0, TokenSource.FROM_TARGET, False),

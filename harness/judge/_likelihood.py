@@ -20,7 +20,8 @@ such wealths with fixed weights is another one. Three things keep a right decode
 Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
 from harness.judge._evidence import Evidence
-from harness.judge._race import filter_survivors
+from harness.judge._race import survivors
 from harness.judge._verdict import Divergence, Judgement
 from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
@@ -45,7 +46,9 @@ DRAW_ROUNDING = 2.0**-18  # of a draw from float32 numbers, total variation, and
 TINY = 1e-37  # below any probability that float32 numbers draw
 LEAST = -80.0  # of the logarithm of a factor: a loss that is called smaller adds exp(-80) to what is expected
 MOST_RATIO = 64.0
-CHUNK, CHUNK_OF_GPU = 2**20, 2**25  # numbers of the alternatives in hand at once; a GPU wants few kernels
+# numbers of a tensor of some alternatives' laws, and of one law's: caches are small, and a GPU wants few kernels
+CHUNK, CHUNK_OF_GPU = (2**20, 2**20), (2**26, 2**24)
+DRAWS_UNDER = 32  # of a scale, evenly spread, on which mean and variance under an alternative are computed
 
 
 def allowed_by(budget: Budget, models: ModelPair, request: Request) -> tuple[float, ...]:
@@ -133,44 +136,37 @@ def rows_along(
     return teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)[:2]
 
 
-def survivors(guided_BlV: Tensor, request: Request, allowed: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Return which tokens may pass a filter, and which must, if both sides' logits move by `allowed`, or allowed_N1."""
-    flat_NV, V = guided_BlV.flatten(0, -2).double(), guided_BlV.shape[-1]
-    most = V
-    if 0 < request.top_k < V:  # others are dropped for certain
-        kth_N1 = flat_NV.topk(request.top_k).values[:, -1:]
-        most = int((flat_NV + 4 * allowed >= kth_N1).sum(1).max())
-    values_NK, columns_NK = flat_NV.topk(most) if most < V else (flat_NV, None)
-    both = filter_survivors(values_NK, request, 2 * allowed)
-    if columns_NK is not None:
-        none_NV = torch.zeros_like(flat_NV, dtype=torch.bool)
-        both = none_NV.scatter(1, columns_NK, both[0]), none_NV.scatter(1, columns_NK, both[1])
-    return both[0].view_as(guided_BlV), both[1].view_as(guided_BlV)
-
-
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
     """Bet on every token of a batch."""
     B, L, V = seen.guided_BLV.shape
     device, A, S = seen.guided_BLV.device, len(alternatives), pyramid.S
     levels, scale_L = pyramid.draws.levels(), torch.tensor(pyramid.draws.levels(), device=device)
+    weight_BL = torch.zeros(B, L, dtype=torch.float64, device=device)
+    for si in pyramid:  # on some draws of the last image, each of which stands for its neighbours
+        span = pyramid.draws.span(si)
+        some_l = weight_BL[-1, span][:: math.ceil((span.stop - span.start) / DRAWS_UNDER)]
+        some_l.fill_((span.stop - span.start) / len(some_l))
     won_ABL = torch.zeros(A, B, L, dtype=torch.float64, device=device)
     under_2A, forbidden = torch.zeros(2, A, dtype=torch.float64), list[tuple[int, int]]()
-    some = max(1, (CHUNK if device.type == "cpu" else CHUNK_OF_GPU) // (A * V))
+    of_laws, of_law = CHUNK if device.type == "cpu" else CHUNK_OF_GPU
+    some = max(1, of_law // V)
     for own in dict.fromkeys(seen.request.every_filter):  # draws of one filter together
         draw_N = torch.tensor([d for d, si in enumerate(levels) if seen.request.filter(si) == own], device=device)
         count = len(draw_N)
         for begin in range(0, B * count, some):
             n = torch.arange(max(0, begin - 1), min(begin + some, B * count), device=device)
             at_2n = torch.stack((n // count, draw_N[n % count]))
-            draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]])
-            won_An, under_2An = draws.bet(alternatives)
             new = slice(1 if begin else 0, None)  # the draw before them is looked at, not bet on
+            weight_n = weight_BL[at_2n[0], at_2n[1]]
+            weight_n[: new.start] = 0
+            draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]])
+            won_An, some_2A = draws.bet(alternatives, weight_n, of_laws)
             won_ABL[:, at_2n[0, new], at_2n[1, new]] = won_An[:, new]
-            under_2A += under_2An[..., new].sum(-1).cpu()
+            under_2A += some_2A.cpu()
             forbidden += [(row, draw) for row, draw in at_2n[:, new][:, ~draws.is_possible_n[new]].T.tolist()]
-    won_ABS = torch.zeros(A, B, S, dtype=torch.float64).index_add_(2, scale_L.cpu(), won_ABL.cpu())
-    return Bets(won_ABS.transpose(0, 1), under_2A[0], under_2A[1], tuple(sorted(forbidden)))
+    won_BAS = torch.stack([won_ABL[..., pyramid.draws.span(si)].sum(-1).T for si in pyramid], -1).cpu()
+    return Bets(won_BAS, under_2A[0], under_2A[1], tuple(sorted(forbidden)))
 
 
 @lru_cache(maxsize=256)
@@ -190,32 +186,36 @@ class _Draws:
     def __init__(self, seen: TokensSeen, S: int, at_2n: Tensor, scale_n: Tensor) -> None:
         image_n, draw_n = at_2n
         self.seen, self.S, self.image_n, self.draw_n, self.scale_n = seen, S, image_n, draw_n, scale_n
-        self.token_n, request = seen.tokens_BL[image_n, draw_n], seen.request.at(int(scale_n[0]))
+        self.token_n = seen.tokens_BL[image_n, draw_n]
+        self.request = request = seen.request.at(int(scale_n[0]))
         wide = torch.promote_types(seen.rows_RLV.dtype, torch.float32)  # what a bet rounds is not in the budget
         guided_nV = seen.guided_BLV[image_n, draw_n].to(wide)
         row_2n = torch.stack((image_n, image_n + len(seen.rows_RLV) - len(seen.tokens_BL)))
         rows_2nV, draft_2nV = (each[row_2n, draw_n].to(wide) for each in (seen.rows_RLV, seen.draft_RLV))
         draft_nV = (row_weights(seen.steps, request.guidance, S).T.to(draft_2nV)[:, scale_n, None] * draft_2nV).sum(0)
         self.allowed_n = torch.tensor(seen.allowed_S, dtype=torch.float64, device=scale_n.device)[scale_n]
-        possible_nV, certain_nV = survivors(guided_nV, request, self.allowed_n[:, None])
-        self.is_possible_n = possible_nV.gather(1, self.token_n[:, None])[:, 0]
-        self.is_open_n = (possible_nV == certain_nV).all(-1)  # where rounding cannot change which tokens take part
         self.ascending_nV, order_nV = guided_nV.sort(-1)
+        possible_nV, certain_nV = survivors(self.ascending_nV, request, self.allowed_n[:, None])
+        self.is_possible_n = (possible_nV & (order_nV == self.token_n[:, None])).any(-1)
+        self.is_open_n = (possible_nV == certain_nV).all(-1)  # where rounding cannot change which tokens take part
         logits_nV = _above(self.ascending_nV, [[request.filter(0)] * S], scale_n)[0]
         K = int(logits_nV.isfinite().sum(-1).max())
         self.columns_nK = order_nV[:, -K:].contiguous()  # which tokens the K are
         self.rows_2nK = rows_2nV.gather(2, self.columns_nK.expand(2, -1, -1))  # before guidance
         self.probs_nK = logits_nV[:, -K:].softmax(-1)
-        self.drafts_nV = filter_logits(draft_nV, request.top_k, request.top_p).softmax(-1)
-        self.drafts_nK = self.drafts_nV.gather(1, self.columns_nK)  # the draft's law
+        self.draft_nV = filter_logits(draft_nV, request.top_k, request.top_p)  # the draft's logits
+        self.drafts_nK = self.draft_nV.softmax(-1).gather(1, self.columns_nK)  # and its law
+        above_nK = (self.probs_nK - self.drafts_nK).clamp_min(0)
+        self.residual_nK = above_nK / above_nK.sum(-1, keepdim=True).clamp_min(TINY)  # what a right rule redraws from
         self.is_token_nK = (self.columns_nK == self.token_n[:, None]).to(self.probs_nK)
+        # any place, where none is the token: it wins nothing then
+        self.place_n1, self.is_met_n = self.is_token_nK.argmax(-1, keepdim=True), self.is_token_nK.amax(-1)
+        self.most_nK, self.least_nK = MOST_RATIO * self.probs_nK, self.probs_nK.clamp_min(TINY)
 
     def laws(self, alternatives: Sequence[Alternative]) -> Tensor:
-        """Return the probabilities (A, n, K) of alternatives; what is missing to 1 is those of other tokens."""
-        return torch.cat([law_of(list(some)) for law_of, some in groupby(alternatives, self._law_of)])
-
-    def _law_of(self, a: Alternative) -> Callable[[list[Alternative]], Tensor]:
-        return self._of_sources if a.share else self._of_filters if a.filters else self._of_rows
+        """Return the probabilities (A, n, K) of alternatives of one kind; what is missing to 1 is other tokens'."""
+        a = alternatives[0]
+        return (self._of_sources if a.share else self._of_filters if a.filters else self._of_rows)(alternatives)
 
     def _of_rows(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return laws of other guidance or temperature; the filter keeps what it keeps under the target's."""
@@ -224,9 +224,11 @@ class _Draws:
             guidance = own if a.guidance is None else a.guidance
             weight_S2 = row_weights(self.seen.steps, guidance, self.S, a.later) / a.temperature
             weights.append(weight_S2.flip(1) if a.swapped else weight_S2)
-        first_AnK1, second_AnK1 = torch.stack(weights).to(self.probs_nK)[:, self.scale_n, :, None].unbind(2)
-        logits_AnK = torch.addcmul(first_AnK1 * self.rows_2nK[0], second_AnK1, self.rows_2nK[1])
-        return logits_AnK.masked_fill_(self.probs_nK == 0, -torch.inf).softmax(-1)
+        first_An1, second_An1 = torch.stack(weights).to(self.probs_nK)[:, self.scale_n, :, None].unbind(2)
+        logits_AnK = (first_An1 * self.rows_2nK[0]).addcmul_(second_An1, self.rows_2nK[1])
+        if self.request.top_k > 0 or self.request.top_p > 0:
+            logits_AnK.masked_fill_(self.probs_nK == 0, -torch.inf)
+        return logits_AnK.softmax(-1)
 
     def _of_filters(self, alternatives: Sequence[Alternative]) -> Tensor:
         by_scale = [a.filters if len(a.filters) == self.S else a.filters * self.S for a in alternatives]
@@ -234,36 +236,46 @@ class _Draws:
 
     def _of_sources(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return laws of which a share is another source's."""
-        p_nK, q_nK, tokens_BL, before_L = self.probs_nK, self.drafts_nK, self.seen.tokens_BL, self.seen.before_L
-        none_L = torch.full_like(tokens_BL[0], -1) if before_L is None else before_L
-        before_n1 = torch.cat((none_L[None], tokens_BL[:-1]))[self.image_n, self.draw_n, None]
-        takes_part_nK, top_nK = (p_nK > 0).to(p_nK), torch.zeros_like(p_nK)
-        top_nK[:, -1] = 1.0
-        kept_nK, above_nK = torch.minimum(p_nK, q_nK), (p_nK - q_nK).clamp_min(0)
-        mass_n1 = above_nK.sum(-1, keepdim=True)
-        residual_nK = above_nK / mass_n1.clamp_min(TINY)
-        # the race begins for a token the later, the likelier it is by the draft: it lost that one
-        again_nK = residual_nK.square() / (residual_nK + q_nK).clamp_min(TINY)
-        easier_nK, from_target_nK = 0.005 * takes_part_nK * q_nK, self._rejecting(kept_nK, p_nK)
-        law_of = {
-            TokenSource.DRAFT: q_nK,
-            TokenSource.TOP: top_nK,
-            TokenSource.UNIFORM: takes_part_nK / takes_part_nK.sum(-1, keepdim=True),
-            # no image before the first one: nothing is bet there
-            TokenSource.BEFORE: torch.where(before_n1 < 0, p_nK, (self.columns_nK == before_n1).to(p_nK)),
-            TokenSource.FROM_TARGET: from_target_nK,
-            TokenSource.SMALL: torch.where(mass_n1 < 0.05, from_target_nK, p_nK),
-            TokenSource.EASILY: self._rejecting(torch.minimum(q_nK, p_nK + easier_nK), above_nK),
-            TokenSource.AGAIN: self._rejecting(kept_nK, again_nK),
-            TokenSource.NEIGHBOUR: self._rejecting(kept_nK, self._as_the_one_before(residual_nK)),
-        }
-        for source, tau in ((TokenSource.COOLED, 0.98), (TokenSource.HEATED, 1.02)):
-            kept_as_nV = self.drafts_nV.pow(1 / tau)
-            kept_as_nK = (kept_as_nV / kept_as_nV.sum(-1, keepdim=True)).gather(1, self.columns_nK)
-            accepted_nK = q_nK * (p_nK / kept_as_nK.clamp_min(TINY)).clamp_max(1)
-            law_of[source] = self._rejecting(accepted_nK, (p_nK - kept_as_nK).clamp_min(0))
-        share_A11 = torch.tensor([a.share for a in alternatives]).to(p_nK)[:, None, None]
-        return torch.lerp(p_nK, torch.stack([law_of[a.source] for a in alternatives]), share_A11)
+        share_A11 = torch.tensor([a.share for a in alternatives]).to(self.probs_nK)[:, None, None]
+        return torch.lerp(self.probs_nK, torch.stack([self._of_source(a.source) for a in alternatives]), share_A11)
+
+    def _of_source(self, source: TokenSource) -> Tensor:
+        p_nK, q_nK = self.probs_nK, self.drafts_nK
+        match source:
+            case TokenSource.DRAFT:
+                return q_nK
+            case TokenSource.TOP:
+                top_nK = torch.zeros_like(p_nK)
+                top_nK[:, -1] = 1.0
+                return top_nK
+            case TokenSource.UNIFORM:
+                takes_part_nK = (p_nK > 0).to(p_nK)
+                return takes_part_nK / takes_part_nK.sum(-1, keepdim=True)
+            case TokenSource.BEFORE:
+                tokens_BL, before_L = self.seen.tokens_BL, self.seen.before_L
+                none_L = torch.full_like(tokens_BL[0], -1) if before_L is None else before_L
+                before_n1 = torch.cat((none_L[None], tokens_BL[:-1]))[self.image_n, self.draw_n, None]
+                # no image before the first one: nothing is bet there
+                return torch.where(before_n1 < 0, p_nK, (self.columns_nK == before_n1).to(p_nK))
+            case TokenSource.COOLED | TokenSource.HEATED:
+                tau = 0.98 if source is TokenSource.COOLED else 1.02
+                kept_as_nK = (self.draft_nV / tau).softmax(-1).gather(1, self.columns_nK)
+                accepted_nK = q_nK * (p_nK / kept_as_nK.clamp_min(TINY)).clamp_max(1)
+                return self._rejecting(accepted_nK, (p_nK - kept_as_nK).clamp_min(0))
+            case TokenSource.EASILY:
+                easier_nK = torch.where(p_nK > 0, p_nK + 0.005 * q_nK, 0.0)
+                return self._rejecting(torch.minimum(q_nK, easier_nK), self.residual_nK)
+        kept_nK = torch.minimum(p_nK, q_nK)
+        if source is TokenSource.AGAIN:
+            # the race begins for a token the later, the likelier it is by the draft: it lost that one
+            r_nK = self.residual_nK
+            return self._rejecting(kept_nK, r_nK.square() / (r_nK + q_nK).clamp_min(TINY))
+        if source is TokenSource.NEIGHBOUR:
+            return self._rejecting(kept_nK, self._as_the_one_before(self.residual_nK))
+        from_target_nK = self._rejecting(kept_nK, p_nK)
+        if source is TokenSource.FROM_TARGET:
+            return from_target_nK
+        return torch.where(kept_nK.sum(-1, keepdim=True) > 0.95, from_target_nK, p_nK)
 
     def _rejecting(self, kept_nK: Tensor, weight_nK: Tensor) -> Tensor:
         """Return the law of a rule that keeps so much of the draft's law, and draws the rest anew by weights."""
@@ -285,39 +297,50 @@ class _Draws:
         chance_n = follows_n * redrawn_n * here_n / (here_n + before_n).clamp_min(TINY)
         return torch.lerp(residual_nK, is_y_nK, chance_n[:, None])
 
-    def bet(self, alternatives: Sequence[Alternative]) -> tuple[Tensor, Tensor]:
-        """Return won_An, and under_2An, its mean and variance under the alternative, for the last image alone."""
-        law_AnK, p_nK = self.laws(alternatives), self.probs_nK
-        held_AnK = torch.minimum(law_AnK, MOST_RATIO * p_nK)
+    def bet(self, alternatives: Sequence[Alternative], weight_n: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Return won_An, and under_2A, mean and variance under the alternatives, summed by weights.
+
+        No more than `most` numbers of laws are in hand at once.
+        """
+        some, last_m = max(1, most // self.probs_nK.numel()), torch.nonzero(weight_n)[:, 0]
+        kinds = [list(kind) for _, kind in groupby(alternatives, lambda a: (a.share > 0, len(a.filters) > 0))]
+        parts = [kind[a : a + some] for kind in kinds for a in range(0, len(kind), some)]
+        made = [self._bet_on(self.laws(part), last_m) for part in parts]
+        won_An, under_2Am = torch.cat([each[0] for each in made]), torch.cat([each[1] for each in made], 1)
+        return won_An * self.is_open_n, under_2Am @ (weight_n * self.is_open_n)[last_m]
+
+    def _bet_on(self, law_AnK: Tensor, last_m: Tensor) -> tuple[Tensor, Tensor]:
+        """Return won_An of laws, and under_2Am of some draws. Effects: on `law_AnK`; memory is what takes time."""
+        p_nK, law_AmK = self.probs_nK, law_AnK[:, last_m]
+        held_AnK = torch.minimum(law_AnK, self.most_nK, out=law_AnK)
         mean_An = held_AnK.sum(-1)
         above_An = (mean_An - torch.minimum(held_AnK, p_nK).sum(-1)).clamp_min(0)
-        ratio_AnK = held_AnK.div_(p_nK.clamp_min(TINY))  # in place, here and below: memory is what takes time
+        ratio_AnK = held_AnK.div_(self.least_nK)
         # 4δ is how far rounding may move the logarithm of a probability
         up_n, down_n = (each_n.to(p_nK) for each_n in ((4 * self.allowed_n).expm1(), -(-4 * self.allowed_n).expm1()))
         bound_An = mean_An + up_n * above_An + down_n * (above_An - mean_An + 1)
         bound_An += DRAW_ROUNDING * ratio_AnK.amax(-1)
-        place_n1 = self.is_token_nK.argmax(-1, keepdim=True)  # any, where none is the token: it wins nothing then
-        met_An = ratio_AnK.gather(2, place_n1.expand(len(ratio_AnK), -1, -1))[..., 0] * self.is_token_nK.amax(-1)
+        met_An = ratio_AnK.gather(2, self.place_n1.expand(len(ratio_AnK), -1, -1))[..., 0] * self.is_met_n
         won_An = (met_An / bound_An).log().double().clamp_min(LEAST)
-        last = slice(int((self.image_n < len(self.seen.tokens_BL) - 1).sum()), None)
-        law_AmK = law_AnK[:, last]
-        factor_AmK = ratio_AnK[:, last].div_(bound_An[:, last, None]).log_().clamp_min_(LEAST)
+        factor_AmK = ratio_AnK[:, last_m].div_(bound_An[:, last_m, None]).log_().clamp_min_(LEAST)
         others_Am = 1 - law_AmK.sum(-1)
         others_Am = torch.where(others_Am > DRAW_ROUNDING, others_Am, 0.0)
         mean_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST
         square_Am = law_AmK.mul_(factor_AmK).sum(-1) + others_Am * LEAST**2
-        under_2An = won_An.new_zeros(2, *won_An.shape)
-        under_2An[..., last] = torch.stack((mean_Am, square_Am - mean_Am.square())).double()
-        return won_An * self.is_open_n, under_2An * self.is_open_n
+        return won_An, torch.stack((mean_Am, square_Am - mean_Am.square())).double()
 
 
 def _above(ascending_nV: Tensor, filters: Sequence[Sequence[tuple[int, float]]], scale_n: Tensor) -> Tensor:
     """Return sorted logits (A, n, V), -inf where `filter_logits` has it for (top_k, top_p) by scale; ties stay."""
-    k_An, p_An = torch.tensor(filters, dtype=torch.float64, device=scale_n.device)[:, scale_n].unbind(2)
-    lowest_An = torch.where(k_An > 0, ascending_nV.shape[-1] - k_An, 0).long()
-    share_An1 = torch.where(p_An > 0, 1 - p_An, -1.0)[..., None].to(ascending_nV)
-    kth_An1 = ascending_nV.gather(1, lowest_An.T).T[..., None]
-    kept_AnV = torch.where(ascending_nV < kth_An1, -torch.inf, ascending_nV)
-    dropped_AnV = kept_AnV.softmax(-1).cumsum(-1) <= share_An1
-    dropped_AnV[..., -1] = False  # never the largest
-    return kept_AnV.masked_fill_(dropped_AnV, -torch.inf)
+    k_AS, p_AS = torch.tensor(filters, dtype=torch.float64).unbind(2)
+    kept_AnV = ascending_nV.expand(len(filters), -1, -1)
+    if (k_AS > 0).any():
+        lowest_An = torch.where(k_AS > 0, ascending_nV.shape[-1] - k_AS, 0).long().to(scale_n.device)[:, scale_n]
+        kth_An1 = ascending_nV.gather(1, lowest_An.T).T[..., None]
+        kept_AnV = torch.where(ascending_nV < kth_An1, -torch.inf, ascending_nV)
+    if (p_AS > 0).any():
+        share_An1 = torch.where(p_AS > 0, 1 - p_AS, -1.0).to(ascending_nV)[:, scale_n, None]
+        dropped_AnV = kept_AnV.softmax(-1).cumsum(-1) <= share_An1
+        dropped_AnV[..., -1] = False  # never the largest
+        kept_AnV = kept_AnV.masked_fill(dropped_AnV, -torch.inf)
+    return kept_AnV

@@ -83,6 +83,21 @@ def exponentials(noise: Noise, pyramid: ScalePyramid, row_N: Tensor, draw_N: Ten
     return torch.cat(drawn)[torch.cat(index).argsort()]
 
 
+def survivors(guided_BlV: Tensor, request: Request, allowed: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return which tokens may pass a filter, and which must, if both sides' logits move by `allowed`, or allowed_N1."""
+    flat_NV, V = guided_BlV.flatten(0, -2).double(), guided_BlV.shape[-1]
+    most = V
+    if 0 < request.top_k < V:  # others are dropped for certain
+        kth_N1 = flat_NV.topk(request.top_k).values[:, -1:]
+        most = int((flat_NV + 4 * allowed >= kth_N1).sum(1).max())
+    values_NK, columns_NK = flat_NV.topk(most) if most < V else (flat_NV, None)
+    both = filter_survivors(values_NK, request, 2 * allowed)
+    if columns_NK is not None:
+        none_NV = torch.zeros_like(flat_NV, dtype=torch.bool)
+        both = none_NV.scatter(1, columns_NK, both[0]), none_NV.scatter(1, columns_NK, both[1])
+    return both[0].view_as(guided_BlV), both[1].view_as(guided_BlV)
+
+
 def filter_survivors(logits_NV: Tensor, request: Request, error: Tensor | float) -> tuple[Tensor, Tensor]:
     """Tokens that may survive the filter, and those that must, when every logit may move by `error`.
 

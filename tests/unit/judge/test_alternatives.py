@@ -155,8 +155,8 @@ def test_bets_on_parts_of_a_batch_are_those_on_the_whole(filters: dict[str, obje
     seen = seen_of(Request((1,) * N, **filters))  # type: ignore[arg-type]
     alternatives = usual_alternatives(seen.request, V)
     whole = bet(seen, PYRAMID, alternatives)
-    for draws in (1, 2, 5):
-        monkeypatch.setattr(likelihood, "CHUNK", draws * len(alternatives) * V)
+    for draws, laws in ((1, 1), (2, 1), (5, 2), (100, 3)):
+        monkeypatch.setattr(likelihood, "CHUNK", (laws * draws * V, draws * V))
         parts = bet(seen, PYRAMID, alternatives)
         assert torch.allclose(parts.won_BAS, whole.won_BAS, atol=1e-12)
         assert torch.allclose(parts.mean_A, whole.mean_A, atol=1e-12)
