@@ -40,8 +40,8 @@ CALIBRATION_BATCHES = (1, 2, 8)
 POSITIONS, FEWEST, MOST = 1200, 2, 8
 
 # Where the law of a network rounds to bfloat16, errors are steps: a value at the edge of one may lie on either side.
-# Few do, in many a batch none, so that measuring finds 1.3e-6 here and 1.7e-3 there. What the steps of all values do to a
-# logit is met in every batch (8.7e-3 to 1.1e-2, three networks, twelve batches of four images each): this share of it
+# Few do, in many a batch none, so that measuring finds 1.3e-6 here and 1.7e-3 there. What the steps of all values do to
+# a logit is met in every batch (8.7e-3 to 1.1e-2, three networks, twelve batches of four images each): this share of it
 # is taken for an error, which with all margins allows as much as that, and no more.
 STEPS = 0.25
 
