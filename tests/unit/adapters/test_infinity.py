@@ -17,7 +17,7 @@ from harness.models import ModelPair
 from harness.protocol import Request
 from tests.helpers import tiny, verify_here
 from tests.published.checkout import make
-from tests.unit.judge.test_infinity import REQUESTS
+from tests.unit.judge.test_infinity import REQUESTS, at
 from tests.unit.speculative.test_infinity import REQUEST, pair
 
 REAL = os.environ.get("INFINITY_CHECKOUT", "")  # of the published code
@@ -98,3 +98,31 @@ def test_what_it_cannot_be_asked_is_refused_in_one_line(shelf: Path, name: str):
 def test_the_samplers_of_var_refuse_networks_of_infinity(shelf: Path):
     with pytest.raises(InputError, match="is not of VAR"):
         verify_here(single(), load_factory("published:var"), [settings(make(shelf, "var"))], [REQUEST], sequential=True)
+
+
+# what is wrong in the checkout -> the component that must be named
+MISTAKES = {
+    "next-text": "text",
+    "negative-ignored": "text",
+    "unconditional-long": "unconditional length",
+    "input-area": "resize",
+    "codes-nearest": "resize",
+    "bits-reversed": "bits",
+    "bits-negated": "bits",
+    "shuffle-turned": "bits",
+    "level-early": "level",
+    "angles-anew": "positions",
+    "axes-exchanged": "positions",
+    "place-late": "guidance place",
+    "weight-early": "guidance",
+    "red-first": "image",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(shelf: Path, mistake: str):
+    request = {"negative-ignored": PLAIN[3], "place-late": at(-2)}.get(mistake, REQUEST)
+    models = single(patch=2 if mistake == "shuffle-turned" else 1)
+    first = run(make(shelf, "infinity", mistake), models, [request]).first_divergence
+    assert first is not None
+    assert first.component == MISTAKES[mistake], first
