@@ -20,32 +20,36 @@ import torch
 
 from harness.errors import InputError, text_of
 
-MODULE = "models.var"
 PACKAGES = {
     "sklearn": "scikit-learn", "cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "skimage": "scikit-image",
 }  # fmt: skip
-REMEDY = "pass --checkout DIR, a folder that holds the packages models and dist"
 
 
 class Checkout:
-    """One checkout, imported: a folder that holds the top-level packages ``models`` and ``dist``.
+    """One checkout, imported: a folder that holds the top-level packages ``models`` and ``dist``, or those of `module`.
 
-    Raises `InputError`: it is not there, or its ``models/var.py`` cannot be imported.
+    `module` has the sampler's class `kind`; `stand_ins` are put in the place of modules that it wants.
+
+    Raises `InputError`: it is not there, or its `module` cannot be imported.
 
     Effects: runs the checkout's own code, output silenced.
     """
 
-    def __init__(self, folder: str | Path, stubs: Mapping[str, str] | None = None) -> None:
-        self.folder, self._stubs = Path(folder).absolute(), dict(stubs or {})
+    def __init__(
+        self, folder: str | Path, stubs: Mapping[str, str] | None = None, module: str = "models.var", kind: str = "VAR",
+        stand_ins: Mapping[str, ModuleType] | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self._stubs, self._name = Path(folder).absolute(), dict(stubs or {}), module
+        self._file = f"{module.replace('.', '/')}.py"
+        self._remedy = f"pass --checkout DIR, a folder that holds {self._file}"
         if not self.folder.is_dir():
-            raise InputError("checkout", str(folder), "is no folder that is there", REMEDY)
-        if not (self.folder / "models" / "var.py").is_file():
-            raise InputError(
-                "checkout", str(folder), "holds no models/var.py", "pass a checkout whose models/var.py has VAR"
-            )
+            raise InputError("checkout", str(folder), "is no folder that is there", self._remedy)
+        if not (self.folder / self._file).is_file():
+            remedy = f"pass a checkout whose {self._file} has {kind}"
+            raise InputError("checkout", str(folder), f"holds no {self._file}", remedy)
+        self._modules = {name: each for name, each in (stand_ins or {}).items() if name not in self._stubs}
         self._tops = {entry.stem for entry in self.folder.iterdir() if entry.is_dir() or entry.suffix == ".py"}
-        self._tops |= {name.partition(".")[0] for name in self._stubs}
-        self._modules: dict[str, ModuleType] = {}
+        self._tops |= {name.partition(".")[0] for name in (*self._stubs, *self._modules)}
         self._ahead, self._behind = [str(self.folder)], list[str]()  # of sys.path
         self._depth = 0
         self.module = self._imported()
@@ -74,7 +78,7 @@ class Checkout:
             sys.modules.update(hidden)
 
     def get(self, name: str) -> Any:
-        """Return what ``models/var.py`` calls `name`. Raises `InputError` where it has nothing of that name."""
+        """Return what the checkout's module calls `name`. Raises `InputError` where it has nothing of that name."""
         if not hasattr(self.module, name):
             raise self.lacks(f"has no {name}")
         return getattr(self.module, name)
@@ -94,8 +98,13 @@ class Checkout:
         return signature
 
     def lacks(self, rule: str) -> InputError:
-        """Return the error that says what ``models/var.py`` of this checkout is not."""
-        return InputError("checkout", str(self.folder), f"models/var.py {rule}", "see docs/own-decoder.md")
+        """Return the error that says what the module of this checkout is not."""
+        return InputError("checkout", str(self.folder), f"{self._file} {rule}", "see docs/own-decoder.md")
+
+    def missing(self, error: ModuleNotFoundError, place: str) -> InputError:
+        """Return the error of a module that the checkout wants, at a file of its own, and that is not found."""
+        why, remedy = self._missing(str(error.name))
+        return InputError("checkout", str(self.folder), f"{place} {why}", remedy)
 
     def _keep_path(self, before: list[str]) -> None:
         """Remember what the checkout's code put on `sys.path`, and on which side."""
@@ -112,20 +121,20 @@ class Checkout:
         words = sys.argv
         try:
             with self.active(), torch.random.fork_rng(cards):
-                sys.argv = [str(self.folder / "models" / "var.py")]  # code may parse what it takes for its own
+                sys.argv = [str(self.folder / self._file)]  # code may parse what it takes for its own
                 for name, file in self._stubs.items():
                     self._stub(name, Path(file))
-                return importlib.import_module(MODULE)
+                return importlib.import_module(self._name)
         except InputError:
             raise
         except (Exception, SystemExit) as error:
-            frame, remedy = _last_frame(error, self.folder), REMEDY
+            frame, remedy = _last_frame(error, self.folder), self._remedy
             why = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
             if isinstance(error, ModuleNotFoundError) and error.name:
                 why, remedy = self._missing(error.name)
             elif isinstance(error, SystemExit):
                 why = f"exits when it is imported (status {error.code})"
-            place = f"{Path(frame.filename).relative_to(self.folder)}:{frame.lineno}" if frame else "models/var.py"
+            place = f"{Path(frame.filename).relative_to(self.folder)}:{frame.lineno}" if frame else self._file
             raise InputError("checkout", str(self.folder), f"{place} {why}", remedy) from None
         finally:
             sys.argv = words

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 
+from harness.adapters._infinity import ASKED, BitSampler, PublishedInfinity
 from harness.adapters._parallel import METHODS, ParallelLoop
 from harness.adapters._published import Published, Sampler
 from harness.adapters._weights import building
@@ -34,7 +35,7 @@ class _Order:
     options: Mapping[str, str]
 
     @classmethod
-    def of(cls, models: ModelPair, settings: Settings, *known: str) -> Self:
+    def of(cls, models: ModelPair, settings: Settings, *known: str, kind: type[Published] = Published) -> Self:
         """Open the checkout of some settings; `known` are the options that this sampler has beside the common ones."""
         options = dict(settings.options)
         wrong = [name for name in options if name not in (*COMMON, *known) and "." not in name]
@@ -42,9 +43,8 @@ class _Order:
             remedy = f"pass one of {', '.join((*known, *COMMON[1:]))}"
             raise InputError("option", f"{wrong[0]}={options[wrong[0]]}", "is not an option of this sampler", remedy)
         if not options.get("checkout"):
-            rule = "published code is a folder with models and dist"
-            raise InputError("checkout", None, rule, "pass --checkout DIR")
-        return cls(Published(options["checkout"], models, options), options)
+            raise InputError("checkout", None, "published code is a folder", "pass --checkout DIR")
+        return cls(kind(options["checkout"], models, options), options)
 
     def require(self, owner: Any, method: str, *parameters: str) -> None:
         self.code.checkout.method(owner, method, parameters)
@@ -87,10 +87,13 @@ class _Order:
             raise InputError("patch_nums", pyramid.patch_nums, rule, "pass 1,2,3,4,5,6,8,10,13,16")
         return sdvar
 
-    def sampler(self, call: Callable[..., Any], contract: Contract, loop: ParallelLoop | None = None) -> Sampler:
+    def sampler(
+        self, call: Callable[..., Any], contract: Contract, loop: ParallelLoop | None = None,
+        kind: type[Sampler] = Sampler,
+    ) -> Sampler:  # fmt: skip
         """Return the decoder, held to a contract unless the options name another."""
         contract = Contract.of(self.options["contract"]) if "contract" in self.options else contract
-        return Sampler(self.code, call, contract, self.options.get("numbers", "shared"), loop)
+        return kind(self.code, call, contract, self.options.get("numbers", "shared"), loop)
 
 
 def var(models: ModelPair, settings: Settings) -> Implementation:
@@ -98,6 +101,14 @@ def var(models: ModelPair, settings: Settings) -> Implementation:
     order = _Order.of(models, settings)
     order.require(order.code.target, "autoregressive_infer_cfg", *SAMPLING)
     return order.sampler(order.code.target.autoregressive_infer_cfg, Contract.TOKENS)
+
+
+def infinity(models: ModelPair, settings: Settings) -> Implementation:
+    """Build Infinity's `autoregressive_infer_cfg` on the target. Options: contract, numbers."""
+    order = _Order.of(models, settings, kind=PublishedInfinity)
+    order.require(order.code.target, "autoregressive_infer_cfg", *ASKED)
+    order.require(order.code.target, "get_logits")
+    return order.sampler(order.code.target.autoregressive_infer_cfg, Contract.TOKENS, kind=BitSampler)
 
 
 def code(models: ModelPair, settings: Settings) -> Implementation:
@@ -162,6 +173,7 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
 
 PUBLISHED_FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
     "var": var,
+    "infinity": infinity,
     "code": code,
     "sdvar-test3": sdvar_test3,
     "sdvar-parallel": sdvar_parallel,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.adapters._checkout import Checkout, crash_of
 from harness.adapters._parallel import ParallelLoop
@@ -116,6 +117,8 @@ class Sampler:
     sdvar: Any = None  # the SDVAR object that the function belongs to, where there is one
     declines: tuple[str, ...] = ()  # what the function does not do, of `DECLINES`
     threshold: float | None = None  # `similarity_thresh` that it was built with, where that was given
+    watches: type[Recorder] = Recorder  # sees what the code does
+    checks_image: Callable[[object, Tensor, ModelPair], None] = staticmethod(check_image)
 
     def __init__(
         self,
@@ -126,14 +129,14 @@ class Sampler:
         loop: ParallelLoop | None = None,
     ) -> None:
         self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
-        self.recorder = Recorder(code.models.pyramid)  # what was seen of the last decode
-        self._B = 0
+        self.recorder = self.watches(code.models.pyramid)  # what was seen of the last decode
+        self._B = self._R = 0
 
     def decode(self, request: Request, noise: Noise) -> Trace:
         """Run the code under the numbers given. Raises `InputError` for the request, `ImageError` for its image."""
         arguments = self.code.arguments(request, noise, self.numbers)
-        self.recorder = Recorder(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
-        self._B = request.B
+        self.recorder = self.watches(self.code.models.pyramid, getattr(noise, "note", lambda text: None))
+        self._B, self._R = request.B, request.R
         with contextlib.ExitStack() as stack:
             shared = stack.enter_context(self.code.running(self.recorder, request, noise, self.numbers))
             if self.loop is not None:
@@ -143,7 +146,7 @@ class Sampler:
         if shared is not None and self.contract != Contract.QUALITY:
             shared.check_answered(self.code.models.pyramid)
         trace = self.so_far()
-        check_image(image, trace.f_hat_BCPP, self.code.models)
+        self.checks_image(image, trace.f_hat_BCPP, self.code.models)
         return trace
 
     @property
@@ -162,7 +165,7 @@ class Sampler:
         """Return the trace of the last decode, whole or not."""
         if self.loop is not None:
             return self.loop.trace(self._B)
-        return trace_of(self.recorder, self.code.models, self._B)
+        return trace_of(self.recorder, self.code.models, self._B, self._R)
 
 
 def published(checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> Published:

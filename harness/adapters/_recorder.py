@@ -176,7 +176,7 @@ class Recorder:
     def _sample(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         guided_BlV = in_order(real, args, kwargs)[0].detach().clone()  # the filter writes into it
         idx_Bl1 = real(*args, **kwargs)
-        si = next((si for si in self.pyramid if self.pyramid.tokens(si) == guided_BlV.shape[1]), -1)
+        si = next((si for si in self.pyramid if self.pyramid.draws.counts[si] == guided_BlV.shape[1]), -1)
         last = self.passes[-1] if self.passes else None
         self.draws.append(SeenDraw(self.side, si, guided_BlV, idx_Bl1[..., 0].detach().clone(), last))
         self.note(f"{self.side} draw of scale {si}")
@@ -223,14 +223,19 @@ OWN_DRAWS = (
 class SharedNumbers(TorchFunctionMode):
     """Answers draws with numbers by address; a `TorchFunctionMode` sees every call into PyTorch.
 
-    The number of rows of a draw tells which scale it belongs to, since all sides differ; `reader` says who draws. A
-    draw that belongs to none is a limit of this adapter, and no defect of the code: `InputError`, with file and line.
+    The number of rows of a draw tells which scale it belongs to: of several that have it, the first one that nobody has
+    drawn; `reader` says who draws. A draw that belongs to none is a limit of this adapter, and no defect of the code:
+    `InputError`, with file and line.
     """
 
     def __init__(self, noise: Noise, request: Request, pyramid: ScalePyramid, reader: Callable[[], str]) -> None:
         super().__init__()
         self.noise, self.request, self.reader = noise, request, reader
-        self.scales = {request.B * pyramid.tokens(si): si for si in pyramid}
+        self.scales = dict[
+            int, list[int]
+        ]()  # by the number of rows: one, or several of a family whose sides may repeat
+        for si in pyramid:
+            self.scales.setdefault(request.B * pyramid.draws.counts[si], []).append(si)
         self.answered: set[int] = set()  # scales that some draw read the numbers of
         self.own: list[str] = []  # draws of the code's own: what is called, and where
 
@@ -254,8 +259,10 @@ class SharedNumbers(TorchFunctionMode):
     def _scale_of(self, rows: int, call: str) -> int:
         """Return the scale that so many rows of a draw belong to. Raises `InputError`."""
         if rows in self.scales:
-            self.answered.add(self.scales[rows])
-            return self.scales[rows]
+            like = self.scales[rows]
+            si = next((each for each in like if each not in self.answered), like[-1])
+            self.answered.add(si)
+            return si
         rule = f"{_calling()} draws by {call}, which belongs to no scale of {count_of(self.request.B, 'image')}"
         remedy = "shared numbers know one draw a token, B·l rows: pass --option numbers=own --noise batch"
         raise InputError("numbers", "shared", rule, remedy)

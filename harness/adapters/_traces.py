@@ -20,17 +20,17 @@ from harness.protocol import Intermediates, Round, Trace
 PIXEL_ERROR = 1e-4  # float32 moves a pixel by about 1e-6, in whatever batch it is decoded; a step of 8 bits is 4e-3
 
 
-def blank(models: ModelPair, B: int) -> Trace:
-    """Return a trace in which nothing happened: tokens -1, everything else NaN or 0."""
+def blank(models: ModelPair, B: int, R: int = 0) -> Trace:
+    """Return a trace of R guidance rows (0 = 2B) in which nothing happened: tokens -1, everything else NaN or 0."""
     pyramid, config, device = models.pyramid, models.target.config, models.device
-    L, S, P, C = pyramid.L, pyramid.S, pyramid.P, config.C
+    (L, S, draws), R = (pyramid.L, pyramid.S, pyramid.draws.L), R or 2 * B
     nan = partial(torch.full, fill_value=torch.nan, device=device)
     return Trace(
-        torch.full((B, L), -1, device=device),
-        torch.zeros(B, C, P, P, device=device, dtype=models.vae.dtype),
+        torch.full((B, draws), -1, device=device),
+        torch.zeros(B, *config.latent, device=device, dtype=models.vae.dtype),
         torch.zeros(B, S, dtype=torch.int64),
         intermediates=Intermediates(
-            nan((2 * B, L, config.D)), nan((2 * B, L, config.V)), nan((B, L, config.V)), nan((S, B, C, P, P))
+            nan((R, L, config.D)), nan((R, draws, config.V)), nan((B, draws, config.V)), nan((S, B, *config.latent))
         ),
     )
 
@@ -48,16 +48,16 @@ def count_calls(trace: Trace, recorder: Recorder, B: int) -> None:
     trace.draft_calls, trace.draft_rows = [len(draft)] * B, [sum(draft)] * B
 
 
-def trace_of(recorder: Recorder, models: ModelPair, B: int) -> Trace:
-    """Return what one decode did, from what was seen of it."""
-    trace, pyramid = blank(models, B), models.pyramid
+def trace_of(recorder: Recorder, models: ModelPair, B: int, R: int = 0) -> Trace:
+    """Return what one decode did, of R guidance rows (0 = 2B), from what was seen of it."""
+    trace, pyramid = blank(models, B, R), models.pyramid
     shown = trace.shown
     _put_prefixes(recorder, models, shown.x_RLD)
     for write in recorder.writes:
         if write.scale in pyramid:
             trace.scale_writes_BS[:, write.scale] += 1
             put(shown.f_hat_SBCPP, write.scale, write.f_hat_BCPP)
-            put(trace.tokens_BL, (slice(None), pyramid.span(write.scale)), write.idx_Bl)
+            put(trace.tokens_BL, (slice(None), pyramid.draws.span(write.scale)), write.idx_Bl)
             _put_draw(write, models, shown)
     if (f_hat_BCPP := recorder.image_f_hat(B)) is not None:
         trace.f_hat_BCPP = f_hat_BCPP
@@ -85,15 +85,16 @@ def _put_prefixes(recorder: Recorder, models: ModelPair, x_RLD: Tensor) -> None:
 
 def _put_draw(write: SeenWrite, models: ModelPair, shown: Intermediates) -> None:
     """Put in the tensors of the tokens of a scale: guided logits, and the rows and inputs of the pass before."""
-    draw, span = write.draw, (slice(None), models.pyramid.span(write.scale))
+    draw, pyramid = write.draw, models.pyramid
+    span, draws = ((slice(None), runs.span(write.scale)) for runs in (pyramid, pyramid.draws))
     if draw is None:
         return
-    put(shown.guided_BLV, span, draw.guided_BlV)
+    put(shown.guided_BLV, draws, draw.guided_BlV)
     seen = draw.made_by
-    if seen is None or (rows := seen.rows_of_scale(models.pyramid, write.scale)) is None:
+    if seen is None or (rows := seen.rows_of_scale(pyramid, write.scale)) is None:
         return
     if seen.rows_RnV is not None:  # the head may have seen this scale's rows alone
-        put(shown.rows_RLV, span, seen.rows_RnV[:, rows] if seen.rows_RnV.shape[1] == seen.n else seen.rows_RnV)
+        put(shown.rows_RLV, draws, seen.rows_RnV[:, rows] if seen.rows_RnV.shape[1] == seen.n else seen.rows_RnV)
     if draw.side == "target":
         put(shown.x_RLD, span, seen.x_RnD[:, rows])
 

@@ -8,7 +8,7 @@ import ast
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,11 +95,11 @@ def value_of(text: str) -> object:
         return text
 
 
-def _arguments(checkout: Checkout) -> dict[str, inspect.Parameter]:
-    """Return the arguments of VAR's constructor that the networks do not fix."""
-    parameters = list(inspect.signature(checkout.get("VAR")).parameters.values())[1:]  # the first one is the VQ-VAE
+def _arguments(checkout: Checkout, kind: str = "VAR", fixed: Collection[str] = FIXED) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a class's constructor that the networks do not fix."""
+    parameters = list(inspect.signature(checkout.get(kind)).parameters.values())[1:]  # the first one is the autoencoder
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {each.name: each for each in parameters if each.name not in FIXED and each.kind not in variable}
+    return {each.name: each for each in parameters if each.name not in fixed and each.kind not in variable}
 
 
 def defaults_of(checkout: Checkout, init: Mapping[str, str]) -> dict[str, object]:
@@ -113,25 +113,38 @@ def defaults_of(checkout: Checkout, init: Mapping[str, str]) -> dict[str, object
 
 def build_network(checkout: Checkout, network: Network, vae: CodesOnly, init: Mapping[str, str]) -> Any:
     """Return the checkout's ``VAR`` with a network's weights. Raises `InputError` where it has none that takes them."""
-    config, device = var_config(network), network.device
-    for name, text in init.items():
-        if name not in _arguments(checkout):
-            known = ", ".join(f"init.{each}" for each in _arguments(checkout)) or "none"
-            rule = "is fixed by the networks" if name in FIXED else "is no argument of VAR's constructor"
-            raise InputError("option", f"init.{name}={text}", rule, f"pass one of {known}")
+    config = var_config(network)
+    fixed = {
+        "num_classes": config.classes, "depth": config.depth, "embed_dim": config.D, "num_heads": config.H,
+        "shared_aln": config.shared_adaln, "attn_l2_norm": config.l2_norm, "patch_nums": config.pyramid.patch_nums,
+    }  # fmt: skip
+    return build_module(checkout, "VAR", network, (vae, fixed), init)
+
+
+def build_module(
+    checkout: Checkout, name: str, network: Network, given: tuple[nn.Module, Mapping[str, Any]], init: Mapping[str, str]
+) -> Any:
+    """Return the checkout's class of a name with a network's weights, the autoencoder and arguments `given`.
+
+    `init` are further arguments, as they were typed. Raises `InputError` as `build_network`.
+    """
+    (vae, fixed), device = given, network.device
+    known = _arguments(checkout, name, {*FIXED, *fixed})
+    for word, text in init.items():
+        if word not in known:
+            remedy = f"pass one of {', '.join(f'init.{each}' for each in known) or 'none'}"
+            of_networks = word in (*FIXED, *fixed)
+            rule = "is fixed by the networks" if of_networks else f"is no argument of {name}'s constructor"
+            raise InputError("option", f"init.{word}={text}", rule, remedy)
     with building(checkout, device):
-        kind = checkout.get("VAR")
+        kind = checkout.get(name)
         try:
-            module = kind(
-                vae, num_classes=config.classes, depth=config.depth, embed_dim=config.D, num_heads=config.H,
-                shared_aln=config.shared_adaln, attn_l2_norm=config.l2_norm, patch_nums=config.pyramid.patch_nums,
-                **{name: value_of(text) for name, text in init.items()},
-            )  # fmt: skip
+            module = kind(vae, **fixed, **{word: value_of(text) for word, text in init.items()})
         except TypeError as error:
-            raise checkout.lacks(f"has a VAR that takes other arguments ({text_of(error)})") from None
+            raise checkout.lacks(f"has a {name} that takes other arguments ({text_of(error)})") from None
         except Exception as error:
-            raise checkout.lacks(f"builds no VAR ({type(error).__name__}: {text_of(error)})") from None
-    _load(checkout, module, network.weights, "VAR")
+            raise checkout.lacks(f"builds no {name} ({type(error).__name__}: {text_of(error)})") from None
+    _load(checkout, module, network.weights, name)
     module = module.to(device).eval().requires_grad_(False)
     if isinstance(getattr(module, "uniform_prob", None), Tensor):
         module.uniform_prob = module.uniform_prob.to(device)

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
-from harness.judge._inputs import wrong_input
+from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
 from harness.models import product_dtype
@@ -143,7 +144,40 @@ def wrong_f_hat_at(
         word = rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row])
         if word:
             return WrongTensor(si, "precision", f"f_hat after scale {si} is the right one, rounded to {word}")
+        if evidence.models.pyramid.channels > 1 and (known := _other_codes(evidence, expected, image, si)) is not None:
+            return known
         return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
+    return None
+
+
+def _other_codes(evidence: Evidence, expected: Intermediates, image: int, si: int) -> WrongTensor | None:
+    """Tell whether an f_hat is that of a position's bits in another order, or of codes that were resized otherwise."""
+    models, after = evidence.models, expected.f_hat_SBCPP[si, image : image + 1]
+    (h, w), family, N = models.pyramid.sides[si], family_of(models.target), models.pyramid.channels
+    before = expected.f_hat_SBCPP[si - 1, image : image + 1] if si else torch.zeros_like(after)
+    bits_hwN = evidence.actual.tokens_BL[image, models.pyramid.draws.span(si)].view(h, w, N)
+    orders = {
+        "from the last channel to the first": bits_hwN.flip(-1),
+        "channel by channel, not position by position": bits_hwN.flatten().view(N, h, w).permute(1, 2, 0),
+        "column by column": bits_hwN.reshape(w, h, N).transpose(0, 1),
+        "with 0 and 1 exchanged": 1 - bits_hwN,
+    }
+    C = models.vae.config.C
+    if N == 4 * C:
+        patch_hwCij = bits_hwN.unflatten(-1, (C, 2, 2))
+        orders["with rows and columns of a patch exchanged"] = patch_hwCij.mT.flatten(2)
+        orders["with a patch's place before its channel"] = bits_hwN.unflatten(-1, (4, C)).mT.flatten(2)
+    made = {f"bits are taken {clause}": ("bits", bits.reshape(1, -1), "") for clause, bits in orders.items()}
+    for mode in MODES if si < models.pyramid.S - 1 else ():
+        made[f"codes are resized by {mode}, not by {family.resize}"] = ("resize", bits_hwN.reshape(1, -1), mode)
+    for clause, (component, bits_1l, mode) in made.items():
+        codes = models.vae.quantizer.codes(bits_1l, h, w)
+        if mode:
+            f_hat = before + F.interpolate(codes, size=after.shape[-2:], mode=mode)
+        else:
+            f_hat = family.accumulate(before, codes, si, models.vae.quantizer, models.pyramid)
+        if bool(_close(evidence.actual.shown.f_hat_SBCPP[si, image : image + 1], f_hat, evidence.f_hat_error)):
+            return WrongTensor(si, component, f"f_hat after scale {si} differs: {clause}")
     return None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._rounded import SHORT, rounding_of
-from harness.judge._suspects import other_positions, other_row, round_of, scale_of_drafts
+from harness.judge._suspects import asked_otherwise, other_positions, other_row, round_of, scale_of_drafts
 from harness.reference import family_of
 
 SWAPPED = {"inputs": "rows", "logits": "guidance"}  # the part that puts the halves of these in order
@@ -25,6 +25,9 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongT
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
+    for component, clause, x_R1D, _ in asked_otherwise(evidence, image, 0) if si == 0 else ():
+        if bool(((actual.x_RLD[both, span] - x_R1D).abs() <= error).all()):
+            return WrongTensor(si, component, f"the input of scale 0 is as if {clause}")
     if si == 0 and (labels := _unconditional_labels(evidence, error)):
         return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of {labels}")
     if si and (scale := scale_of_drafts(evidence, actual.x_RLD[image, span], image, si, error)) is not None:
@@ -145,7 +148,7 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Wro
                 late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
                 return WrongTensor(si, component, f"the input of scale {si} is made of {clause}, {late}")
             if not bool(network.pos_LD.any()):  # inputs say nothing of positions
-                return WrongTensor(si, component, f"inputs of scale {si} have level {_span(level_l)}")
+                return WrongTensor(si, "level", f"inputs of scale {si} have level {_span(level_l)}")
             if position_l.tolist() == list(range(span.start, span.stop)):
                 detail = f"positions are right; the level term is that of scale {_span(level_l)}, not {si}"
                 return WrongTensor(si, component, f"inputs of scale {si}: {detail}")
@@ -195,7 +198,8 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
         yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
         for mode in others:
             resized = F.interpolate(f_hats[si - 1], size=(h, w), mode=mode).flatten(2).mT
-            yield "next input", f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
+            part = "next input" if pyramid.channels == 1 else "resize"
+            yield part, f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
         turned = right.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)
         yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
         without_bias = network.embed(right) - network.embed(torch.zeros_like(right[:, :1]))

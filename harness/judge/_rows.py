@@ -17,7 +17,7 @@ from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._inputs import misplaced_rows
 from harness.judge._passes import TargetPass, caches, last_of, masks, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
-from harness.judge._suspects import is_one_pass_a_round, other_positions, round_of
+from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
@@ -50,7 +50,7 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
     word = rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span))
     if word:
         return WrongTensor(si, "precision", f"logits of scale {si} are the right ones, rounded to {word}")
-    for explain in (_other_head, _other_label, _moved_rows, _other_pass):
+    for explain in (_otherwise, _other_head, _other_label, _moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -90,6 +90,14 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
         return WrongTensor(si, "cache", detail)
     detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
     return WrongTensor(si, "mask or cache", detail)
+
+
+def _otherwise(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+    """Tell whether logits are those of a network, or a request, with a mistake that its family names."""
+    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
+        if _is_other(evidence, image, si, rows_RlV):
+            return WrongTensor(si, component, f"logits of scale {si} are as if {clause}")
+    return None
 
 
 @torch.inference_mode()
@@ -162,7 +170,7 @@ def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> d
         "where the image begins, counted from the first row of their pass": where_LX[: end - K],
         "where the image begins, counted anew in every scale": torch.cat(anew),
         "one scale too early": where_LX[early : early + end - K],
-        "at row and column exchanged": where_LX[K:end].flip(-1),
+        "at row and column exchanged": torch.cat((where_LX[K:end, :-2], where_LX[K:end, -2:].flip(-1)), 1),
         "nowhere: all at position 0": torch.zeros_like(where_LX[K:end]),
     }
 
@@ -203,7 +211,9 @@ def _who_hides(evidence: Evidence, image: int, made: TargetPass) -> tuple[str, s
 
 def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
     """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
-    guidance = evidence.request.scale_guidance
+    guidance, family = evidence.request.scale_guidance, family_of(evidence.models.target)
+    if family.others is not None:  # which know of texts
+        return None
     if guidance is not None and min(guidance.places, default=0) < 0:  # both halves are mixed on their way
         return None
     found = _labels(evidence, image, si)

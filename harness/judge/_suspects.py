@@ -5,6 +5,7 @@ the decoder's own numbers, within the budget, when one named thing is other than
 explains stays with the part that `components` names.
 """
 
+from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -90,6 +91,20 @@ def is_accepted_draft(evidence: Evidence, image: int, scales: int) -> bool:
                 drafted_l = drafted(evidence, image, si, TOKEN)
                 same += int((drafted_l == evidence.actual.tokens_BL[image, span])[differ_L[span]].sum())
     return wrong > 0 and same >= MOST_OF * wrong
+
+
+@torch.inference_mode()
+def asked_otherwise(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Yield (component, clause, x of scale 0, rows_RlV of a scale) of an image, for mistakes that its family names."""
+    network, vae = evidence.models.target, evidence.models.vae
+    if (others := family_of(network).others) is None:
+        return
+    labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
+    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1], network.pyramid.draws.span(si)
+    for component, clause, other, request in others(network, evidence.request, int(labels_1)):
+        condition = family_of(other).condition(other, request, labels_1)
+        rows_RnV, _, _ = teacher_forced(other, vae, request, labels_1, tokens_1L, si + 1)
+        yield component, clause, family_of(other).input(other, condition, None, 0), rows_RnV[:, span]
 
 
 @torch.inference_mode()

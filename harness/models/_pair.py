@@ -121,6 +121,14 @@ class ModelPair:
         """Return the pair in float64, where it is: the same numbers, as good as exact."""
         return self.to(self.device, torch.float64)
 
+    def unrounded(self) -> Self:
+        """Return the pair without rounding that is of its networks' law; itself where there is none."""
+        sides: tuple[Any, Any] = (self.draft, self.target)
+        if not any(getattr(network.config, "rounds", False) for network in sides):
+            return self
+        draft, target = (replace(network, config=replace(network.config, rounds=False)) for network in sides)
+        return replace(self, draft=draft, target=target)
+
     def compiled(self, on: bool = True) -> Self:
         """Return the pair with its transformers' blocks compiled, or not. Raises `InputError` without a compiler."""
         if on:

@@ -3,7 +3,7 @@
 Promise: a family is one row of `FAMILIES`, and its functions one module here; nobody else asks which family it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from harness.protocol import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import _infinity as infinity
 from harness.reference import _var as var
+
+Other = tuple[str, str, Network, Request]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class FamilySteps:
     example: Callable[[ModelPair, int, int], Request]  # (models, images, seed): what budgets are measured with
     # the codes of `Request.more_smooth`, (logits_BlV, E', code vectors, si/(S-1)), where the family reads it
     smooth_codes: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
+    # mistakes of the family's own, as (component, clause, network, request) in the place of right ones;
+    # (network, request, label)
+    others: Callable[[Network, Request, int], Iterator[Other]] | None = None
 
 
 VAR = FamilySteps(
@@ -42,7 +47,7 @@ VAR = FamilySteps(
 )  # fmt: skip
 INFINITY = FamilySteps(
     infinity.condition, infinity.scale_input, infinity.positions, infinity.guide, infinity.accumulate,
-    infinity.next_input, "bilinear", infinity.example,
+    infinity.next_input, "bilinear", infinity.example, others=infinity.others,
 )  # fmt: skip
 FAMILIES = {"var": VAR, "infinity": INFINITY}
 

@@ -4,7 +4,9 @@ Promise: pure functions; arguments are never written into. The module of this na
 contracts, a window of scales at a time.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,3 +105,44 @@ def example(models: ModelPair, images: int, seed: int) -> Request:
     config, generator = infinity_config(models.target), torch.Generator().manual_seed(seed)
     texts = tuple(Rows(torch.randn(1 + k % config.X, config.A, generator=generator)) for k in range(images))
     return Request(tuple(range(images)), seed, texts=texts, scale_guidance=ScaleGuidance((3.0,) * config.pyramid.S))
+
+
+def others(network: Network, request: Request, label: int) -> Iterator[tuple[str, str, Network, Request]]:
+    """Yield (component, clause, network, request) of mistakes with an image's text, level, places and guidance."""
+    config, own, given = infinity_config(network), request.texts[label], request.texts
+    like: Any = network
+    nothing_XA, negative = network.weights["cfg_uncond"].float().cpu(), request.negative_texts
+    kept = negative or tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in given)
+    for k, rows in enumerate(given):
+        if rows != own:
+            every, clause = (rows,) * len(given), f"its text were text {k}, not {label}"
+            yield "text", clause, network, replace(request, texts=every)
+            yield "text", clause, network, replace(request, texts=every, negative_texts=kept)
+            if negative:
+                swapped = replace(request, negative_texts=(negative[k],) * len(given))
+                yield "text", f"its negative text were {k}'s", network, swapped
+    yield "text", "its unconditional row read its own text", network, replace(request, negative_texts=given)
+    if negative:
+        yield "text", "there were no negative text", network, replace(request, negative_texts=())
+    for n in sorted({config.X, *(len(rows.numbers_TA) for rows in given)}):
+        clause = f"its unconditional row had {n} rows, not {len(own.numbers_TA)}"
+        yield (
+            "unconditional length",
+            clause,
+            network,
+            replace(request, negative_texts=(Rows(nothing_XA[:n]),) * len(given)),
+        )
+    for component, clause, change in (
+        ("positions", "rows and columns were counted on their own scale", {"rule": 0}),
+        ("positions", "tables of angles were resized", {"rule": 1}),
+        ("positions", "full sides were those of the last scale", {"full": config.pyramid.sides[-1]}),
+        ("positions", "every scale sat where the image begins", {"fused": not config.fused}),
+        ("level", "levels were added before other blocks", {"levels_once": not config.levels_once}),
+    ):
+        yield component, clause, replace(like, config=replace(config, **change)), request
+    guidance = request.scale_guidance
+    if guidance is not None and guidance.guided:
+        acting = {(1,), *((place,) for place in range(1 - config.depth, 1)), (0, *guidance.places)}
+        for places in sorted(acting - {guidance.places}, reverse=True):
+            clause = f"guidance acted at places {places}, not {guidance.places}"
+            yield "guidance place", clause, network, replace(request, scale_guidance=replace(guidance, places=places))

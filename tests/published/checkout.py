@@ -12,14 +12,16 @@ HERE = Path(__file__).parent
 
 
 def make(folder: Path, kind: str, *mistakes: str) -> Path:
-    """Write a checkout of `kind` (var, code, sdvar) into a folder of its own; return it."""
+    """Write a checkout of `kind` (var, code, sdvar, infinity) into a folder of its own; return it."""
     checkout = folder / "-".join((kind, *mistakes))
     if not checkout.exists():
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(HERE / "common", checkout, ignore=ignore)
+        if kind != "infinity":
+            shutil.copytree(HERE / "common", checkout, ignore=ignore)
         shutil.copytree(HERE / kind, checkout, ignore=ignore, dirs_exist_ok=True)
         switches = f"ON = frozenset({sorted(mistakes)!r})\n"
-        (checkout / "models" / "switches.py").write_text(f'"""Which mistakes this checkout holds."""\n\n{switches}')
+        package = "infinity" if kind == "infinity" else "models"
+        (checkout / package / "switches.py").write_text(f'"""Which mistakes this checkout holds."""\n\n{switches}')
     return checkout
 
 

@@ -1,0 +1,3 @@
+"""Which mistakes this checkout holds."""
+
+ON: frozenset[str] = frozenset()

@@ -1,0 +1,202 @@
+"""Infinity before the judge: the right decoder, one that rounds elsewhere, and planted bugs, each named by its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.judge._verdict import Verdict
+from harness.models import ModelPair
+from harness.models.infinity.transformer import InfinityTransformer
+from harness.models.network import Condition, Network
+from harness.protocol import Request, Rows, Settings
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import _infinity as plain
+from harness.rounding import quick_budget
+from harness.speculative.parts import INFINITY, Parts
+from harness.speculative.sampler import SpeculativeDecoder, build_decoder
+from tests.helpers import decoder_factory, verify_here
+from tests.unit.speculative.test_infinity import GUIDANCE, REQUEST, TEXTS, pair
+
+BY_SCALE = ((0, 0.0), (1, 0.0), (0, 0.9), (0, 0.0), (2, 0.6))
+
+
+def at(*places: int) -> Request:
+    return replace(REQUEST, scale_guidance=replace(GUIDANCE, places=places))
+
+
+REQUESTS = [
+    REQUEST,  # w = 1 at one scale, guided at the others
+    replace(at(-1), labels=(1,)),
+    replace(at(0, -1), labels=(2, 0), seed=9),
+    replace(REQUEST, negative_texts=TEXTS[::-1], filters=BY_SCALE),
+    replace(REQUEST, order="batch", top_p=0.9),
+    replace(REQUEST, scale_guidance=replace(GUIDANCE, weights=(1.0,) * 5)),
+]
+
+
+def single(patch: int = 1, rounds: bool = False) -> ModelPair:
+    return pair(patch=patch, dtype=torch.float32, rounds=rounds)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_harness_own_decoder_is_identical(patch: int):
+    settings = [Settings(1), Settings(2, bonus=True), Settings(5)]
+    result = verify_here(single(patch), build_decoder, settings, REQUESTS)
+    assert result.verdict is Verdict.IDENTICAL, result.first_divergence
+
+
+def moved(models: ModelPair, by: float) -> ModelPair:
+    """Return the pair as a machine of another kind has it: every weight of the target another one, by an ulp or so."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {
+        name: w * (1 + by * torch.randn(w.shape, generator=generator)) for name, w in models.target.weights.items()
+    }
+    return replace(models, target=InfinityTransformer(models.target.config, weights))
+
+
+def test_values_at_the_edge_of_a_step_are_forgiven_and_no_more():
+    models = single(rounds=True)
+    assert models.unrounded().target.config == single().target.config
+    request = replace(REQUEST, labels=(0, 1, 2) * 4)
+
+    def verdict(by: float) -> Verdict:
+        def elsewhere(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+            return build_decoder(moved(models, by), settings)
+
+        return verify_here(models, elsewhere, [Settings(5)], [request, replace(request, seed=1)]).verdict
+
+    assert verdict(1e-7) in (Verdict.IDENTICAL, Verdict.TIE)
+    assert quick_budget(models).rows < 0.01
+    assert verdict(1e-2) is Verdict.DEFECT
+
+
+def where(change: Callable[[Tensor, ScalePyramid, int, int], Tensor]) -> Parts:
+    """Put rows elsewhere: of the right places of all positions."""
+
+    def positions(network: Network, first: int, last: int) -> Tensor:
+        return change(INFINITY.positions(network, 0, network.pyramid.S - 1), network.pyramid, first, last)
+
+    return replace(INFINITY, positions=positions)
+
+
+def from_the_window(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    return where_L3[: pyramid.end(last) - pyramid.begin(first)]
+
+
+def exchanged(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    return where_L3[pyramid.begin(first) : pyramid.end(last), [0, 2, 1]]
+
+
+def other_rule(**change: object) -> Parts:
+    """Put rows where the reference would put those of another network."""
+
+    def positions(network: Network, first: int, last: int) -> Tensor:
+        return plain.positions(replace(network, config=replace(network.config, **change)), first, last)
+
+    return replace(INFINITY, positions=positions)
+
+
+def first_level(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    x_RnD = INFINITY.build_combined_query(network, condition, raw_BnC, first, last)
+    levels = torch.tensor(network.pyramid.levels()[network.pyramid.begin(first) : network.pyramid.end(last)])
+    return x_RnD - network.lvl_SD[levels] + network.lvl_SD[first]
+
+
+def asked(change: Callable[[Request, Network], Request]) -> Parts:
+    """Make the condition of another request."""
+
+    def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Condition:
+        return INFINITY.condition_rows(network, change(request, network), labels_B)
+
+    return replace(INFINITY, condition_rows=condition_rows)
+
+
+def other_texts(request: Request, network: Network) -> Request:
+    texts, nothing_XA = request.texts, network.weights["cfg_uncond"]
+    kept = request.negative_texts or tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in texts)
+    return replace(request, texts=texts[1:] + texts[:1], negative_texts=kept)
+
+
+def longest(request: Request, network: Network) -> Request:
+    return replace(request, negative_texts=(Rows(network.weights["cfg_uncond"]),) * len(request.texts))
+
+
+def ours(request: Request, network: Network) -> Request:
+    return replace(request, negative_texts=request.texts)
+
+
+def one_place(*places: int) -> Callable[[Request, Network], Request]:
+    return lambda request, _: replace(request, scale_guidance=replace(request.scale_guidance, places=places))
+
+
+def area(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    return F.interpolate(f_hat, pyramid.sides[si], mode="area").flatten(2).mT
+
+
+def nearest(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    return f_hat + F.interpolate(quantizer.codes(idx_Bl, *pyramid.sides[si]), f_hat.shape[2:], mode="nearest")
+
+
+def reordered(change: Callable[[Tensor], Tensor]) -> Parts:
+    """Take a position's bits (B,l,N) otherwise."""
+
+    def accumulate(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+        bits_BlN = change(idx_Bl.unflatten(1, (-1, pyramid.channels)))
+        return INFINITY.accumulate(f_hat, bits_BlN.flatten(1), si, quantizer, pyramid)
+
+    return replace(INFINITY, accumulate=accumulate)
+
+
+def turned(bits_BlN: Tensor) -> Tensor:
+    return bits_BlN.unflatten(-1, (4, 2, 2)).mT.flatten(-3)
+
+
+def without_temperature(rows: Tensor, pyramid: ScalePyramid, guidance: Any, first: int, last: int) -> Tensor:
+    return INFINITY.guide(rows, pyramid, replace(guidance, temperatures=()), first, last)
+
+
+def one_number(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
+    return INFINITY.draw(probs_BnV, E_BnV[:, :1].expand_as(E_BnV))
+
+
+# name -> the decoder's parts, the component that must be named, and what is asked where that is another request
+BUGS: dict[str, tuple[Parts, str, Request]] = {
+    "angles from the window's first position": (where(from_the_window), "positions", REQUEST),
+    "rows and columns exchanged": (where(exchanged), "positions", REQUEST),
+    "positions of rule 0": (other_rule(rule=0), "positions", REQUEST),
+    "full sides of the last scale": (other_rule(full=(4, 6)), "positions", REQUEST),
+    "level of a window's first scale": (replace(INFINITY, build_combined_query=first_level), "level", REQUEST),
+    "another text": (asked(other_texts), "text", REQUEST),
+    "another text beside a negative one": (asked(other_texts), "text", REQUESTS[3]),
+    "unconditional rows of the own text": (asked(ours), "text", REQUEST),
+    "negative text ignored": (asked(lambda request, _: replace(request, negative_texts=())), "text", REQUESTS[3]),
+    "unconditional rows of all lengths": (asked(longest), "unconditional length", REQUEST),
+    "guidance not between blocks": (asked(one_place(0)), "guidance place", at(-1)),
+    "guidance between blocks, too": (asked(one_place(0, -1)), "guidance place", REQUEST),
+    "temperature left out": (replace(INFINITY, guide=without_temperature), "guidance", REQUEST),
+    "another resize of the input": (replace(INFINITY, next_input=area), "resize", REQUEST),
+    "another resize of codes": (replace(INFINITY, accumulate=nearest), "resize", REQUEST),
+    "bits reversed": (reordered(lambda bits: bits.flip(-1)), "bits", REQUEST),
+    "bits channel by channel": (reordered(lambda b: b.mT.reshape(b.shape)), "bits", REQUEST),
+    "rows and columns of a patch exchanged": (reordered(turned), "bits", REQUEST),
+    "one number for all": (replace(INFINITY, draw=one_number), "draw", REQUEST),
+}
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_caught_and_named(name: str):
+    bug, component, request = BUGS[name]
+    models = single(2 if "patch" in name else 1)
+    models = replace(models, draft=models.target)  # later scales of a window are accepted, if anything is
+    result = verify_here(models, decoder_factory(bug), [Settings(3)], [request])
+    assert result.verdict is Verdict.DEFECT
+    first = result.first_divergence
+    assert first is not None
+    assert first.component == component, first
