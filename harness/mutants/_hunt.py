@@ -17,7 +17,7 @@ from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_ca
 from harness.mutants._mutant import Mutant, production
 
 WORDS = (
-    "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "labour",
+    "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules",
     "windows", "work", "batch", "sensitivity", "numbers",
 )  # fmt: skip
 FAMILIES = tuple(import_module(f"harness.mutants.{word}") for word in WORDS)
