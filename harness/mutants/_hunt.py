@@ -6,6 +6,7 @@ say. The bugs are whatever the families' modules name, in the order in which the
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Self
@@ -88,12 +89,12 @@ def laws_for(mutant: Mutant, scope: str) -> list[Law]:
     return own if scope != "all" else own + [law for law in LAWS if law.family != mutant.family]
 
 
-def hunt(mutant: Mutant, cases: CaseList, scope: str = "family") -> Caught:
+def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
     """Check the laws of a scope against one mutant, in cases smallest first; "first" stops at the first violation."""
     caught, start = Caught(mutant), time.perf_counter()
     with mutant.planted():  # once for all laws: networks are made anew each time
         for law in laws_for(mutant, scope):
-            row = try_law(law, Subject(mutant), cases)
+            row = try_law(law, Subject(mutant), CaseList(cases))
             caught.tried += 1
             if row.violation is not None:
                 caught.violations.append(row.violation)
@@ -126,7 +127,7 @@ class HuntWork:
             law = next(law for law in LAWS if law.id == name)
             return try_law(law, Subject(production), CaseList(self.cases)).violation is not None
         mutant = next(mutant for mutant in MUTANTS if mutant.id == name)
-        caught = hunt(mutant, CaseList(self.cases), self.scope)
+        caught = hunt(mutant, self.cases, self.scope)
         return replace(caught, mutant=replace(mutant, build=production, shared={}))
 
     def close(self) -> None:
