@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.golden import _infinity
-from harness.golden._guard import CODE, git_says, refuse
 from harness.golden._infinity import FORMAT, InfinityCase, InfinityStated, parse_infinity
+from harness.golden._record import CODE, git_says, refuse
 from harness.golden._store import content_digest
 from harness.models.infinity.autoencoder import binary_config, from_map, infinity_autoencoder_shapes
 from harness.models.infinity.transformer import infinity_shapes

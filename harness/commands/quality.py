@@ -13,7 +13,6 @@ from harness.commands._options import Networks, Pair
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs
-from harness.numerals import reals
 
 if TYPE_CHECKING:
     from harness.quality import Means, Source
@@ -64,7 +63,6 @@ class QualityJudging(Group):
     max_loss: options.MaxLoss = None
     max_nats: options.MaxNats = None
     control: Annotated[int, Option("How often sequential decoding is measured under other seeds.", rare=True)] = 1
-    find_cfg: Annotated[str, Option("Measure sequential decoding at these guidance values alone.", rare=True)] = ""
     features: options.Features = None
     real: options.Real = None
     blocks: Annotated[int, Option("Blocks of images that intervals are made from.", rare=True)] = options.BLOCKS
@@ -121,8 +119,6 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
         remedy = "; --resume goes on with the run" if judging.run else ""
         report.say(console, f"interrupted: {measured.rows[0].images} of {study.images} images a decoder{remedy}")
     report.show_quality(measured, console, judging.quiet)
-    if judging.find_cfg:
-        report.say(console, report.best_cfg_line(measured, sources))
     if measured.verdict:
         report.say_after(console, "quality", measured.verdict.exit_status, judging.quiet)
     report.write_asked(paths, judging.quiet, json=measured.document)
@@ -156,7 +152,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None, nats_suf
 
 
 def sources_for(images: QualityImages, tested: QualityDecoders, judging: QualityJudging) -> list[Source]:
-    """Return what is drawn besides: controls, and guidance values, or draft and decoders. Raises `InputError`."""
+    """Return what is drawn besides: controls, the draft and decoders. Raises `InputError`."""
     from harness.commands._inputs import factory_options
     from harness.protocol import Settings
     from harness.quality import DRAFT, Source, control_sources, decoder_sources
@@ -168,16 +164,7 @@ def sources_for(images: QualityImages, tested: QualityDecoders, judging: Quality
         raise InputError("policies", "greedy", rule, "drop it: verify compares it token by token")
     how = Settings(5, images.bonus, graphs=images.graphs, compiled=images.compile)
     own = [replace(how, draft_len=length, policy=policy) for policy in policies for length in lengths]
-    sources = control_sources(judging.control)
-    if judging.find_cfg:
-        try:
-            cfgs = reals(judging.find_cfg)
-        except ValueError:
-            rule, remedy = "must read 0,0.5,1", "pass --find-cfg 0,0.5,1,1.5"
-            raise InputError("find_cfg", judging.find_cfg, rule, remedy) from None
-        sources += [Source(f"sequential, cfg {cfg:g}", cfg=cfg) for cfg in cfgs]
-    else:
-        sources += [Source(DRAFT, draft=True), *decoder_sources(options.OWN, own)]
+    sources = [*control_sources(judging.control), Source(DRAFT, draft=True), *decoder_sources(options.OWN, own)]
     for name in tested.implementation or []:
         like = Settings(5, policy="", options=factory_options(name, tested.checkout, tested.option, tested.stub))
         sources += decoder_sources(name, usual_settings(name, like, 5) if is_published(name) else [like])

@@ -3,8 +3,17 @@
 from harness.golden._case_results import CaseResult, FileResult, golden_totals
 from harness.golden._cases import recorded_networks
 from harness.golden._check import AnyCase, check_recording, read_recordings, recorded_cases
-from harness.golden._guard import broken_laws, refuse_installed, whose_code
 from harness.golden._infinity import InfinityCase
 from harness.golden._plan import golden_inventory, planned_ids, stale_entries
-from harness.golden._record import WHOLE_FILE, Change, Regeneration, changed_goldens, regenerate_all, write_golden
+from harness.golden._record import (
+    WHOLE_FILE,
+    Change,
+    Regeneration,
+    broken_laws,
+    changed_goldens,
+    refuse_installed,
+    regenerate_all,
+    whose_code,
+    write_golden,
+)
 from harness.golden._store import Recording, read_recording

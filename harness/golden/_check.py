@@ -22,9 +22,8 @@ from harness.golden._allowance import Allowances, allowances
 from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase, parse
 from harness.golden._infinity import InfinityCase, InfinityStated, judge_infinity, parse_infinity
-from harness.golden._platform import unverified
 from harness.golden._smooth import judge_smooth
-from harness.golden._store import Recording, read_recording
+from harness.golden._store import Recording, read_recording, unverified
 from harness.judge import Divergence
 from harness.protocol import Trace
 

@@ -18,8 +18,7 @@ from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
 from harness.judge._likelihood import bet_on
 from harness.judge._shown_law import judge_shown_law
-from harness.judge._support import judge_support
-from harness.judge._tokens import judge_tokens
+from harness.judge._tokens import judge_support, judge_tokens
 from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace

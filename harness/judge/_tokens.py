@@ -3,6 +3,7 @@
 Promise: a tie is certified by a more precise reference on the decoder's own prefix (`rounding.precision`); where the
 decoder shows its logits, its own race must give its token too, so that no budget excuses a wrong draw. A differing
 token that is not certified is wrong, and counted; `MOST_RECORDS` of a decode are described, the earliest scales first.
+Under contract B a token is wrong where the target's law forbids it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,13 @@ from harness.judge._draws import ACCEPTED, CLUES, explain_draws
 from harness.judge._evidence import Evidence
 from harness.judge._many_ties import costs_of_draws, weigh_decode
 from harness.judge._race import exponentials, margins_of_differing_tokens
-from harness.judge._suspects import is_accepted_draft
+from harness.judge._suspects import is_accepted_draft, round_of
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import teacher_forced
 from harness.rounding import certifying_networks, certifying_precision, images_per_certifying_pass
 
-MOST_RECORDS = 1000  # wrong tokens of one decode that are described one by one
+MOST_RECORDS = 1000  # wrong or forbidden tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
 
 
@@ -135,3 +136,29 @@ def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Race
                 component, detail = ACCEPTED
         divergences.append(replace(one.token, component=component, detail=detail))
     return divergences
+
+
+def judge_support(evidence: Evidence, judgement: Judgement, forbidden: Sequence[tuple[int, int]]) -> None:
+    """Call every forbidden token, by row and draw, wrong. Effects: on `judgement`."""
+    request = evidence.request
+    labels = request.labels or evidence.numbers.labels(evidence.models.target.config.classes).tolist()
+    level_of = evidence.models.pyramid.draws.level_of
+    places = sorted((level_of(draw), row, draw) for row, draw in forbidden)
+    judgement.wrong_tokens = len(places)
+    judgement.unclaimed -= len(places)
+    judgement.unlisted = max(0, len(places) - MOST_RECORDS)
+    for si, row, draw in places[:MOST_RECORDS]:
+        component, detail = _part(evidence, row, si)
+        actual, expected = (int(side.tokens_BL[row, draw]) for side in (evidence.actual, evidence.expected))
+        position, channel = evidence.models.pyramid.place(draw)
+        where = *request.addresses[row], labels[row], si, position
+        judgement.defects.append(Divergence(component, detail, *where, actual, expected, channel=channel))
+
+
+def _part(evidence: Evidence, row: int, si: int) -> tuple[str, str]:
+    """Return the component that let a token pass, and why it is wrong."""
+    turn, request = round_of(evidence, row, si), evidence.request.at(si)
+    of_filter = ", ".join(f"{name}={getattr(request, name):g}" for name in ("top_k", "top_p") if getattr(request, name))
+    accepted = turn is not None and si < turn.first + turn.accepted
+    word = "the draft's token is accepted, and" if accepted else "the token"
+    return "accept" if accepted else "draw", f"{word} has probability 0 under the target's {of_filter}"

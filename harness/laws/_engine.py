@@ -126,7 +126,8 @@ class CaseList:
 
     cases: Sequence[Case]  # smallest first
     every_policy: bool = False  # the law of the policies meets every policy, in one case after the other
-    values, passes, shrink_s = 4, 1, float("inf")  # as in `Scope`
+    passes: int = 1  # as in `Scope`; 0 leaves a failure as it was met, where its case is nobody's to read
+    values, shrink_s = 4, float("inf")  # as in `Scope`
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
         """Return the list."""

@@ -143,6 +143,33 @@ class Network(Protocol):
         """Return logits_RnV of the draws of n positions, position by position, in float32 at least."""
 
 
+class StoredNetwork:
+    """What a network of either family says of itself: what its sizes and weights say."""
+
+    config: Any
+    weights: Mapping[str, Tensor]
+
+    @property
+    def pyramid(self) -> ScalePyramid:
+        """Scales that it was trained on."""
+        return self.config.pyramid  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.start_1D.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.start_1D.dtype
+
+    @property
+    def start_1D(self) -> Tensor:
+        """Added to the condition's embedding at scale 0."""
+        return self.weights["pos_start"][0]
+
+
 @dataclass(frozen=True, eq=False)
 class Around:
     """A network that is the one inside it, but for the methods of a class derived from this one."""

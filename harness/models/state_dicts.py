@@ -16,8 +16,7 @@ from torch import Tensor
 
 from harness.errors import InputError, one_line, shortened
 from harness.files import ENTRY, HUB, split_source
-from harness.models._hub import fetched, revision_of
-from harness.models._weight_files import WHOLE, files_of, read, settled
+from harness.models._weight_files import WHOLE, fetched, files_of, read, revision_of, settled
 from harness.models.network import Codec, Network
 
 MOST_DEPTH, MOST_NAMED = 32, 6  # of mappings in mappings; keys or entries that a message names

@@ -18,7 +18,7 @@ from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, fixed_ca
 from harness.mutants._mutant import Mutant, production
 
 WORDS = (
-    "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "labour",
+    "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules",
     "windows", "work", "batch", "sensitivity", "numbers",
 )  # fmt: skip
 FAMILIES = tuple(import_module(f"harness.mutants.{word}") for word in WORDS)
@@ -92,16 +92,16 @@ def laws_for(mutant: Mutant, scope: str) -> list[Law]:
 def hunt(mutant: Mutant, cases: Sequence[Case], scope: str = "family") -> Caught:
     """Check the laws of a scope against one mutant, in cases smallest first; "first" stops at the first violation."""
     caught, start = Caught(mutant), time.perf_counter()
-    for law in laws_for(mutant, scope):
-        with mutant.planted():
+    with mutant.planted():  # once for all laws: networks are made anew each time
+        for law in laws_for(mutant, scope):
             row = try_law(law, Subject(mutant), CaseList(cases))
-        caught.tried += 1
-        if row.violation is not None:
-            caught.violations.append(row.violation)
-            if len(caught.violations) == 1:
-                caught.seconds = time.perf_counter() - start
-            if scope == "first":
-                break
+            caught.tried += 1
+            if row.violation is not None:
+                caught.violations.append(row.violation)
+                if len(caught.violations) == 1:
+                    caught.seconds = time.perf_counter() - start
+                if scope == "first":
+                    break
     caught.total_seconds = time.perf_counter() - start
     return caught
 

@@ -1,6 +1,19 @@
 """What decoder, oracle and judge agree on: integers, numbers and records; no networks, no judgement."""
 
-from harness.protocol._condition import Guidance, Rows, ScaleGuidance, growth, guidance_text, largest_factor, unguided
 from harness.protocol._decoder import DECLINES, OF_SETTINGS, Contract, Implementation, Settings, declined
-from harness.protocol._request import ORDERS, NoiseOrder, Request, Sizes, request_of, request_values
+from harness.protocol._request import (
+    ORDERS,
+    Guidance,
+    NoiseOrder,
+    Request,
+    Rows,
+    ScaleGuidance,
+    Sizes,
+    growth,
+    guidance_text,
+    largest_factor,
+    request_of,
+    request_values,
+    unguided,
+)
 from harness.protocol._trace import Intermediates, Round, Trace

@@ -5,7 +5,6 @@ from harness.quality._draw import DRAFT, ELSEWHERE, Source, control_sources, por
 from harness.quality._features import load_inception, load_statistics
 from harness.quality._gather import Conditions
 from harness.quality._loss import Quality, images_to_resolve, quality_verdict
-from harness.quality._measured import Measured
 from harness.quality._nats import nats_text
 from harness.quality._rows import QualityRow
-from harness.quality._study import NO_MEANS, Means, Study, decoder_sources, digits_means, run_study
+from harness.quality._study import NO_MEANS, Means, Measured, Study, decoder_sources, digits_means, run_study

@@ -42,7 +42,6 @@ class Source:
     factory: str = NONE  # builds the decoder, ``package.module:factory``; `NONE` = sequential decoding
     settings: Settings = Settings()  # noqa: RUF009  # frozen; of the decoder
     seeds: int = 0  # how many times `ELSEWHERE` its seed is away
-    cfg: float | None = None  # in place of the request's guidance value
     draft: bool = False  # sequential decoding by the draft
 
     @property
@@ -52,8 +51,7 @@ class Source:
 
     def request(self, request: Request) -> Request:
         """Return what this source draws of a request."""
-        cfg = request.cfg if self.cfg is None else self.cfg
-        return replace(request, seed=request.seed + self.seeds * ELSEWHERE, cfg=cfg)
+        return replace(request, seed=request.seed + self.seeds * ELSEWHERE)
 
 
 # Every run draws these: sequential decoding, and the target's law as other seeds show it.
@@ -196,8 +194,8 @@ class Artist:
                 raise InputError("implementation", source.name, f"refuses the request ({error})", "drop it") from None
         network = models.draft if source.draft else models.target
         trace = sample_sequential(network, models.vae, request, models.noise(request))
-        if source.draft or source.cfg is not None:  # another law than the target's
+        if source.draft:  # another law than the target's
             by_scale = [(si, trace.shown.guided_BLV[:, models.pyramid.draws.span(si)]) for si in models.pyramid]
             laws = [filter_logits(guided_BlV, *request.filter(si)).softmax(-1) for si, guided_BlV in by_scale]
-            trace.law_BLV = torch.cat(laws, 1)
-        return replace(trace, target_calls=[0] * request.B) if source.draft else trace
+            return replace(trace, law_BLV=torch.cat(laws, 1), target_calls=[0] * request.B)
+        return trace

@@ -1,7 +1,13 @@
 """The sequential sampler, written plainly from the spec page; never imports `speculative`."""
 
-from harness.reference._cachefree import prefix_inputs, sample_cachefree, teacher_forced
-from harness.reference._enumerate import JointLaw, joint_law, law_distance
+from harness.reference._cachefree import (
+    JointLaw,
+    joint_law,
+    law_distance,
+    prefix_inputs,
+    sample_cachefree,
+    teacher_forced,
+)
 from harness.reference._families import FamilySteps, family_of
 from harness.reference._handoff import HandOff, sample_handoff
 from harness.reference._policies import PolicyRule, decode_by_policy, length_after, length_begin, length_wanted

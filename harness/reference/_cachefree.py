@@ -1,17 +1,22 @@
 """Sequential sampling without a cache: everything is recomputed at every scale under the block-causal mask.
 
 Promise: the second opinion. It shares the plain parts with `sequential` but neither its cache nor its one-scale
-passes; run it with float64 networks to get the logits that rounding is judged against.
+passes; run it with float64 networks to get the logits that rounding is judged against. By it the exact joint law of all
+tokens of a small pyramid is listed, every outcome of positive probability once; no numbers are drawn for that.
 """
+
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from harness.errors import InputError
+from harness.models import ModelPair
 from harness.models.network import Codec, Condition, Network
 from harness.protocol import Request
 from harness.protocol.noise import Noise
 from harness.reference._families import family_of
-from harness.reference._steps import block_causal
+from harness.reference._steps import block_causal, filter_logits
 from harness.reference.sequential import GrowingCache, choose
 
 
@@ -67,3 +72,42 @@ def prefix_inputs(
         f_hats.append(f_hat)
         xs.append(family.input(network, condition, family.next_input(f_hat, si, pyramid), si))
     return xs, f_hats
+
+
+MOST = 1 << 20
+JointLaw = dict[tuple[int, ...], float]
+
+
+@torch.inference_mode()
+def joint_law(models: ModelPair, request: Request) -> JointLaw:
+    """Return the probability of every token sequence of one image (spec §7). Raises `InputError` beyond `MOST`."""
+    pyramid, V = models.pyramid, models.target.config.V
+    if request.labels is None or request.B != 1:
+        raise InputError("labels", request.labels, "must name exactly one image", "pass one label")
+    if V**pyramid.draws.L > MOST:
+        sides = pyramid.patch_nums or pyramid.sides
+        raise InputError("patch_nums", sides, f"has more than {MOST} outcomes at V={V}", "make it smaller")
+    law: JointLaw = {(): 1.0}
+    for si in pyramid:
+        prefixes = list(law)
+        tokens_BL = torch.zeros(len(prefixes), pyramid.draws.L, dtype=torch.int64)
+        tokens_BL[:, : pyramid.draws.begin(si)] = torch.tensor(prefixes).view(len(prefixes), -1)
+        labels_B = torch.full((len(prefixes),), request.labels[0])
+        _, guided_BnV, _ = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, si + 1)
+        probs_BlV = filter_logits(guided_BnV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1)
+        longer: JointLaw = {}
+        for prefix, probs_lV in zip(prefixes, probs_BlV.tolist(), strict=True):
+            # tokens of one scale are independent given the earlier scales
+            choices = [[(v, p) for v, p in enumerate(probs_V) if p > 0] for probs_V in probs_lV]
+            for combination in product(*choices):
+                weight = law[prefix]
+                for _, p in combination:
+                    weight *= p
+                longer[prefix + tuple(v for v, _ in combination)] = weight
+        law = longer
+    return law
+
+
+def law_distance(actual: JointLaw, expected: JointLaw) -> float:
+    """Return the largest difference of the probability of any one outcome."""
+    return max(abs(actual.get(k, 0.0) - expected.get(k, 0.0)) for k in actual.keys() | expected.keys())

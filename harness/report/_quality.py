@@ -1,7 +1,5 @@
 """What `quality` measured, on the terminal: a table, what its figures mean, and a verdict a decoder."""
 
-from collections.abc import Sequence
-
 from rich.console import Console
 
 from harness.quality import (
@@ -11,7 +9,6 @@ from harness.quality import (
     Measured,
     Quality,
     QualityRow,
-    Source,
     images_to_resolve,
     nats_text,
 )
@@ -60,19 +57,6 @@ def _notes(run: Measured) -> list[str]:
         many = f"about {need}" if need < MOST_IMAGES else "no feasible number of"
         lines.append(f"a loss of {run.most:g} is resolved for every row above by {many} images a decoder")
     return lines
-
-
-def best_cfg_line(run: Measured, sources: Sequence[Source]) -> str:
-    """Return one line on the guidance value, of those of the sources, at which images come nearest to real data."""
-    cfgs = {source.name: f"{source.cfg:g}" for source in sources if source.cfg is not None}
-    rows = [(cfgs[row.name], row.real) for row in run.rows if row.name in cfgs and row.real is not None]
-    rows.sort(key=lambda row: row[1].value)
-    if not rows:
-        return "no guidance value was compared with real data"
-    (best, real), *others = rows
-    near = [cfg for cfg, other in others if other.low < real.high]
-    after = f"; cfg {', '.join(near)} within the intervals" if near else ""
-    return f"best for the target: cfg {best}, FD to real data {real}{after}"
 
 
 def _cells(row: QualityRow) -> list[str]:

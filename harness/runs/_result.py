@@ -8,33 +8,28 @@ notebook. One long class, since every property of it is a fact of one run, a few
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import torch
 
 from harness.decoders import MOVED
-from harness.errors import InputError, one_line, shortened
-from harness.files import compact, finite
+from harness.errors import InputError
+from harness.files import compact
 from harness.judge import ACCEPTED, CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
-from harness.protocol import Contract, Request, declined, request_values
-from harness.provenance import versions
-from harness.rounding import Allowance, precision
+from harness.protocol import Contract, Request, declined
+from harness.rounding import Allowance
 from harness.runs._case import KeptCase, repeat_line
 from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Observed, exercised
 from harness.runs._plan import Plan
-from harness.runs._record import DECODER, HARNESS, RunHeader
+from harness.runs._record import DECODER, RunHeader
 from harness.runs._records import Coverage, JudgedRow, LawsTried, QualityClaims, QualityFigures
 from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, row_values
+from harness.runs._shown import document, fragment
 from harness.wording import count_of
 
-SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
 NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
 UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
-MOST = 600  # characters of a text from outside
-# Readable on light and dark; the verdict's word says the same as its colour.
-COLOURS = dict.fromkeys(Verdict, "#1a7f37") | {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
 
 
 @dataclass
@@ -295,7 +290,7 @@ class Verification:
 
     def to_json(self) -> str:
         """Return the document that ``verify --json`` writes (docs/runs.md): counts are totals, lists of images."""
-        return compact(self._document()).decode()
+        return compact(document(self)).decode()
 
     def to_records(self) -> list[dict[str, object]]:
         """Return plain values, a record a setting and request."""
@@ -319,71 +314,4 @@ class Verification:
         return "; ".join(filter(None, (f"{self.verdict.value} {self.summary}", self.exercised.clause)))
 
     def _repr_html_(self) -> str:
-        """Return a fragment for notebooks: verdict, a row a setting, the first divergence and what repeats it."""
-        head = "".join(f"<th>{word.replace('_', ' ')}</th>" for word in ("setting", "verdict", *COUNTS))
-        rows = "".join(
-            f"<tr><td>{_text(str(setting.settings))}</td><td>{setting.verdict.value}</td>"
-            + "".join(f"<td>{setting.total(name):,}</td>" for name in COUNTS)
-            + "</tr>"
-            for setting in self.settings
-        )
-        word = f'<strong style="color:{COLOURS[self.verdict]}">{self.verdict.value}</strong>'
-        parts = [f"<p>{word} {_text(self.summary)}</p>"]
-        parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
-        lines = [f"inconclusive: {reason}" for reason in self.inconclusive]
-        lines += [self.exercised.clause, *(f"remark: {remark}" for remark in self.remarks)]
-        if first := self.first_divergence:
-            lines.append(f"{'first defect' if self.verdict is Verdict.DEFECT else 'first tie'}: {first}")
-        parts += [f"<p>{_text(line)}</p>" for line in lines if line]
-        parts += [f"<pre>{_text(self.alone)}</pre>"] if self.alone else []
-        return f"<div>{''.join(parts)}</div>"
-
-    def _document(self) -> dict[str, object]:
-        first, by_image = self.first_divergence, ("target_calls", "target_rows", "rounds", "accepted_scales")
-        found = {"laws": self.laws, "claims": self.claims}
-        run = {
-            **(self.record.as_dict() if self.record else {}),
-            **{name: part.as_dict() for name, part in found.items() if part is not None},
-            **({"quality": self.quality.values()} if self.quality else {}),
-            **({"batch": self.batches} if self.batches else {}),
-        }
-        return {
-            "schema": SCHEMA,
-            "contract": self.contract,
-            "verdict": self.verdict.value,
-            **self.totals,
-            "first_divergence": first.as_dict() if first else None,
-            "line": vars(self.line) if isinstance(self.line, CodeLine) else self.line or None,
-            "inconclusive": self.inconclusive,
-            "so_far": self.so_far,
-            "remarks": self.remarks,
-            "tested": self.tested or None,
-            "against": self.against or None,
-            "changes": self.changes,
-            "compared": self.compared,
-            "not_compared": self.not_compared,
-            **{name: [each for setting in self.settings for each in getattr(setting, name)] for name in by_image},
-            "counted_by": DECODER if self.is_its_word else HARNESS,
-            "exercised": self.exercised.as_dict(),
-            "covers": self.covers,
-            "coverage": self.coverage.as_dict(),
-            "device": str(self.device),
-            "dtype": self.modes[0],
-            "draft_dtype": self.modes[1],
-            "precision": precision(),
-            "models": self.models,
-            "budget": finite(vars(self.budget)) if self.budget else None,
-            "versions": versions(),
-            "seconds": self.seconds,
-            "decode_seconds": self.decode_seconds,
-            "wall_seconds": self.wall_seconds,
-            "whole": self.is_whole,
-            "alone": self.alone,
-            "run": run,  # what repeats it, and what was found besides its decodes
-            "requests": [request_values(task.request) for task in self.plan.tasks],
-            "settings": [setting.as_dict() for setting in self.settings],
-        }
-
-
-def _text(words: str) -> str:
-    return escape(shortened(one_line(words), MOST))
+        return fragment(self)

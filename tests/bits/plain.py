@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.models import ModelPair
 from harness.models.network import Condition, Network
 from harness.protocol import Request, ScaleGuidance
-from harness.protocol._condition import Rows
+from harness.protocol._request import Rows
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from harness.judge._part_law import Broken
+from harness.judge._verdict import Broken
 from harness.laws import Case
 from harness.mutants._mutant import production
 from harness.mutants.masks import CORNER

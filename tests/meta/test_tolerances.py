@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.judge._part_law import Broken
+from harness.judge._verdict import Broken
 from harness.laws import Subject
 from harness.laws._engine import fixed_cases
 from harness.laws._law import FLOAT64, require_same

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from harness.judge._part_law import require
+from harness.judge._verdict import require
 from harness.laws import Case
 from harness.laws._case import CHOICES
 from harness.laws._law import FLOAT64, require_same
 from harness.laws._oracle import BrokenNoise, Interrupted, Run, Snapshot, check_snapshot, run_over, snapshot
 from harness.laws._strategies import cases
 from harness.speculative._accept import Proposal, Window, drafted_proposal
-from harness.speculative._forward import forward_window
 from harness.speculative._policies import COUPLED
-from harness.speculative._round import draft_generate_batch, target_verify_batch
+from harness.speculative._round import draft_generate_batch, forward_window, target_verify_batch
 from harness.speculative._state import DecodeState, Eager
 from harness.speculative._steps import split_logits_by_scale
 from harness.speculative.parts import PARTS, Parts

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.golden import _guard as guard
 from harness.golden import _plan as plan
+from harness.golden import _record as guard
 from harness.golden import _record as record
 from harness.golden._cases import CPU
 from harness.golden._metadata import GoldenCase

@@ -17,8 +17,7 @@ from harness.golden import _record as record
 from harness.golden._cases import CPU
 from harness.golden._check import read_recordings
 from harness.golden._metadata import GoldenCase
-from harness.golden._platform import GENERATORS, probe, same_generator
-from harness.golden._store import content_digest
+from harness.golden._store import GENERATORS, content_digest, probe, same_generator
 from tests.helpers import command, recorded
 from tests.regression.tampered import FILTERED, NAMES, PLAIN, SMOOTH, Content, one_line, other_token
 

@@ -18,8 +18,8 @@ from harness.bench._speed import Sequential, Speed, SpeedRow
 from harness.errors import InputError
 from harness.judge._verdict import Distance
 from harness.quality._distances import Estimate
-from harness.quality._measured import Measured
 from harness.quality._rows import QualityRow
+from harness.quality._study import Measured
 from scripts.measured import read_policies, read_quality, read_speed
 from scripts.pages import replaced_parts, svg
 from scripts.policy_costs import PolicyRow, policies_document

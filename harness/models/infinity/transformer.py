@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models.network import Cache, Condition, Network
+from harness.models.network import Cache, Condition, Network, StoredNetwork
 from harness.models.var import layer_norm
 from harness.models.var.transformer import MAX_SCALE_MUL, Converted
 from harness.protocol import Request, ScaleGuidance
@@ -151,31 +151,11 @@ def block_name(config: InfinityConfig, i: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class InfinityTransformer:
+class InfinityTransformer(StoredNetwork):
     """An Infinity transformer: sizes and weights."""
 
     config: InfinityConfig
     weights: Mapping[str, Tensor] = field(repr=False)  # under the names of `infinity_shapes`
-
-    @property
-    def pyramid(self) -> ScalePyramid:
-        """Scales."""
-        return self.config.pyramid
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-        return self.weights["pos_start"].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.weights["pos_start"].dtype
-
-    @property
-    def start_1D(self) -> Tensor:
-        """Added to the pooled text at scale 0."""
-        return self.weights["pos_start"][0]
 
     @cached_property
     def pos_LD(self) -> Tensor:

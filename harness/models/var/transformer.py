@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.models.mode import in_its_mode
-from harness.models.network import Cache, Condition, Modulation, TransformerConfig
+from harness.models.network import Cache, Condition, Modulation, StoredNetwork, TransformerConfig
 from harness.models.var import _block as block
 from harness.protocol.pyramid import ScalePyramid
 
@@ -82,7 +82,7 @@ class Converted(ChainMap[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
-class Transformer:
+class Transformer(StoredNetwork):
     """A VAR transformer: sizes and weights."""
 
     config: TransformerConfig  # sizes
@@ -90,26 +90,6 @@ class Transformer:
     weights: Mapping[str, Tensor] = field(repr=False)
     compiled: bool = False  # run the blocks through PyTorch's compiler, which takes a while at the first pass of a kind
     autocast: torch.dtype | None = None  # compute inside torch.autocast of this dtype; None = outside
-
-    @property
-    def pyramid(self) -> ScalePyramid:
-        """Scales that the transformer was trained on."""
-        return self.config.pyramid
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights live."""
-        return self.weights["pos_start"].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return self.weights["pos_start"].dtype
-
-    @property
-    def start_1D(self) -> Tensor:
-        """Added to the class embedding at scale 0."""
-        return self.weights["pos_start"][0]
 
     @property
     def pos_LD(self) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from harness import Request, Settings, Verdict, Verification
 from harness.decoders._factory import load_factory
 from harness.decoders._in_process import inspect_parts
-from harness.judge._part_law import PartLaw, PartVerdict
+from harness.judge._verdict import PartLaw, PartVerdict
 from harness.reference.sequential import sample_sequential
 from harness.rounding._measure import quick_budget
 from tests.helpers import Layout, some, tiny, verify_here

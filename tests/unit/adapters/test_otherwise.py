@@ -10,7 +10,7 @@ import torch
 from harness import Verdict
 from harness.decoders._factory import load_factory
 from harness.errors import InputError
-from harness.judge._part_law import PartVerdict
+from harness.judge._verdict import PartVerdict
 from tests.published.checkout import edited, make
 from tests.unit.adapters.test_odd import BASIC, LAST, SMALL, TWO, broken, parts, run, settings
 

@@ -11,7 +11,7 @@ import pytest
 from harness import Request, Verdict
 from harness.adapters._factories import PUBLISHED_FACTORIES
 from harness.adapters._parts_sdvar import examine_parts
-from harness.judge._part_law import PartLaw, PartVerdict
+from harness.judge._verdict import PartLaw, PartVerdict
 from harness.rounding._measure import quick_budget
 from tests.helpers import some
 from tests.published.checkout import make

@@ -9,7 +9,7 @@ import pytest
 
 from harness.commands.parts import of_decode
 from harness.decoders._runner import Terms
-from harness.judge._part_law import PartVerdict
+from harness.judge._verdict import PartVerdict
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.verification import Question

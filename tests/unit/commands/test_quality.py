@@ -12,9 +12,8 @@ import pytest
 from harness.decoders._factory import OWN_DECODER
 from harness.protocol._decoder import Settings
 from harness.quality._distances import Estimate
-from harness.quality._measured import Measured
 from harness.quality._rows import QualityRow
-from harness.quality._study import NO_MEANS, USUAL_IMAGES, Study
+from harness.quality._study import NO_MEANS, USUAL_IMAGES, Measured, Study
 from harness.runs._recorded import recorded_result
 from scripts.measured import read_quality
 from scripts.quality_page import quality_markdown
@@ -121,7 +120,6 @@ REFUSED = {
     ("quality", "--max-loss", "nan"): "max_loss=nan: must be a finite number",
     ("quality", "--policies", "greedy"): "policies=greedy: draws one image a label",
     ("quality", "--policies", "match:x"): "policy=match:x",
-    ("quality", "--find-cfg", "0,x"): "find_cfg=0,x: must read 0,0.5,1",
     ("quality", "--models", "d16-d30"): "features=None: are needed for d16-d30",
     ("quality", "--features", "none.pth"): "features=none.pth: no such file",
     ("quality", "--real", "none.npz"): "real=none.npz: no such file",
@@ -179,13 +177,3 @@ def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
     assert first == second
     assert [row.contract for row in first] == ["A", "A", "", "A", "B", "C"]
     assert abs(first[3].drift.value) < 1e-6  # the same tokens; f_hat is summed in another order
-
-
-def test_the_best_guidance_value_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("harness.commands._inputs.load_digits", lambda: tiny(Layout((1, 2, 3))))
-    monkeypatch.setattr("harness.quality.digits_means", lambda: corners(3))
-    options = ("--find-cfg", "0,4", "--images", "30", "--blocks", "10", "--control", "0", "--policies", "")
-    assert command(monkeypatch, "quality", *options) == 0
-    out = capsys.readouterr().out
-    assert "sequential, cfg 4" in out
-    assert "best for the target: cfg " in out

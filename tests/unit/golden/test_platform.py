@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.golden import _platform as platform
-from harness.golden._platform import GENERATORS, PROBE_TOLERANCE, same_generator, unverified
-from harness.golden._store import Recording
+from harness.golden import _store as platform
+from harness.golden._store import GENERATORS, PROBE_TOLERANCE, Recording, same_generator, unverified
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

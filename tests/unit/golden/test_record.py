@@ -12,16 +12,14 @@ import torch
 
 from harness.errors import InputError
 from harness.golden import _cases as cases
-from harness.golden import _guard as guard
 from harness.golden import _plan as plan
 from harness.golden import _record as record
 from harness.golden._case_results import CaseResult
 from harness.golden._cases import CPU
 from harness.golden._metadata import GoldenCase
 from harness.golden._plan import path_of, weights_digest
-from harness.golden._platform import unverified
 from harness.golden._record import change, kind_of_change
-from harness.golden._store import FORMAT, Recording, as_bytes, canonical, content_digest, read_recording
+from harness.golden._store import FORMAT, Recording, as_bytes, canonical, content_digest, read_recording, unverified
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair
 from harness.protocol._request import Request
@@ -53,8 +51,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
     monkeypatch.setattr(plan, "cases", lambda models: {"filled": PLANNED}[models])
-    monkeypatch.setattr(guard, "git_says", git)
-    monkeypatch.setattr(guard, "contradicted", contradicted)
+    monkeypatch.setattr(record, "git_says", git)
+    monkeypatch.setattr(record, "contradicted", contradicted)
     for module in (cases, record):
         monkeypatch.setattr(module, "recorded_networks", networks)
     monkeypatch.delenv("CI", raising=False)
@@ -136,7 +134,7 @@ def test_laws_are_tried_on_every_pair_of_networks_once(folder: Path):
     assert sorted(pair.pyramid.patch_nums for pair in tried) == [(1, 2, 4, 6), (1, 3, 5)]
 
 
-def refusal(folder: Path, device: torch.device = CPU, laws: guard.Laws = holds) -> str:
+def refusal(folder: Path, device: torch.device = CPU, laws: record.Laws = holds) -> str:
     """Return what recording is refused with; nothing was made before or is left behind."""
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(InputError) as found:
@@ -154,7 +152,7 @@ def test_what_recording_is_refused_for_reads_in_one_line(folder: Path, monkeypat
     assert refusal(folder, laws=lambda models: ["a = b", "c = d"][: models.pyramid.S - 2]) == (
         "laws=a = b; a = b; c = d: must hold before a golden is recorded; mend the code first"
     )
-    monkeypatch.setattr(guard, "contradicted", lambda device: ["a (case 1)", "b (case 2)"])
+    monkeypatch.setattr(record, "contradicted", lambda device: ["a (case 1)", "b (case 2)"])
     assert refusal(folder) == (
         "recordings=a (case 1); b (case 2): are contradicted: outside truth outranks any golden; "
         "mend the code first (golden check FILE)"

@@ -18,10 +18,9 @@ from harness.protocol._decoder import Contract
 from harness.protocol._request import Request
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference._enumerate import JointLaw, joint_law, law_distance
+from harness.reference._cachefree import JointLaw, joint_law, law_distance
 from harness.speculative._accept import Acceptance, Policy, Proposal, Window
-from harness.speculative._policies import COUPLED, REJECTION, parse_policy
-from harness.speculative._rules import accept_rejection, race
+from harness.speculative._policies import COUPLED, REJECTION, accept_rejection, parse_policy, race
 from harness.speculative._steps import draw, filter_logits
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.rejection import keep_drafted, residual

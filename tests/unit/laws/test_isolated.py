@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from harness import build_decoder
-from harness.judge._part_law import PartVerdict
+from harness.judge._verdict import PartVerdict
 from harness.laws._case import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._conformance import LawWork, inspect_parts
@@ -23,7 +23,7 @@ from harness.mutants._mutant import parts, policy
 from harness.protocol import Contract
 from harness.protocol.noise import SeededNoise
 from harness.speculative import Proposal, Window
-from harness.speculative._rules import accept_rejection
+from harness.speculative._policies import accept_rejection
 
 CASES = fixed_cases(2, 2)
 

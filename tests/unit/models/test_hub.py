@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from harness.errors import InputError
-from harness.models._hub import fetched
+from harness.models._weight_files import fetched
 from harness.models.var.checkpoint import load_transformer
 from tests.unit.models.made_files import T
 

@@ -11,7 +11,7 @@ import torch
 from harness.errors import InputError
 from harness.models.network import TransformerConfig
 from harness.protocol import Request, ScaleGuidance, growth, largest_factor, request_of, request_values
-from harness.protocol._condition import Rows
+from harness.protocol._request import Rows
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 
 LAYOUT = ScalePyramid(sides=((1, 1), (3, 2), (2, 5)), channels=4)

@@ -14,9 +14,8 @@ from harness.decoders._factory import OWN_DECODER
 from harness.protocol import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._distances import Estimate
-from harness.quality._measured import Measured
 from harness.quality._nats import MOST_A_TOKEN, NOT_SHOWN, _margin, loss_in_nats, nats_text, sequence
-from harness.quality._study import NO_MEANS, Study, decoder_sources, run_study
+from harness.quality._study import NO_MEANS, Measured, Study, decoder_sources, run_study
 from harness.speculative.sampler import build_decoder
 from scripts.measured import read_quality
 from tests.toy import toy_pair

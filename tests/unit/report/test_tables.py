@@ -17,8 +17,7 @@ from rich.console import Console
 from harness.decoders._factory import OWN_DECODER, load_factory
 from harness.golden._case_results import CaseResult, FileResult
 from harness.golden._record import Change
-from harness.judge._part_law import PartLaw, PartVerdict
-from harness.judge._verdict import Divergence
+from harness.judge._verdict import Divergence, PartLaw, PartVerdict
 from harness.laws import Case, Violation
 from harness.laws._catalogue import LAWS
 from harness.mutants._hunt import MUTANTS, Caught, Hunt
