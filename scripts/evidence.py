@@ -11,7 +11,6 @@ image is measured once; a run is such images, drawn with replacement, until the 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -21,8 +20,6 @@ from torch import Tensor
 
 from harness import ModelPair, load_digits
 from harness.judge import TokensSeen, Wealth, bet, usual_alternatives
-from harness.judge._likelihood import rows_along
-from harness.models import random_pair
 from harness.mutants import MUTANTS
 from harness.protocol import Contract, Request, Settings
 from harness.protocol.noise import ACCEPT
@@ -36,7 +33,8 @@ from harness.rounding import joint_budget, set_precision
 from harness.speculative import Acceptance, Policy, parse_policy, race, race_alone
 from harness.speculative.parts import parts_of
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
-from scripts.pages import DOCS, replaced_parts
+from scripts.evidence_cost import cost_table
+from scripts.pages import DOCS, line, replaced_parts, table
 from scripts.two_samples import compare_samples
 
 PAGE = DOCS / "evidence.md"
@@ -205,20 +203,6 @@ def runs_of(won_NAS: Tensor, top_p: float) -> list[tuple[int, int]]:
     return found
 
 
-def table(head: str, lines: Sequence[str]) -> str:
-    """Return a table of Markdown; columns that end in a colon stand on the right."""
-    heads = head.split("|")
-    marks = "|".join("---:" if each.endswith(":") else "---" for each in heads)
-    return "\n".join((f"| {' | '.join(each.strip(' :') for each in heads)} |", f"|{marks}|", *lines, ""))
-
-
-def line(*cells: object) -> str:
-    """Return a line of a table, and print it."""
-    said = f"| {' | '.join(str(cell) for cell in cells)} |"
-    print(said, flush=True)
-    return said
-
-
 def laws_table(stage: Stage, images: int) -> str:
     """Return the table of wrong laws."""
     lines = []
@@ -310,50 +294,6 @@ def beside_table(stage: Stage, images: int) -> str:
     return table(f"wrong law|p of the token test, {images} images:|drift of the Fréchet distance:", lines)
 
 
-def cost_table(device: str) -> str:
-    """Return what bets cost beside the decodes of decoder and reference."""
-    lines = []
-    sizes = [("digits", load_digits(), (1, 8, 100) if device == "cuda" else (1, 4))]
-    if device == "cuda":
-        sizes.append(("d16-d30 (random weights)", random_pair("d16-d30", "cuda"), (1, 8)))
-    for name, pair, batches in sizes:
-        models = pair.in_mode(device, "float32")
-        for B in batches:
-            for words, filters in (("none", {}), ("top-k 100, top-p 0.95", {"top_k": 100, "top_p": 0.95})):
-                asked = replace(request(0, count=B), **filters)
-                # the first one warms up
-                decodes, bets = (median(each) for each in zip(*(costs(models, asked) for _ in range(4)), strict=True))
-                share = f"{bets / decodes:.2f}"
-                lines.append(line(name, B, words, f"{decodes * 1e3:.0f}", f"{bets * 1e3:.0f}", share))
-    return table("networks|images:|filter|both decodes, ms:|bets and the draft's pass, ms:|share:", lines)
-
-
-def costs(models: ModelPair, asked: Request) -> tuple[float, float]:
-    """Return the seconds of decoder and reference, and those of bets and the draft's pass.
-
-    The target's rows along the tokens are known from the judgement.
-    """
-    decoder = SpeculativeDecoder(models, DecoderOptions(3, True, parse_policy("rejection")))
-    labels_B = torch.tensor(asked.labels, device=models.device)
-    begin = clock(models)
-    tokens_BL = decoder.decode(asked, models.noise(asked)).tokens_BL
-    sample_sequential(models.target, models.vae, asked, models.noise(asked))
-    decoded = clock(models)
-    rows_along(models.draft, models, asked, labels_B, tokens_BL)
-    drafted = clock(models)
-    seen = TokensSeen.along(models, joint_budget(models, compiled=False), asked, tokens_BL)
-    known = clock(models)
-    bet(seen, models.pyramid, usual_alternatives(asked, models.target.config.V))
-    return decoded - begin, drafted - decoded + clock(models) - known
-
-
-def clock(models: ModelPair) -> float:
-    """Return the time now, all work done."""
-    if models.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -365,7 +305,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="of each")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    batch = 100 if given.device == "cuda" else 8
+    batch = 250 if given.device == "cuda" else 8
     stage = Stage.of(given.device, "float32", batch)
     made: dict[str, Callable[[], str]] = {
         "laws": lambda: laws_table(stage, given.pool),

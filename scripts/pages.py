@@ -4,7 +4,7 @@ The same rows give the same bytes under one version of matplotlib.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -42,3 +42,17 @@ def replaced_parts(page: Path, parts: Mapping[str, str]) -> str:
         rule = f"must hold the lines <!-- {name}: begin --> and <!-- {name}: end -->"
         raise InputError("into", str(page), rule, "add them")
     return text
+
+
+def table(head: str, lines: Sequence[str]) -> str:
+    """Return a table of Markdown; columns that end in a colon stand on the right."""
+    heads = head.split("|")
+    marks = "|".join("---:" if each.endswith(":") else "---" for each in heads)
+    return "\n".join((f"| {' | '.join(each.strip(' :') for each in heads)} |", f"|{marks}|", *lines, ""))
+
+
+def line(*cells: object) -> str:
+    """Return a line of a table, and print it."""
+    said = f"| {' | '.join(str(cell) for cell in cells)} |"
+    print(said, flush=True)
+    return said
