@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness.speculative.rejection import residual
 from torch import Tensor
 
 import harness.judge._likelihood as likelihood
@@ -16,6 +15,7 @@ from harness.judge._wealth import Wealth
 from harness.protocol import Request, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference._families import VAR
+from harness.speculative.rejection import residual
 
 V, N, S = 6, 7, 2
 PYRAMID = ScalePyramid((1, 2))
