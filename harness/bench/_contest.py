@@ -109,8 +109,6 @@ def contest_rows(
     """
     request = requests[0]
     yield _decoder_row(models, runner, requests, machine, repeats)
-    for asked in requests:
-        _check_still_right(models, runner, replace(asked, seed=(asked.seed + repeats + 1) % 2**63))
     for name, graphs, fast in sequential_sides(models, compiled):
         timer = Bench(models, graphs, max(repeats, SAMPLES), machine, compiled=fast)
         timer.check_equal(request)
@@ -129,6 +127,8 @@ def _decoder_row(
     for _ in range(SAMPLES):
         spent = [_decoded(runner, request, 1 + repeats)[1] - _decoded(runner, request, 1)[1] for request in requests]
         samples.append(1e3 * statistics.mean(spent) / repeats)
+    for request in requests:
+        _check_still_right(models, runner, replace(request, seed=(request.seed + repeats + 1) % 2**63))
     if min(samples) <= 0:
         rule = "is too few: what the decoder takes is lost in what the way to its process does"
         raise InputError("repeats", repeats, rule, f"pass --repeats {10 * repeats}")

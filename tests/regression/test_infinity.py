@@ -116,6 +116,22 @@ def test_a_changed_tensor_is_a_defect_of_its_case(
         assert found["files"][0]["cases"][0]["defects_listed"][0]["component"] == "form"
 
 
+@pytest.mark.parametrize(
+    ("name", "moved"),
+    [("plain/logits", 3.2e-5), ("rounds/logits", 3.2e-2), ("plain/f_hat", 3.2e-6), ("teacher/inputs", 3.2e-6),
+     ("plain/decoded_unclamped", 1.6e-5), ("plain/noise_ends", 1.6e-5)],
+)  # fmt: skip
+def test_what_is_allowed_is_no_more_than_the_page_says(
+    name: str, moved: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content
+):
+    flat, (case, _, tensor) = content.tensors[name].clone().flatten(), name.partition("/")
+    flat[-1] += moved * (float(flat[-1]) if tensor == "noise_ends" else 1.0)
+    content.tensors[name] = flat.view_as(content.tensors[name])
+    found = judged(content.save(tmp_path / "bent.safetensors"), tmp_path, monkeypatch, "--only", case)
+    said = {each["component"] for each in found["files"][0]["cases"][0]["defects_listed"]}
+    assert ({"decoded_unclamped": "image", "noise_ends": "noise"}.get(tensor, tensor)) in said
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_tensor_and_an_extra_one_are_defects(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content

@@ -63,6 +63,16 @@ class Turning(Slow):
         return replace(trace, tokens_BL=(trace.tokens_BL + 1) % MODELS.target.config.V)
 
 
+class Keeping(Slow):
+    """It answers every request with its first trace, and takes no time."""
+
+    kept: Trace | None = None
+
+    def decode(self, request: Request, noise: SeededNoise) -> Trace:
+        self.kept = self.kept or super().decode(request, noise)
+        return self.kept
+
+
 def turning(models: ModelPair, settings: Settings) -> Turning:
     return Turning(models, settings)
 
@@ -105,6 +115,12 @@ def test_a_decoder_that_turns_wrong_is_no_time(seed: int, said: str):
     runner = start_runner(MODELS, turning, [Settings(2)], 2, Terms(in_process=True))
     with pytest.raises(TimedDecoderError, match=said):
         list(contest_rows(MODELS, runner, [Request((0,), seed)], MACHINE, 1, compiled=False))
+
+
+def test_an_answer_from_memory_is_no_time():
+    runner = start_runner(MODELS, Keeping, [Settings(2)], 2, Terms(in_process=True))
+    with pytest.raises(TimedDecoderError, match=r"is wrong after it: .* at seed 4, image 0"):
+        list(contest_rows(MODELS, runner, [Request((0,), 0)], MACHINE, 3, compiled=False))
 
 
 def test_a_time_that_cannot_be_seen_is_none(monkeypatch: pytest.MonkeyPatch):
