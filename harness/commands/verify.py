@@ -238,7 +238,7 @@ REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "implementa
             "in_process", "budgets")  # fmt: skip
 
 
-def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
+def recipe_of(networks: options.Pair, *others: Group) -> dict[str, str]:
     """Return the options that repeat a run and are not the usual ones: text, empty for a flag; files absolute.
 
     What is drawn, draft lengths and policies are left out, checkouts and factories' options, too: each setting and each

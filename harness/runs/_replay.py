@@ -122,7 +122,8 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""
     elif not is_own_decoder(case.implementation):
-        result.line = f"not searched: it takes about {seconds:.0f} s, and {LOCATE_S:g} are spent unasked; pass --locate"
+        took = f"about {math.ceil(seconds / 60)} min; unasked only below {LOCATE_S / 60:g} min"
+        result.line = f"not searched ({took}); pass --locate"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

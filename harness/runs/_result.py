@@ -77,6 +77,7 @@ class Verification:
         # in a covering design the decodes say how much of the decoder was refused
         if 2 * len(tried.refused) > tried.asked and not self.covers:
             self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
+        self.reasons += [f"law {each}" for each in tried.late]
         if tried.left:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
 
