@@ -55,9 +55,9 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
     from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
+    from harness.commands.verify import recipe_of
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
-    from harness.commands.verify import recipe_of
     from harness.report import parts_json, parts_verdict, plain_console, say_after, show_parts, write_asked
     from harness.runs import recipe_words
     from harness.signals import silence

@@ -104,7 +104,8 @@ def asked_again(case: KeptCase) -> str:
     from harness.runs import recipe_words
 
     words = list[str]()
-    asked = iter([part for word in case.record.command for part in (word.split("=", 1) if word[:2] == "--" else [word])])
+    command = case.record.command
+    asked = iter([part for word in command for part in (word.split("=", 1) if word[:2] == "--" else [word])])
     for word in asked:
         if word in ("--run", "--json", "--html"):  # of that run
             next(asked, None)

@@ -2,8 +2,8 @@
 
 Promise: what comes back of a law is plain values, checked one by one, or that its process died of it and why: nothing
 of a decoder's process is ever unpickled, and no wait outlives the time of a law. A law that took longer says so, and
-proves nothing; one call of the decoder that took half of that time hangs, and so does code that no signal interrupts. What that process says of a law is its word: it holds the law's test and the
-decoder both.
+proves nothing; one call of the decoder that took half of that time hangs, and so does code that no signal interrupts.
+What that process says of a law is its word: it holds the law's test and the decoder both.
 """
 
 import faulthandler

@@ -19,15 +19,15 @@ AFTER = {
     "evidence": {
         0: "keep --state FILE, and feed it later images, too, but none again",
         1: "sdvar-harness verify asks which part of the decoder is wrong",
-        3: "take more images (sdvar-harness sample --tokens FILE); with --state FILE it goes on where it stopped",
+        3: "give it images of other seeds; with --state FILE it keeps what it has counted (docs/evidence.md)",
     },
     "golden": {
-        0: "nothing to do; sdvar-harness verify judges a decoder",
+        0: "sdvar-harness verify judges a decoder",
         1: "mend the code; after a change that was intended, sdvar-harness golden diff (docs/goldens.md)",
         3: "check it on the platform that recorded it, or record it here (docs/goldens.md)",
     },
     "mutants": {
-        0: "nothing to do; sdvar-harness verify judges a decoder by the same laws",
+        0: "sdvar-harness verify judges a decoder by the same laws",
         1: "make a law of that family stricter (CONTRIBUTING.md), then hunt again with --only FAMILY",
     },
     "parts": {
@@ -73,7 +73,9 @@ def next_step(result: Verification) -> NextStep | None:
     if exercised.missing and not result.covers:
         return "ask what was not exercised", _design(result)
     if Contract.QUALITY.value in result.contract:
-        return "measure what the loss is: docs/quality.md", "sdvar-harness quality --max-loss 0.1"
+        loss = ["--contract", "C", "--max-loss", "0.1"]
+        what = "judge the loss: --max-loss (extra [quality]) or --max-nats, on 10,000 images (docs/quality.md)"
+        return what, shlex.join([*shlex.split(_design(result)), *loss])
     if name == OWN_DECODER:
         return "judge a decoder of yours; this writes one to change", "sdvar-harness init mydecoder.py"
     if any(option == "checkout" for option, _ in result.plan.settings[0].options):
@@ -88,7 +90,7 @@ def repeat_step(result: Verification) -> NextStep | None:
         return None
     what = "that image" if first.image >= 0 else "that batch"
     needs = " (if it is IDENTICAL alone, the fault needs what was decoded with it or before it)"
-    searched = first.component == "crash" or (result.line and "pass --locate" not in str(result.line))
+    searched = first.component == "crash" or result.against or (result.line and "pass --locate" not in str(result.line))
     return f"{what} alone{needs * (result.plan.images > 1)}", result.alone + ("" if searched else " --locate")
 
 

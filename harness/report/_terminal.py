@@ -142,7 +142,8 @@ def _verdict_text(result: Verification, console: Console) -> str:
 
 def laws_line(tried: LawsTried) -> str:
     counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
-               (tried.not_applicable, "not applicable"), (tried.late, "too slow"), (tried.left, "not tried"))  # fmt: skip
+               (tried.not_applicable, "not applicable"), (tried.late, "too slow"),
+               (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]
     where = f" {tried.pyramid}" * bool(tried.pyramid)
     return f"laws, in {count_of(tried.cases, 'case')} each{where}: {', '.join(words)}"

@@ -5,6 +5,7 @@ is the recorded one and nothing fails, the defect could not be reproduced, and w
 `shrink_case` returns was seen to fail with the component of the case that was given.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
