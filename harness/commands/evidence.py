@@ -71,7 +71,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     say(console, str(test).removeprefix(f"{verdict.value}: "), verdict.value)
     if asked.verbose:
         for words, images in sorted(test.images_to_find().items(), key=lambda each: each[1]):
-            say(console, f"  {images:g} images would show whether {words}")
+            say(console, f"  {images:g} images are needed to notice if {words}")
     say_after(console, "evidence", verdict.exit_status, quiet=False)
     write_asked(paths, json=lambda: compact(test.as_dict()))
     raise typer.Exit(verdict.exit_status)

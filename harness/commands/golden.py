@@ -80,13 +80,15 @@ def check(cases: CheckOptions) -> None:
     results: list[FileResult] = []
     if not files:
         files, results = golden_inventory(device.type, cases.folder)
-        if not cases.quiet:
-            say(console, f"no FILES given: this project's own goldens on {device.type}")
     recorded = read_recordings(files) if files or not results else []
     parsed = [recorded_cases(recording, device) for recording in recorded]  # all bad input is met before any work
     parsed = [[case for case in chosen if fnmatchcase(case.id, cases.only)] for chosen in parsed]
     if recorded and not any(parsed):
         _no_case(cases.only)
+    if not cases.quiet:
+        whose = "of the files" if cases.files else f"of this project's own goldens on {device.type}"
+        fewer = "; --only NAME asks fewer" * (cases.only == "*")
+        say(console, f"{count_of(sum(map(len, parsed)), 'case')} {whose}, a second or more each{fewer}")
     with LongWork("cases", sum(map(len, parsed)), cases.quiet) as work:
         for recording, chosen in zip(recorded, parsed, strict=True):
             if not chosen:

@@ -30,5 +30,5 @@ def init(module: NewModule) -> None:
     if target.exists():
         raise InputError("path", str(path), "is there already", "pass another name, or move it away")
     write_whole(target, TEMPLATE.read_bytes().replace(b"NAME:factory", f"{path.stem}:factory".encode()))
-    line = f"sdvar-harness verify --implementation {path.stem}:factory --seeds 0 --labels 0,1"
+    line = f"sdvar-harness verify --implementation {path.stem}:factory --seeds 0 --labels 0,1 --draft-len 5"
     say(plain_console(), f"{path} is written; try: {line}")

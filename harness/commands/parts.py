@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -54,9 +55,11 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
     from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
+    from harness.commands.verify import recipe_of
     from harness.decoders import Limits, Terms
     from harness.protocol import Settings
     from harness.report import parts_json, parts_verdict, plain_console, say_after, show_parts, write_asked
+    from harness.runs import recipe_words
     from harness.signals import silence
     from harness.verification import Question, is_published, usual_settings
 
@@ -76,7 +79,8 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         rows.append(of_decode(pair, question, about.locate))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
-    say_after(plain_console(), "parts", verdict.exit_status, about.quiet)
+    verify = shlex.join(recipe_words(recipe_of(networks, tested), settings))
+    say_after(plain_console(), "parts", verdict.exit_status, about.quiet, verify)
     write_asked(paths, about.quiet, json=lambda: parts_json(rows, verdict))
     raise typer.Exit(verdict.exit_status)
 
@@ -93,7 +97,7 @@ def of_decode(pair: ModelPair, question: Question, locate: bool | None) -> PartL
         result = answer_question(pair, question, store=RunFileOptions(recipe=recipe))
     except InputError as error:
         return PartLaw("decode", "decode.contract", statement, PartVerdict.ABSENT, f"refused: {error}")
-    verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.ABSENT}
+    verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.UNPROVEN}
     verdict = verdicts.get(result.verdict, PartVerdict.HELD)
     take_line(result, pair, locate)
     finding = "" if verdict is PartVerdict.HELD else str(result.first_divergence or "; ".join(result.inconclusive))

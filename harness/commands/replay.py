@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,8 +95,28 @@ def replay(cases: ReplayCases) -> None:
     statuses = {answer.exit_status for answer in answers}
     status = 1 if 1 in statuses else max(statuses, default=0)
     if chosen:
-        say_after(console, "replay", status, cases.quiet)
+        say_after(console, "replay", status, cases.quiet, asked_again(chosen[-1]))
     raise typer.Exit(status)
+
+
+def asked_again(case: KeptCase) -> str:
+    """Return the command line that asks what the case's run asked, of its decoder where that is now."""
+    from harness.runs import recipe_words
+
+    words = list[str]()
+    command = case.record.command
+    asked = iter([part for word in command for part in (word.split("=", 1) if word[:2] == "--" else [word])])
+    for word in asked:
+        if word in ("--run", "--json", "--html"):  # of that run
+            next(asked, None)
+        elif word == "--checkout":
+            next(asked, None)
+            words += [word, case.settings.option("checkout")]
+        elif word not in ("--resume", "--quiet"):
+            words.append(word)
+    # of a run that was not made by `verify`, its decoder at least
+    whole = words[:1] == ["verify"] and "--against-checkout" not in words
+    return shlex.join(["sdvar-harness", *words] if whole else recipe_words(case.record.recipe or {}, case.settings))
 
 
 def chosen_cases(cases: ReplayCases) -> list[KeptCase]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from harness.errors import InputError
 from harness.files import absolute_source, check_outputs, check_readable
 
 if TYPE_CHECKING:
-    from harness.decoders import Other
+    from harness.decoders import Other, Runner
     from harness.protocol import Settings
     from harness.quality import Means, Study
     from harness.runs import RunFileOptions, Verification
@@ -129,7 +129,7 @@ def verify(
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
     from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
-    from harness.decoders import Limits, Terms
+    from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
     from harness.protocol import Contract
     from harness.report import LongWork
@@ -167,8 +167,8 @@ def verify(
     question = Question(name, tuple(settings), (), terms, cover, laws)
     requests, why = batches_for(pair, images, apart=not question.in_process)
     if loss is not None:
-        means, study = loss
-        loss = means, replace(study, request=replace(study.request, seed=requests[0].seed))
+        check_claim(judging, lambda: start_runner(pair, name, settings[:1], 1, replace(terms, against=None)))
+        loss = loss[0], replace(loss[1], request=replace(loss[1].request, seed=requests[0].seed))
     question = replace(question, requests=tuple(requests), batches=why, loss=loss)
     with ExitStack() as stack:
         if outputs.html is not None and store.file is None:  # a page shows what a file keeps
@@ -207,19 +207,38 @@ def write(
         say(plain_console(), f"kept {paths['run']}; this repeats its defects: {command}", whole=True)
 
 
+def stated_loss(judging: VerifyJudging) -> dict[str, float]:
+    """Return the losses that are allowed, by option."""
+    return {name: most for name in ("max_loss", "max_nats") if (most := getattr(judging, name)) is not None}
+
+
+def check_claim(judging: VerifyJudging, start: Callable[[], Runner]) -> None:
+    """Refuse a loss of what claims more than quality: by `--contract`, else by itself. Raises `InputError`."""
+    from harness.protocol import Contract
+
+    text = judging.contract
+    if not text:
+        with closing(start()) as runner:
+            text = runner.built.contracts[0]
+    claim = Contract.of(text)
+    if claim is not Contract.QUALITY:
+        rule = f"states a loss, which contract C alone allows, and the claim is {claim.letter} ({claim})"
+        raise InputError(*next(iter(stated_loss(judging).items())), rule, "pass --contract C, too")
+
+
 def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) -> tuple[Means, Study] | None:
     """Return what is asked of quality, on the labels that are drawn; None: nothing. Raises `InputError`."""
+    least = 2 * options.BLOCKS
+    if stated_loss(judging) and judging.quality_images < least:
+        rule = f"must be at least {least}, two a block"
+        raise InputError("quality_images", judging.quality_images, rule, f"pass --quality-images {least}, or drop it")
     from harness.commands._inputs import integers
     from harness.commands.quality import means_for
-    from harness.protocol import Contract, Request
+    from harness.protocol import Request
     from harness.quality import NO_MEANS, Study
 
-    stated = {name: most for name in ("max_loss", "max_nats") if (most := getattr(judging, name)) is not None}
-    if not stated:
+    if not stated_loss(judging):
         return None
-    if not judging.contract or Contract.of(judging.contract) is not Contract.QUALITY:
-        rule = "states a loss, which contract C alone allows"
-        raise InputError(*next(iter(stated.items())), rule, "pass --contract C too, or sdvar-harness quality")
     labels = () if images.labels == "all" else integers("labels", images.labels, "0,1")
     request = Request((0,), 0, images.cfg, images.top_k, images.top_p)
     allowed = judging.max_loss, judging.max_nats
@@ -238,7 +257,7 @@ REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "implementa
             "in_process", "budgets")  # fmt: skip
 
 
-def recipe_of(networks: Networks, *others: Group) -> dict[str, str]:
+def recipe_of(networks: options.Pair, *others: Group) -> dict[str, str]:
     """Return the options that repeat a run and are not the usual ones: text, empty for a flag; files absolute.
 
     What is drawn, draft lengths and policies are left out, checkouts and factories' options, too: each setting and each

@@ -164,6 +164,7 @@ class PartVerdict(StrEnum):
     HELD = "held"
     BROKEN = "BROKEN"
     CRASHED = "CRASHED"
+    UNPROVEN = "INCONCLUSIVE"
     ABSENT = "not there"
     TOLD = "told"
 

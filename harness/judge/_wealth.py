@@ -110,8 +110,8 @@ class Wealth:
             count = sum(number <= self.images for number in found.values())
             return f"{self.images} images would have shown {count} of {len(found)} other laws, in 9 of 10 runs"
         number, words = max(missed)
-        need = "no number of images shows" if math.isinf(number) else f"{number:.0f} images would show"
-        return f"{self.images} images prove little: {need} whether {words}"
+        need = "no number of images shows" if math.isinf(number) else f"{number:.0f} are needed to notice"
+        return f"{self.images} images prove little: {need} if {words}"
 
     def as_dict(self) -> dict[str, object]:
         """Return what is proved as JSON values; images that never suffice are None."""

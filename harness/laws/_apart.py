@@ -1,9 +1,9 @@
 """Laws of a decoder in processes of its own: whoever asks, and from `serve` on the process itself.
 
 Promise: what comes back of a law is plain values, checked one by one, or that its process died of it and why: nothing
-of a decoder's process is ever unpickled, and no wait outlives the time of a law: it ends when its time is over, and
-code that hears no signal ends its process. What that process says of a law is its word: it holds the law's test and the
-decoder both.
+of a decoder's process is ever unpickled, and no wait outlives the time of a law. A law that took longer says so, and
+proves nothing; one call of the decoder that took half of that time hangs, and so does code that no signal interrupts.
+What that process says of a law is its word: it holds the law's test and the decoder both.
 """
 
 import faulthandler
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from types import FrameType
 from typing import Any, BinaryIO
 
 import torch
@@ -29,7 +30,10 @@ from harness.pool import Died
 from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
 from harness.schema import record_of
 
-DEAF_S = 10.0  # for code to hear that its time is over
+DEAF_S = 10.0  # for code to see the alarm
+HANGS = "no answer within"
+JUDGING = ("harness.laws", "harness.reference")  # whose loops over many decodes or draws are no decode that hangs
+SHARED = ("harness.models", "torch")  # called by either side
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
 SERVE = "harness.laws._apart:serve"
 MOST_TEXT = 2000  # characters of a clause
@@ -154,7 +158,8 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
     try:
         values = json.loads(line)
         if values["late"]:
-            return Died(str(values["late"])[:MOST_TEXT])
+            late = str(values["late"])[:MOST_TEXT]
+            return Died(late) if values["hangs"] else LawResult(law, late=late, done=True)
         counts = {name: values[name] for name in COUNTS}
         if not all(type(count) is int and 0 <= count < MOST_COUNT for count in counts.values()):
             raise ValueError("no counts")
@@ -198,7 +203,7 @@ def _serve(job: LawJob, device: str, conversation: int) -> None:
                 with in_time(seconds):
                     answer = answer_of(try_law(law, subject, job.source))
             except OutOfTimeError as error:
-                answer = json.dumps({"late": str(error)}).encode() + b"\n"
+                answer = json.dumps({"late": str(error), "hangs": str(error).startswith(HANGS)}).encode() + b"\n"
             _say(replies, answer)
 
 
@@ -209,19 +214,34 @@ def _say(replies: BinaryIO, line: bytes) -> None:
 
 @contextmanager
 def in_time(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTimeError` in what takes longer, by this process's alarm; end the process if deaf; 0 = no limit."""
+    """Raise `OutOfTimeError` in what takes longer, by this process's alarm; 0 = no limit.
+
+    It says whether one call of the decoder took half of the time. Code that no signal interrupts ends the process.
+    """
     if not seconds:
         yield
         return
+    before: list[FrameType] = []  # that were running at half time
 
-    def ring(number: int, frame: object) -> None:
-        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
+    def ring(number: int, frame: FrameType | None) -> None:
+        running = []
+        while frame is not None:
+            running.append(frame)
+            frame = frame.f_back
+        if not before:
+            before.extend(running)
+            return
+        still = (str(each.f_globals.get("__name__")) for each in running if each in before)
+        if next((name for name in still if not name.startswith(SHARED)), __name__).startswith(JUDGING):
+            raise OutOfTimeError(f"took longer than {seconds:g} s: pass --timeout {2 * seconds:g}")
+        raise OutOfTimeError(f"{HANGS} {seconds:g} s (timeout)")
 
     signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds / 2, seconds / 2)
     faulthandler.dump_traceback_later(seconds + DEAF_S, exit=True)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         faulthandler.cancel_dump_traceback_later()
+        before.clear()

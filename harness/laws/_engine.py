@@ -36,11 +36,12 @@ class LawResult:
     seconds: float = 0.0  # of all its checks
     why: str = ""  # what the last refusal said
     done: bool = False  # no more cases follow
-    killed: bool = False  # the process that tried it ended, or its time was over
+    killed: bool = False  # the process that tried it ended, or one call of the decoder took too long
+    late: str = ""  # that all its cases took too long, and the remedy: nothing is known of it
 
     @property
     def verdict(self) -> Verdict | None:
-        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (never exercised, or mostly refused), None: not applicable."""
+        """DEFECT, IDENTICAL (it held), INCONCLUSIVE (late, never exercised, mostly refused), None: not applicable."""
         if self.violation is not None:
             return Verdict.DEFECT
         if self.skipped and not self.examples:
@@ -51,7 +52,7 @@ class LawResult:
         most = "mostly refused" if self.exercised else "never exercised"
         word = {None: f"not applicable: {self.skipped}", Verdict.DEFECT: "BROKEN", Verdict.IDENTICAL: "held"}
         refused = f": {self.refused} cases refused, {self.why}" if self.refused else ""
-        outcome = word.get(self.verdict, most + refused)
+        outcome = self.late or word.get(self.verdict, most + refused)
         counts = f"{self.examples:5d} examples {self.exercised:5d} exercised {self.refused:4d} refused"
         return f"{self.law.id:28s} {counts} {self.seconds:7.2f} s  {outcome}"
 

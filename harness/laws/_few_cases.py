@@ -2,7 +2,7 @@
 
 Promise: the same cases for everybody; a law that breaks in one of them is a defect. A law that so few cases leave
 trivial is said, and no reason for anything: laws are proved by `pytest tests/property` and `run_conformance`. A decoder
-that hangs, or ends its process, ends the laws: what is left would end as that one did.
+that hangs, or ends its process, ends the laws, and so do `MOST_LATE` that took too long: others would end likewise.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +23,7 @@ from harness.runs import ADALN, BrokenLaw, LawsTried
 
 LAW_CASES = 2  # seconds for all laws
 _SEED = 2  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
+MOST_LATE = 3
 _MOST_SAID = 300  # characters of what a decoder says
 
 
@@ -98,7 +99,7 @@ def try_laws_quickly(
                 for row in results:
                     rows.append(row)
                     progress(row.law.id)
-                    if row.killed:
+                    if row.killed or sum(bool(each.late) for each in rows) == MOST_LATE:
                         break
         except StopSignal as stop:
             raise LawsInterrupted(_of(some, rows), stop.status - 128) from None
@@ -130,6 +131,7 @@ def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:
         shortened(one_line(refused[0].why), _MOST_SAID) if refused else "",
         _ids(row for row in rows if row.skipped and not row.examples and not row.refused),
         tuple(law.id for law in LAWS if law.id not in by_id),
+        late=tuple(f"{row.law.id} {row.late}" for row in rows if row.late),
     )
 
 

@@ -77,7 +77,9 @@ class Settings:
         return self.policy == "greedy"
 
     def __str__(self) -> str:
-        words = [self.policy] if self.policy and not self.options else []  # with options it has a rule of its own
+        # with options it has a rule of its own; the usual policy goes without saying
+        usual = self.policy == "coupled" and self.draft_len != ""
+        words = [self.policy] if self.policy and not self.options and not usual else []
         words += [f"draft_len={self.draft_len}"] if self.draft_len != "" else []
         words += [word for word in ("bonus", "graphs", "compiled") if getattr(self, word)]
         return " ".join(words + [f"{n}={v}" for n, v in self.options if n != "checkout"]) or "as it is"

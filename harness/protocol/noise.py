@@ -26,6 +26,7 @@ SMOOTH = "smooth"  # E' of `more_smooth`
 DRAFT = "draft"  # E of a draft that must be independent of the target (contract B)
 ACCEPT = "accept"  # u of an acceptance test (contract B)
 CORRECT = "correct"  # E of a draw from the residual (contract B)
+STREAMS = (TOKEN, SMOOTH, DRAFT, ACCEPT, CORRECT)
 
 BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 NUMBERS = torch.float32  # whatever default the process that draws them has
@@ -193,7 +194,7 @@ class SeededNoise:
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
         """Return E_BlV ~ Exp(1), float32, of scale `si`. Effects: one entry in the ledger.
 
-        Raises `NoiseError`: stream ACCEPT, which holds one uniform number a token.
+        Raises `NoiseError`: stream ACCEPT, which holds one uniform number a token; a stream that is none of `STREAMS`.
         """
         if stream == ACCEPT:
             raise NoiseError(f"stream={ACCEPT}: holds one uniform number a token; read it with uniform")
@@ -209,6 +210,9 @@ class SeededNoise:
         return first_Bl if stream == ACCEPT else (-torch.expm1(-first_Bl)).clamp_max(BELOW_ONE)
 
     def _read(self, si: int, stream: str, reader: str) -> Tensor:
+        if stream not in STREAMS:
+            # no `InputError`: a decoder's mistake is no refusal of the request
+            raise NoiseError(f"stream={stream}: is no stream of numbers; pass one of {', '.join(STREAMS)}")
         self.ledger.enter(si, stream, reader)
         if (si, stream) not in self._kept:
             self._kept[si, stream] = self._draw(si, stream)

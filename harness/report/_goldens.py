@@ -42,7 +42,8 @@ def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool
             say(console, f"DEFECT in {result.path}: {line}")
         if result.unverified:
             say(console, f"UNVERIFIED {result.path}: {result.unverified}")
-    say(console, golden_totals(results))
+    verdict = worst_verdict([result.verdict for result in results])
+    say(console, golden_totals(results), verdict.value)
 
 
 def _rows(result: FileResult, verbose: bool) -> list[list[str]]:

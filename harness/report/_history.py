@@ -103,7 +103,7 @@ class History:
 
     @property
     def command(self) -> str:
-        """The command line that makes the page of the worst."""
+        """The command line that makes the page of the worst, the newest of them."""
         return f"sdvar-harness report {shlex.quote(str(self.runs[0].file))} --html page.html"
 
 
@@ -114,7 +114,7 @@ def show_history(history: History, console: Console, quiet: bool) -> None:
         print_table(console, "", columns_of("runs"), rows)
     say(console, f"{history.counts} of {count_of(len(history.runs), 'run')}")
     if not quiet:
-        say(console, f"look at the worst: {history.command}", "next:", whole=True)
+        say(console, f"look at the newest {history.runs[0].verdict}: {history.command}", "next:", whole=True)
 
 
 def changes_between(one: Verification, other: Verification) -> list[Change]:

@@ -1,5 +1,6 @@
 """What to do after a verdict, and the command that does it."""
 
+import re
 import shlex
 
 from harness.decoders import OWN_DECODER
@@ -11,30 +12,28 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "timeout", "memory", "in_process", "budgets",
          "device"}  # fmt: skip
-ALONE, LINE = "this shows that image alone", ", with --locate the line of code, too"
-BATCH = "if IDENTICAL, the fault needs its batch or the requests before it: ask the whole question again"
+RAISED = re.compile(r" in [^,]+, ([^\s,]+:\d+)")  # of a crash, file and line
 
-
-# What to do after the other commands, by exit status.
+# What to do after the other commands, by exit status; `verify` asks the decoder that was under test.
 AFTER = {
     "evidence": {
         0: "keep --state FILE, and feed it later images, too, but none again",
         1: "sdvar-harness verify asks which part of the decoder is wrong",
-        3: "take more images (sdvar-harness sample --tokens FILE); with --state FILE it goes on where it stopped",
+        3: "give it images of other seeds; with --state FILE it keeps what it has counted (docs/evidence.md)",
     },
     "golden": {
-        0: "nothing to do; sdvar-harness verify judges a decoder",
+        0: "sdvar-harness verify judges a decoder",
         1: "mend the code; after a change that was intended, sdvar-harness golden diff (docs/goldens.md)",
         3: "check it on the platform that recorded it, or record it here (docs/goldens.md)",
     },
     "mutants": {
-        0: "nothing to do; sdvar-harness verify judges a decoder by the same laws",
+        0: "sdvar-harness verify judges a decoder by the same laws",
         1: "make a law of that family stricter (CONTRIBUTING.md), then hunt again with --only FAMILY",
     },
     "parts": {
-        0: "the parts hold; sdvar-harness verify asks the whole decoder more settings",
+        0: "the parts hold; ask the whole decoder more settings: {verify}",
         1: "mend the first part that is named, then ask again: later ones may follow from it",
-        3: "show the parts that are missing (docs/own-decoder.md), or ask the whole decoder: sdvar-harness verify",
+        3: "show the parts that are missing (docs/laws.md), or ask the whole decoder: {verify}",
     },
     "quality": {
         0: "sdvar-harness verify asks whether the decoder does what it says",
@@ -42,7 +41,7 @@ AFTER = {
         3: "draw more images: --images, or --run FILE --resume where the run was kept",
     },
     "replay": {
-        0: "ask the whole question again: sdvar-harness verify",
+        0: "ask the whole question again: {verify}",
         1: "mend it, then repeat this; --locate names the line of code, --shrink the smallest case",
         3: "give what is named as missing, then repeat this",
     },
@@ -58,12 +57,10 @@ def next_step(result: Verification) -> NextStep | None:
     if verdict is Verdict.DEFECT and first is not None:
         if result.claims is not None and result.claims.broken:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
-        what = f"{'compare' if result.against else 'mend'} what the first defect names, {first.component}"
-        if result.alone:
-            shown = ALONE + LINE * (not result.line)
-            return f"{what}; {shown}{f' ({BATCH})' * (result.plan.images > 1)}", result.alone
+        raised = RAISED.search(first.detail) if first.component == "crash" else None
+        what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
-        return f"{what}{law}; then ask again", ""
+        return f"{'compare' if result.against else 'mend'} {what}{law}; then ask again", ""
     if record is None or record.recipe is None:
         return None
     if not result.is_whole:
@@ -76,12 +73,25 @@ def next_step(result: Verification) -> NextStep | None:
     if exercised.missing and not result.covers:
         return "ask what was not exercised", _design(result)
     if Contract.QUALITY.value in result.contract:
-        return "measure what the loss is: docs/quality.md", "sdvar-harness quality --max-loss 0.1"
+        loss = ["--contract", "C", "--max-loss", "0.1"]
+        what = "judge the loss: --max-loss (extra [quality]) or --max-nats, on 10,000 images (docs/quality.md)"
+        return what, shlex.join([*shlex.split(_design(result)), *loss])
     if name == OWN_DECODER:
         return "judge a decoder of yours; this writes one to change", "sdvar-harness init mydecoder.py"
     if any(option == "checkout" for option, _ in result.plan.settings[0].options):
         return "keep it right: docs/pytest.md asks published code in your tests", ""
     return "keep it right: ask it in your tests (extra [test])", f"pytest --sdvar-implementation {shlex.quote(name)}"
+
+
+def repeat_step(result: Verification) -> NextStep | None:
+    """Return what shows the first defect's image alone, or its batch where it names none; None where nothing does."""
+    first = result.first_divergence
+    if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
+        return None
+    what = "that image" if first.image >= 0 else "that batch"
+    needs = " (if it is IDENTICAL alone, the fault needs what was decoded with it or before it)"
+    searched = first.component == "crash" or result.against or (result.line and "pass --locate" not in str(result.line))
+    return f"{what} alone{needs * (result.plan.images > 1)}", result.alone + ("" if searched else " --locate")
 
 
 def _design(result: Verification) -> str:

@@ -8,6 +8,7 @@ Why rich and not tqdm: the tables are rich's already, and its bar and ours share
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -36,7 +37,10 @@ NOTHING = Later()
 
 
 class LongWork:
-    """Shows how far some work is, in units such as ``images``; a context manager. Calls `told` after every step."""
+    """Shows how far some work is, in units such as ``images``; a context manager. Calls `told` after every step.
+
+    Without `bar` a terminal gets a line a minute, too.
+    """
 
     def __init__(
         self,
@@ -45,28 +49,46 @@ class LongWork:
         quiet: bool = False,
         told: Callable[[], object] = lambda: None,
         later: Later = NOTHING,
+        bar: bool = True,
     ) -> None:
         console = Console(stderr=True)
         self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
         self.later, self._begun = later, time.monotonic()
-        self._said = self._begun - PLAIN_S  # the first step has a line of its own
+        self._said = self._begun  # when a line was said last
+        self._ended, self._saying = threading.Event(), threading.Lock()
         self._kept = 0  # done before this began
-        bar = BarColumn(max(5, min(40, console.width - BESIDE)))
+        column = BarColumn(max(5, min(40, console.width - BESIDE)))
         texts = (TextColumn("{task.fields[beside]}", style="progress.remaining"), TextColumn("{task.fields[defects]}"))
         # a console that takes a pipe for a terminal (FORCE_COLOR) keeps every bar that it is shown
-        self.shown = console.is_interactive and sys.stderr.isatty() and not quiet
+        self.shown = bar and console.is_interactive and sys.stderr.isatty() and not quiet
         self._bar = Progress(
-            TextColumn("{task.description}"), bar, MofNCompleteColumn(), *texts, console=console, transient=True,
+            TextColumn("{task.description}"), column, MofNCompleteColumn(), *texts, console=console, transient=True,
             disable=not self.shown,
         )  # fmt: skip
         self._task = self._bar.add_task(unit, total=total, defects="", beside="")
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if not (self.quiet or self.shown):
+            threading.Thread(target=self._say_each_minute, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._ended.set()
         self._bar.stop()
+
+    def _say_each_minute(self) -> None:
+        """Say how far it is where a single step takes minutes."""
+        while not self._ended.wait(PLAIN_S / 60):
+            self._say_line()
+
+    def _say_line(self) -> None:
+        now = time.monotonic()
+        with self._saying:
+            if self._ended.is_set() or now - self._said < PLAIN_S:
+                return
+            self._said = now
+            print(self.line(), file=sys.stderr, flush=True)
 
     def advance(self, count: int = 1, defects: int = 0, task: str = "", off: int = 0) -> None:
         """Count what was done since, and take `off` what need not be; `task` is what is in hand now, not the unit."""
@@ -78,15 +100,16 @@ class LongWork:
         self._bar.update(
             self._task, total=self.total, advance=count, defects=words, beside=beside, description=task or self.unit
         )
-        now = time.monotonic()
-        is_long = self.done > 0 and max(now - self._begun, self._seconds) >= PLAIN_S  # what is short needs no line
-        if not (self.quiet or self.shown) and is_long and now - self._said >= PLAIN_S:
-            self._said = now
-            print(self.line(), file=sys.stderr, flush=True)
+        if not (self.quiet or self.shown):
+            if self.done == count > 0 and self._seconds >= PLAIN_S:
+                self._said = -PLAIN_S  # what will be long has a line of its own after the first step
+            self._say_line()
         self.told()
 
     def line(self) -> str:
         found = count_of(self.defects, "defect")
+        if not self.done:
+            return f"0 of {self.total} {self.unit} after {time.monotonic() - self._begun:.0f} s"
         return f"{self.done} of {self.total} {self.unit}, {self._pace()}, {self._left()} left, {found}"
 
     @property
@@ -118,11 +141,11 @@ class Watch(Protocol):
 
 
 def watch_of(progress: Callable[[], None] | None) -> Watch:
-    """Return what shows progress: somebody's function; where there is none, a line in a notebook, or nothing."""
+    """Return what shows progress: somebody's function; where there is none, a line in a notebook, or one a minute."""
     # nothing is imported to find out whether a notebook's kernel runs this
     if progress is None and "ipykernel" in sys.modules and hasattr(sys.modules.get("IPython.display"), "display"):
         return _notebook_line
-    return partial(LongWork, quiet=True, told=progress or (lambda: None))
+    return partial(LongWork, bar=False) if progress is None else partial(LongWork, quiet=True, told=progress)
 
 
 def _notebook_line(unit: str, total: int, *, later: Later = NOTHING) -> LongWork:

@@ -27,8 +27,12 @@ def show_contest(found: Contest, device: str, console: Console) -> None:
     say(console, str(found.machine))
     for text in found.remarks:
         say(console, f"remark: {text}")
+    if any(row.floor_ms > row.times.median for row in found.rows):
+        why = "the machine was busy when its rates were measured: neither floor nor share can be relied on"
+        say(console, f"remark: a floor lies above its time, which cannot be; {why}")
     for text in found.answers:
         say(console, text)
+    say(console, "what the columns mean, and what to change: docs/speed.md#your-own-decoder", "next:", whole=True)
 
 
 def contest_cells(found: Contest) -> list[list[str]]:

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from harness.wording import spelled
 
-SHY = "\u00ad"  # where the word of a header may be broken
 LEAST_PROSE = 32  # columns; prose with less room stands below its row
 NOTHING = ("", "-")
 HEAD_LINES = 2  # of a header, where there is room
@@ -30,7 +29,7 @@ Rows = Sequence[Sequence[str]]
 class Column:
     """One column."""
 
-    head: str  # words that stand above it, with the unit; broken between words, and at `SHY`
+    head: str  # words that stand above it, with the unit; broken between words
     spare: int = 0  # 0 = it is always shown; the largest is left out first
     right: bool = True  # numbers stand on the right, names on the left
     prose: bool = False  # text of any length: broken between words, below its row where it has little room
@@ -52,9 +51,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column], rows: R
     """Print a table as wide as the console at most; nothing where there are no rows."""
     if rows:
         kind = console.encoding
-        # a place to break a word at is never printed, so it stays
-        heads = [SHY.join(spelled(part, kind) for part in column.head.split(SHY)) for column in columns]
-        spelled_columns = [replace(column, head=head) for column, head in zip(columns, heads, strict=True)]
+        spelled_columns = [replace(column, head=spelled(column.head, kind)) for column in columns]
         cells = [[spelled(cell, kind) for cell in row] for row in rows]
         lines = table_lines(spelled(title, kind), spelled_columns, cells, console.width)
         console.print(Text("\n".join([*lines, ""])), soft_wrap=True)
@@ -86,7 +83,7 @@ def table_lines(title: str, columns: Sequence[Column], rows: Rows, width: int) -
             return head + _listed(columns, rows, shown + below, width) + _note(left_out, width)
         gone = [k for k in shown if columns[k].spare == spare][-1]
         shown.remove(gone)
-        left_out.insert(0, columns[gone].head.replace(SHY, ""))
+        left_out.insert(0, columns[gone].head)
 
 
 def wrapped(text: str, width: int, indent: str = INDENT) -> list[str]:
@@ -96,15 +93,8 @@ def wrapped(text: str, width: int, indent: str = INDENT) -> list[str]:
 
 
 def _width(column: Column, cells: Sequence[str]) -> int:
-    """Return the room that a column needs: its longest cell, or piece of a word of its header."""
-    pieces = [len(piece) for word in column.head.split(" ") for piece in _pieces(word)]
-    return max([*map(cell_len, cells), *pieces])
-
-
-def _pieces(word: str) -> list[str]:
-    """Return what the word of a header may be broken into; all but the last end in a hyphen."""
-    *parts, last = word.split(SHY)
-    return [*(f"{part}-" for part in parts), last]
+    """Return the room that a column needs: its longest cell, or word of its header."""
+    return max([*map(cell_len, cells), *map(len, column.head.split(" "))])
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -115,21 +105,13 @@ def _with_flat_heads(columns: Sequence[Column], widths: list[int], room: int) ->
     """Return widths that spend room on headers of more than `HEAD_LINES`."""
     widths = list(widths)
     while room > 0:
-        heights = [len(_heading(column, width)) for column, width in zip(columns, widths, strict=True)]
+        heights = [len(wrapped(column.head, width, "")) for column, width in zip(columns, widths, strict=True)]
         tallest = heights.index(max(heights))
         if heights[tallest] <= HEAD_LINES:
             break
         widths[tallest] += 1
         room -= 1
     return widths
-
-
-def _heading(column: Column, width: int) -> list[str]:
-    words: list[str] = []
-    for word in column.head.split(" "):
-        whole = word.replace(SHY, "")
-        words += [whole] if len(whole) <= width else _pieces(word)
-    return wrapped(" ".join(words), width, "")
 
 
 @dataclass(frozen=True)
@@ -145,7 +127,7 @@ class _Grid:
 
     def lines(self, rows: Rows, width: int) -> list[str]:
         columns, indent = self.columns, INDENT if self.lead >= 0 else ""
-        heads = [_heading(columns[k], w) for k, w in zip(self.grid, self.widths, strict=True)]
+        heads = [wrapped(columns[k].head, w, "") for k, w in zip(self.grid, self.widths, strict=True)]
         used = len(indent) + _total(self.widths) + len(GAP)
         heads += [[columns[self.beside].head]] if self.beside >= 0 else []
         height = max(map(len, heads))
@@ -183,7 +165,7 @@ def _listed(columns: Sequence[Column], rows: Rows, shown: list[int], width: int)
         lines += wrapped(row[shown[0]], width)
         line = ""
         for k in shown[1:]:
-            pair = f"{columns[k].head.replace(SHY, '')} {row[k]}"
+            pair = f"{columns[k].head} {row[k]}"
             if line and (columns[k].prose or cell_len(f"{INDENT}{line} · {pair}") > width):
                 lines.append(INDENT + line)
                 line = ""

@@ -17,7 +17,7 @@ from harness.errors import one_line, shortened
 from harness.files import compact, write_whole
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
-from harness.report._next import AFTER, next_step
+from harness.report._next import AFTER, next_step, repeat_step
 from harness.report._tables import columns_of, name_column, print_table, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
@@ -96,12 +96,17 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
     if not quiet and (step := next_step(result)) is not None:
         say(console, ": ".join(filter(None, step)), "next:", whole=True)
+        if (repeat := repeat_step(result)) is not None:
+            say(console, ": ".join(repeat), whole=True)
 
 
-def say_after(console: Console, command: str, status: int, quiet: bool) -> None:
-    """Print what to do after a command that ended so; nothing where `quiet`, or where no verdict was reached."""
+def say_after(console: Console, command: str, status: int, quiet: bool, verify: str = "sdvar-harness verify") -> None:
+    """Print what to do after a command that ended so; nothing where `quiet`, or where no verdict was reached.
+
+    `verify` is the command line that asks the decoder which was under test.
+    """
     if not quiet and status in AFTER[command]:
-        say(console, AFTER[command][status], "next:", whole=True)
+        say(console, AFTER[command][status].format(verify=verify), "next:", whole=True)
 
 
 def _details(result: Verification) -> list[str]:
@@ -137,7 +142,8 @@ def _verdict_text(result: Verification, console: Console) -> str:
 
 def laws_line(tried: LawsTried) -> str:
     counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
-               (tried.not_applicable, "not applicable"), (tried.left, "not tried"))  # fmt: skip
+               (tried.not_applicable, "not applicable"), (tried.late, "too slow"),
+               (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]
     where = f" {tried.pyramid}" * bool(tried.pyramid)
     return f"laws, in {count_of(tried.cases, 'case')} each{where}: {', '.join(words)}"
@@ -239,29 +245,36 @@ def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
     verdicts = {row.verdict for row in rows}
     if verdicts & set(WRONG_PARTS):
         return Verdict.DEFECT
-    is_whole = PartVerdict.HELD in verdicts and PartVerdict.ABSENT not in verdicts
+    is_whole = PartVerdict.HELD in verdicts and not verdicts & {PartVerdict.ABSENT, PartVerdict.UNPROVEN}
     return Verdict.CONSISTENT if is_whole else Verdict.INCONCLUSIVE
 
 
 def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quiet: bool, verbose: bool = False) -> None:
-    """Print the parts of a decoder, those that held in one line unless `verbose`; `quiet` leaves the verdict only."""
+    """Print the parts of a decoder; `quiet` leaves the verdict only.
+
+    Laws that held share a line, and so do those that could not be asked for one reason, unless `verbose`.
+    """
     counts = Counter(row.verdict for row in rows)
+    wrong = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict in WRONG_PARTS))
+    absent = Counter(row.found for row in rows if row.verdict == PartVerdict.ABSENT and not verbose)
     if not quiet:
         cells = [
             [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
             for row in rows
-            if verbose or row.verdict != PartVerdict.HELD
+            if verbose or (row.verdict != PartVerdict.HELD and absent[row.found] < 2)
         ]
         print_table(console, "", columns_of("parts"), cells)
-        held = list(dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD))
+        for found, count in absent.items():
+            if count > 1:
+                say(console, f"not there: {count_of(count, 'law')} of parts ({one_line(found)})")
+        held = dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD)
         if held and not verbose:
-            laws = count_of(counts[PartVerdict.HELD], "law")
-            say(console, f"held: {laws} of {count_of(len(held), 'part')}: {', '.join(held)}")
-    order = (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.ABSENT)
+            right = ", ".join(part for part in held if part not in wrong) or "no whole part"
+            say(console, f"held: {count_of(counts[PartVerdict.HELD], 'law')}; nothing is wrong with: {right}")
+    order = (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.UNPROVEN, PartVerdict.ABSENT)
     clauses = [f"{counts[word]} {word.lower()}" for word in order if counts[word] or word is PartVerdict.HELD]
-    wrong = ", ".join(dict.fromkeys(row.part for row in rows if row.verdict in WRONG_PARTS))
     text = f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}"
-    say(console, text + (f"; wrong: {wrong}" if wrong else ""), verdict.value, COLOURS[verdict.exit_status])
+    say(console, text + (f"; wrong: {', '.join(wrong)}" if wrong else ""), verdict.value, COLOURS[verdict.exit_status])
 
 
 def parts_json(rows: Sequence[PartLaw], verdict: Verdict) -> bytes:

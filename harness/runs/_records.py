@@ -243,12 +243,13 @@ class LawsTried:
     left: tuple[str, ...] = ()  # ids of those that nobody tried
     networks: tuple[str, ...] = ()  # of which kinds networks were: dtypes, and "shared AdaLN"
     pyramid: str = ""  # on which one alone they were tried, and why; empty = on several
+    late: tuple[str, ...] = ()  # those that took too long: id, and what to do
 
     @property
     def tested_the_law(self) -> bool:
         """Whether one of them compared what the decoder draws with the target's law, and held."""
         unproven = (*self.trivial, *self.refused, *self.not_applicable, *self.left)
-        return not self.broken and THE_LAW not in unproven
+        return not self.broken and THE_LAW not in unproven and not any(THE_LAW in each for each in self.late)
 
     @property
     def asked(self) -> int:

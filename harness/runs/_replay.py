@@ -5,6 +5,7 @@ is the recorded one and nothing fails, the defect could not be reproduced, and w
 `shrink_case` returns was seen to fail with the component of the case that was given.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -122,7 +123,8 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""
     elif not is_own_decoder(case.implementation):
-        result.line = f"not searched: it takes about {seconds:.0f} s, and {LOCATE_S:g} are spent unasked; pass --locate"
+        took = f"about {math.ceil(seconds / 60)} min; unasked only below {LOCATE_S / 60:g} min"
+        result.line = f"not searched ({took}); pass --locate"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

@@ -29,7 +29,7 @@ from harness.wording import count_of
 
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
 NO_BONUS = "bonus scales were asked for, and no draft that was accepted whole is followed by one; drop --bonus"
-UNTESTED = "contract B claims the target's law, and {}; pass more --seeds, or --laws 2 to try it on small networks"
+UNTESTED = "contract B claims the target's law, and {}; pass other --seeds, or --laws 2 to try it on small networks"
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Verification:
         # in a covering design the decodes say how much of the decoder was refused
         if 2 * len(tried.refused) > tried.asked and not self.covers:
             self.reasons.append(f"the decoder refused {len(tried.refused)} of {tried.asked} laws: {tried.why}")
+        self.reasons += [f"law {each}" for each in tried.late]
         if tried.left:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
 

@@ -53,7 +53,7 @@ def test_four_doors_give_one_verdict(name: str, monkeypatch: pytest.MonkeyPatch,
     item = checking.verified(DigitsCase("digits", SETTINGS), PluginOptions(name, (), Scope(), {}))
     assert said(json.loads(item.to_json())) == expected
     row = of_decode(MODELS, Question(name, (SETTINGS,), (REQUEST,)), locate=False)
-    words_of = {Verdict.DEFECT: "BROKEN", Verdict.INCONCLUSIVE: "not there"}
+    words_of = {Verdict.DEFECT: "BROKEN", Verdict.INCONCLUSIVE: "INCONCLUSIVE"}
     assert row.verdict == words_of.get(result.verdict, "held")
     assert row.found == (str(result.first_divergence) if result.verdict is Verdict.DEFECT else row.found)
 

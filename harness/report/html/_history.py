@@ -18,7 +18,7 @@ def history_page(history: History) -> bytes:
     head = page.Head(
         "runs", worst, page.TONE[Verdict(worst)] if worst in set(Verdict) else "open",
         f"{page.counted(len(runs), 'run')} of {decoders}: {history.counts}.",
-        parts=[page.Line(history.command, "Next: look at the worst:")],
+        parts=[page.Line(history.command, f"Next: look at the newest {worst}:")],
     )  # fmt: skip
     rows = [[cell or "–" for cell in run.cells] for run in runs]
     bad = {k for k, run in enumerate(runs) if run.verdict == Verdict.DEFECT}

@@ -29,7 +29,7 @@ def key_facts(result: Verification) -> Facts:
     counts = [
         ("images decoded", result.images, f"under {counted(len(result.settings), 'setting')}"),
         ("tokens compared", draws, f"{identical:,} identical"),
-        ("defects by first place", places, f"in {counted(len(wrongs), 'image or batch', 'images or batches')}"),
+        ("first places of defects", places, f"{result.totals['defects']:,} defects: wrong tokens and wrong tensors"),
         ("wrong tokens", wrong, f"{share(wrong, draws)} of those compared"),
         ("certified ties", ties, "rounding alone decides there"),
         ("other tokens", unclaimed, f"{share(unclaimed, draws)}; none is claimed"),

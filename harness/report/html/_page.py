@@ -186,7 +186,8 @@ class Made:
     @classmethod
     def here(cls) -> Self:
         program = "sdvar-harness" if Path(sys.argv[0]).stem in ("__main__", "sdvar-harness") else Path(sys.argv[0]).name
-        return cls(date_of(time.time()), shlex.join([program, *sys.argv[1:]]), code_of(OWN_DECODER).title)
+        code = code_of(OWN_DECODER).title.replace(OWN_DECODER, f"sdvar-harness {versions()['harness']}")
+        return cls(date_of(time.time()), shlex.join([program, *sys.argv[1:]]), code)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.judge import CodeLine, Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
-from harness.report import next_step
+from harness.report import next_step, repeat_step
 from harness.report.html._gallery import place_of
 from harness.report.html._page import COMPONENTS, Bullets, Line, Sheet, Text, counted
 from harness.report.html._scales import layout_of
@@ -38,6 +38,8 @@ def first_parts(result: Verification) -> list[object]:
         parts.append(f"Not asked, so that nothing is proved of it: {', '.join(missing)}.")
     if step is not None:
         parts.append(Line(step[1], f"Next: {step[0]}:") if step[1] else f"Next: {step[0]}.")
+    if (repeat := repeat_step(result)) is not None:
+        parts.append(Line(repeat[1], f"{repeat[0][0].upper()}{repeat[0][1:]}:"))
     return parts
 
 

@@ -16,7 +16,6 @@ from harness.mutants.positions import OFFSET
 from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request
-from harness.report._next import ALONE, BATCH, LINE
 from harness.rounding._budget import SHIPPED_BUDGETS
 from harness.runs._case import cases_of, of_checkouts, read_bundle, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
@@ -119,8 +118,8 @@ def test_the_command_line_repeats_what_it_found(
     line += ["--against-checkout", str(right), "--against-option", "exit_num=2", "--seeds", "3:5", "--labels", "0,1"]
     assert command(monkeypatch, *line, "--run", str(tmp_path / "run.db"), "--workers", workers) == 1
     out = capsys.readouterr().out.splitlines()
-    first, after = (next(text for text in out if text.startswith(word)) for word in ("first difference", "next: "))
-    assert f"; {ALONE}{LINE} ({BATCH}): " in after
+    starts = "first difference", "that image alone"
+    first, after = (next(text for text in out if text.startswith(word)) for word in starts)
     words = shlex.split(after.partition("): ")[2])
     assert [word for word in words if word.startswith("--")].count("--option") == 2  # exit_num, and the role
     assert command(monkeypatch, *words[1:]) == 1

@@ -177,7 +177,7 @@ def test_a_sampler_that_reads_no_draft_length_runs_once(tmp_path: Path, in_proce
     assert [str(each.settings) for each in result.settings] == ["as it is"]
     assert (result.images, result.verdict) == (2, Verdict.IDENTICAL)
     one = verify(SMALL, mine, [Settings(2)], [TWO], terms=terms)
-    assert [str(each.settings) for each in one.settings] == ["coupled draft_len=2"]
+    assert [str(each.settings) for each in one.settings] == ["draft_len=2"]
 
 
 def test_a_loop_in_rounds_is_asked_for_every_length(tmp_path: Path):

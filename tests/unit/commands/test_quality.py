@@ -104,6 +104,8 @@ def test_nats_alone_need_no_features(monkeypatch, capsys, high: float, status: i
 
     monkeypatch.setattr("harness.verification.run_study", run)
     assert command(monkeypatch, *VERIFY, "--max-nats", "0.5") == status
+    own_claim = [word for word in VERIFY if word not in ("--contract", "C")]
+    assert command(monkeypatch, *own_claim, "--max-nats", "0.5") == status
     assert asked[0][0] is NO_MEANS
     assert (asked[0][1].most, asked[0][1].most_nats) == (None, 0.5)
     assert f"kl:0.1: 0.200 [0.100, {high:.3f}] nats, " in capsys.readouterr().out
@@ -111,10 +113,13 @@ def test_nats_alone_need_no_features(monkeypatch, capsys, high: float, status: i
 
 REFUSED = {
     ("verify", "--max-loss", "0.1"): "max_loss=0.1: states a loss, which contract C alone allows; pass --contract C",
-    ("verify", "--max-nats", "0.5"): "max_nats=0.5: states a loss, which contract C alone allows; pass --contract C",
+    ("verify", "--max-nats", "0.5"): "max_nats=0.5: states a loss, which contract C alone allows, and the claim is A",
+    ("verify", "--contract", "B", "--max-nats", "0.5"): "and the claim is B (distribution-identical); pass --contract",
     (*VERIFY, "--max-nats", "-1"): "max_nats=-1.0: must be above 0",
     (*VERIFY, "--max-loss", "0"): "max_loss=0.0: must be above 0",
-    (*VERIFY, "--max-loss", "0.1", "--quality-images", "10"): "images=10: must be at least 80",
+    (*VERIFY, "--max-loss", "0.1", "--quality-images", "10"): (
+        "quality_images=10: must be at least 80, two a block; pass --quality-images 80"
+    ),
     ("quality", "--images", "10"): "images=10: must be at least 80",
     ("quality", "--blocks", "5", "--images", "400"): "blocks=5: must be at least 10",
     ("quality", "--max-loss", "nan"): "max_loss=nan: must be a finite number",

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
-from harness.report._next import ALONE, BATCH
 from harness.runs._recorded import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, tiny
@@ -72,12 +71,13 @@ def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
     report = tmp_path / "r.json"
     words = ("--seeds", "3:6", "--labels", "2,1", "--draft-len", "3,2", "--cfg", "2", "--top-k", "6")
     assert command(monkeypatch, "verify", *pair, *OFFSET, *words, "--json", str(report)) == 1
-    starts = ("first defect", "line", "next")  # unasked: the decode is short
-    first, code, after = (line for line in capsys.readouterr().out.splitlines() if line.startswith(starts))
+    starts = ("first defect", "line", "next", "that image alone")  # unasked: the decode is short
+    first, code, after, alone = (line for line in capsys.readouterr().out.splitlines() if line.startswith(starts))
     assert "positions.py" in code
     document = json.loads(report.read_text())
-    mend = f"mend what the first defect names, {document['first_divergence']['component']}"
-    assert after == f"next: {mend}; {ALONE} ({BATCH}): {document['alone']}"
+    component = document["first_divergence"]["component"]
+    assert after == f"next: mend what the first defect names: {component}; then ask again"
+    assert alone.endswith(f": {document['alone']}")
     found = document["first_divergence"]
     line = shlex.split(document["alone"])
     assert line[:2] == ["sdvar-harness", "verify"]

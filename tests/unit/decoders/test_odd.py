@@ -78,13 +78,13 @@ def test_counts_that_nothing_confirms_are_shown_as_the_decoders_word(tmp_path: P
     assert result.verdict is Verdict.IDENTICAL
     for each in (result, recorded_result(tmp_path / "run.db")):
         assert json.loads(each.to_json())["counted_by"] == "decoder"
-        assert "it says" in told(each)  # in the head of a column
+        assert "stated" in told(each)  # in the head of a column
         assert "covered (as the decoder says: nothing confirms its rounds and calls): " in told(each)
         page = run_page(each, Seen()).decode()
         assert "target calls, as the decoder says" in page
     own = answer_question(MODELS, Question("harness:build_decoder", (Settings(2),), (Request((0,), 4),)))
     assert json.loads(own.to_json())["counted_by"] == "harness"
-    assert "it says" not in told(own)
+    assert "stated" not in told(own)
     assert "as the decoder says" not in told(own)
     assert "as the decoder says" not in run_page(own, Seen()).decode()
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Trace, build_decoder
 from harness.decoders import Limits
+from harness.judge import PartVerdict, Verdict
 from harness.laws import LAWS, Case, Law
 from harness.laws._apart import answer_of, read_answer
-from harness.laws._conformance import LawWork, try_laws
+from harness.laws._conformance import LawWork, _row, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases
+from harness.laws._few_cases import summed_up
 from harness.laws._law import Violation
 from harness.pool import Crew, Died
 from harness.processes import UnreadableError
+from harness.report._terminal import laws_line, parts_verdict
+from harness.runs import LawsTried
 from harness.schema import record_of
 
 HERE = "tests.unit.laws.test_apart"
@@ -133,4 +139,40 @@ def test_what_is_sent_is_what_is_read():
     assert isinstance(back, LawResult)
     assert seen(back) == seen(row)
     assert record_of(Case, json.loads(json.dumps(CASE))) == Case()
-    assert read_answer(b'{"late": "no answer within 1 s"}', LAW, TOLD) == Died("no answer within 1 s")
+    assert read_answer(b'{"late": "no answer within 1 s", "hangs": true}', LAW, TOLD) == Died("no answer within 1 s")
+
+
+def slow(models: ModelPair, settings: Settings) -> Any:
+    """A right decoder without parts whose every decode takes a while."""
+    built = build_decoder(models, settings)
+
+    def decode(request: Request, noise: SeededNoise) -> Trace:
+        time.sleep(0.02)
+        return built.decode(request, noise)
+
+    return SimpleNamespace(contract=built.contract, policy=built.policy, decode=decode)
+
+
+def hangs(models: ModelPair, settings: Settings) -> Any:
+    return SimpleNamespace(contract="token-identical", decode=lambda request, noise: time.sleep(60.0))
+
+
+def test_a_law_of_many_decodes_that_is_late_proves_nothing_and_one_decode_that_hangs_is_a_defect():
+    (late,) = rows(f"{HERE}:slow", [BY_ID["acceptance.distribution"]], Limits(3.0))
+    assert (late.violation, late.verdict) == (None, Verdict.INCONCLUSIVE)
+    assert late.late == "took longer than 3 s: pass --timeout 6"
+    assert str(late).endswith(late.late)
+    (hung,) = rows(f"{HERE}:hangs", SOME[1:2], Limits(1.0))
+    assert hung.violation is not None
+    assert "no answer within 1 s (timeout)" in hung.violation.found
+
+
+def test_a_late_law_makes_a_run_inconclusive_and_a_part_neither_right_nor_wrong():
+    late = LawResult(BY_ID["acceptance.distribution"], late="took longer than 3 s: pass --timeout 6", done=True)
+    tried = summed_up([late], 2)
+    assert (tried.late, tried.broken, tried.held) == (("acceptance.distribution " + late.late,), (), 0)
+    assert not tried.tested_the_law
+    assert record_of(LawsTried, json.loads(json.dumps(tried.as_dict()))) == tried
+    assert ", 1 too slow" in laws_line(tried)
+    assert _row("draw", late).verdict is PartVerdict.UNPROVEN
+    assert parts_verdict([_row("draw", late)]) is Verdict.INCONCLUSIVE

@@ -155,7 +155,7 @@ def test_the_contracts_in_order():
 
 
 def test_settings_say_what_they_are():
-    assert str(Settings()) == "coupled draft_len=5"
+    assert str(Settings()) == "draft_len=5"
     assert str(Settings("3,2", True, "match:0.5")) == "match:0.5 draft_len=3,2 bonus"
     assert [Settings(policy=p).greedy for p in ("greedy", "coupled", "rejection")] == [True, False, False]
 
@@ -194,7 +194,7 @@ def test_scales_that_were_not_made_final_once_are_missing():
 
 
 def test_settings_say_what_a_decoder_was_asked_for_and_nothing_else():
-    assert str(Settings(2)) == "coupled draft_len=2"
+    assert str(Settings(2)) == "draft_len=2"
     assert str(Settings("1/2", True, "greedy")) == "greedy draft_len=1/2 bonus"
     assert str(Settings("", False, "")) == "as it is"
     named = (("checkout", "/somewhere"), ("gamma", "3"), ("gamma", "4"))

@@ -77,7 +77,7 @@ def test_the_command_prints_and_writes_them(folder: Path, tmp_path: Path, monkey
     words = [word for line in out[3:-3] for word in line.split() if word.isupper() and len(word) > 5]
     assert words == ["DEFECT", UNREADABLE, UNFINISHED, "IDENTICAL"]
     assert out[-3] == "1 DEFECT, 1 UNREADABLE, 1 UNFINISHED, 1 IDENTICAL of 4 runs"
-    assert out[-2] == f"next: look at the worst: sdvar-harness report {folder / 'wrong.db'} --html page.html"
+    assert out[-2] == f"next: look at the newest DEFECT: sdvar-harness report {folder / 'wrong.db'} --html page.html"
     page = read(html.read_bytes())
     assert "✕ DEFECT 4 runs of 3 decoders: 1 DEFECT, 1 UNREADABLE, 1 UNFINISHED, 1 IDENTICAL." in page.words
     assert page.text.index("wrong.db") < page.text.index("forged.db") < page.text.index("right.db")
@@ -108,13 +108,13 @@ def test_what_changed_between_two_runs(folder: Path, tmp_path: Path, monkeypatch
     assert changes["wrong tokens"] == ("0", str(other.totals["wrong_tokens"]))
     assert changes["first divergence"] == ("–", str(other.first_divergence))
     assert changes["decoder implementation"][0] == "harness.speculative.sampler:build_decoder"
-    assert changes["coupled draft_len=2"][1].startswith("DEFECT, ")
+    assert changes["draft_len=2"][1].startswith("DEFECT, ")
     assert "images" not in changes
     assert "weights target" not in changes
     assert changes_between(one, one) == []
     answered(tmp_path / "longer.db", length=3)
     settings = {what: pair for what, *pair in changes_between(one, recorded_result(tmp_path / "longer.db"))}
-    assert settings["coupled draft_len=2"][1] == settings["coupled draft_len=3"][0] == "–"
+    assert settings["draft_len=2"][1] == settings["draft_len=3"][0] == "–"
     page = read(changes_page((one, other), ("right.db", "wrong.db")))
     assert "IDENTICAL → DEFECT" in page.words
     html, names = tmp_path / "two.html", [str(folder / name) for name in ("right.db", "wrong.db")]

@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from harness.decoders._factory import OWN_DECODER
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
 from harness.report import plain_console, say_after
-from harness.report._next import AFTER, ALONE, BATCH, LINE, next_step
+from harness.report._next import AFTER, next_step, repeat_step
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
@@ -43,10 +44,33 @@ def after(result: Verification) -> tuple[str, str]:
 def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
-    assert what == f"mend what the first defect names, positions; {ALONE}{LINE} ({BATCH})"
-    assert line == result.alone
+    assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
+    needs = " (if it is IDENTICAL alone, the fault needs what was decoded with it or before it)"
+    assert repeat_step(result) == (f"that image alone{needs}", f"{result.alone} --locate")
+    assert wrong(shlex.split(f"{result.alone} --locate")) == ""
+    for line, searched in (("not searched (about 2 min); pass --locate", False), ("x", True)):
+        result.line = line
+        assert repeat_step(result) == (f"that image alone{needs}", result.alone + " --locate" * (not searched))
     result.record = replace(result.record, recipe=None)
-    assert after(result) == ("mend what the first defect names, positions; then ask again", "")
+    assert repeat_step(result) is None
+
+
+def crashes(models, settings):
+    """A decoder that raises."""
+    raise_in_decode = SimpleNamespace(contract="token-identical", decode=lambda request, noise: [][len([0])])
+    return raise_in_decode
+
+
+def test_of_a_crash_the_file_and_line_are_mended_and_its_batch_is_repeated(tmp_path: Path):
+    result = made(tmp_path, crashes)
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "crash"
+    assert re.fullmatch(r"mend test_next\.py:\d+, where it raises; then ask again", after(result)[0])
+    repeat = repeat_step(result)
+    assert repeat is not None
+    assert repeat[0].startswith("that batch alone")
+    assert repeat[1] == result.alone
+    assert "--locate" not in repeat[1]
 
 
 def test_a_broken_law_replays_itself_and_a_lost_quality_is_a_choice(tmp_path: Path):
@@ -85,7 +109,7 @@ def test_after_the_design_the_own_decoder_makes_room_for_yours_and_yours_for_tes
         assert after(result)[1] == line
     result = made(tmp_path, policy="match:0.5")
     result.covers = True
-    assert after(result)[1] == "sdvar-harness quality --max-loss 0.1"
+    assert after(result)[1].endswith(" --policy match:0.5 --contract C --max-loss 0.1")
     checked_out = made(tmp_path, options=(("checkout", "/somewhere"),))
     checked_out.covers = True
     assert after(checked_out)[0].endswith("docs/pytest.md asks published code in your tests")
@@ -142,7 +166,9 @@ def test_every_command_with_a_verdict_says_what_to_do_after_each_of_its_statuses
         assert {0, 1} <= set(steps)
         for status, step in steps.items():
             say_after(plain_console(), name, status, quiet=False)
-            assert capsys.readouterr().out == f"next: {step}\n"
+            assert capsys.readouterr().out == f"next: {step.format(verify='sdvar-harness verify')}\n"
+    say_after(plain_console(), "replay", 0, False, "sdvar-harness verify --implementation a:b")
+    assert capsys.readouterr().out == "next: ask the whole question again: sdvar-harness verify --implementation a:b\n"
     say_after(plain_console(), "parts", 1, quiet=True)
     say_after(plain_console(), "mutants", 130, quiet=False)
     assert capsys.readouterr().out == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from harness.errors import InputError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.report._progress import Later, LongWork
+from harness.report._progress import Later, LongWork, watch_of
 from harness.runs._decodes import Decodes, Step, verify_decodes
 from harness.runs._plan import Plan
 from harness.speculative.sampler import build_decoder
@@ -49,9 +50,32 @@ def test_a_log_gets_a_line_at_the_first_step_and_one_a_minute(clock: list[float]
     assert capsys.readouterr().err == ""
 
 
+def test_a_step_of_many_minutes_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("harness.report._progress.PLAIN_S", 0.1)
+    with LongWork("laws", 3) as work:
+        time.sleep(0.35)
+        work.advance()
+        time.sleep(0.35)
+    lines = capsys.readouterr().err.splitlines()
+    assert "0 of 3 laws after 0 s" in lines
+    assert sum(line.startswith("1 of 3 laws, ") for line in lines) > 1
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""  # the work is over
+
+
+def test_in_a_script_verify_says_a_line_a_minute_and_a_function_of_ones_own_is_called(clock, capsys):
+    called: list[int] = []
+    for progress in (None, lambda: called.append(1)):
+        with watch_of(progress)("images", 400) as work:
+            clock[0] += 100.0
+            work.advance()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert called == [1]
+
+
 def test_the_time_left_is_that_of_the_whole_run(clock: list[float]):
     work = LongWork("images", 10, quiet=True, later=Later(seconds=30.0, steps=10))
-    assert work.line() == "0 of 10 images, 0.0 a second, ? left, 0 defects"
+    assert work.line() == "0 of 10 images after 0 s"
     clock[0] += 8.0
     work.advance(2)  # 4 s each: 8 here and 10 after them
     assert work.line() == "2 of 10 images, 4.0 s each, 1:42 left, 0 defects"

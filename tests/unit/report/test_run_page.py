@@ -20,7 +20,6 @@ from PIL import Image
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.report._next import ALONE, BATCH, LINE
 from harness.report.html._gallery import MOST_BYTES
 from harness.report.html._page import date_of
 from harness.report.html._run import run_page, seen_in
@@ -52,7 +51,9 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"where – Seed {first.seed}, image {first.image}, label {first.label}. Scale {first.scale} of" in head
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
-    assert f"Next: mend what the first defect names, {first.component}; {ALONE}{LINE} ({BATCH}): {result.alone}" in head
+    assert f"Next: mend what the first defect names: {first.component}; then ask again." in head
+    assert "That image alone (if it is IDENTICAL alone, the fault needs what was decoded with it or before" in head
+    assert f"{result.alone} --locate" in head
     assert "Not asked" not in head
     titles = [section["id"] for section in page.all("section")]
     assert titles.index("images") < titles.index("result")
@@ -155,9 +156,9 @@ def test_one_defect_is_one_place_and_wrong_tokens_stand_apart(tmp_path: Path):
     run(tmp_path / "a.db")
     large(tmp_path / "large.db", read_run(tmp_path / "a.db")[0], 3, 4, 32)
     words = read(page_of(tmp_path / "large.db")).words  # every image has twenty records from position 30 on
-    assert "defects by first place1 in 12 images or batches" in words
+    assert "first places of defects1 " in words
     assert "wrong tokens240 2.941 % of those compared" in words
-    assert "positions 4 30 seed 0, image 0 coupled draft_len=2 0 12 100 %" in words
+    assert "positions 4 30 seed 0, image 0 draft_len=2 0 12 100 %" in words
 
 
 def test_a_page_says_when_by_which_command_and_on_which_code(tmp_path: Path):

@@ -29,7 +29,7 @@ from harness.report import _speed as speed
 from harness.report import _tables as tables
 from harness.report import _terminal as terminal
 from harness.report import samples
-from harness.report._tables import SHY, Column, name_column, prose_column, table_lines
+from harness.report._tables import Column, name_column, prose_column, table_lines
 from harness.report._terminal import PIPE_WIDTH, plain_console
 from harness.runs._result import Verification
 from harness.speculative.tools._observer import Cost, Observer
@@ -141,13 +141,13 @@ def test_every_table_fits_and_nothing_is_cut(name: str, width: int, encoding: st
     out = printed(SHOWN[name], width, encoding, monkeypatch)
     assert out.tables
     assert [line for line in out.lines if cell_len(line) > width and not line.startswith("next: ")] == []
-    assert not any("…" in line or SHY in line for line in out.lines if name != "parts")
+    assert not any("…" in line for line in out.lines if name != "parts")
     for columns, rows, lines in out.tables:
         text = flat(" ".join(lines))
         note = text.partition(NOTE)[2]
         assert not (note and width == PIPE_WIDTH)
         for k, column in enumerate(columns):
-            gone = flat(column.head.replace(SHY, "")) in note
+            gone = flat(column.head) in note
             assert not (gone and not column.spare), column
             words = [flat(row[k]) for row in rows if not (column.prose and row[k] in ("", "-"))]
             assert gone or [word for word in words if word and not whole(word, text)] == [], column
@@ -207,7 +207,7 @@ def test_a_pipe_is_wide_whatever_the_terminal_is_and_has_no_colours(monkeypatch:
     assert NOTE not in said
 
 
-TINY = (name_column("name"), Column(f"iden{SHY}tical"), Column("time (s)", spare=1), prose_column("why"))
+TINY = (name_column("name"), Column("identical"), Column("time (s)", spare=1), prose_column("why"))
 ROW = ("a-long-name-of-a-case", "123456789", "1.5", "words of prose that are broken between words alone")
 
 

@@ -65,7 +65,7 @@ def test_json_is_that_of_the_command(right: Verification):
 
 def test_a_row_a_setting_and_request(wrong: Verification):
     rows = wrong.to_records()
-    assert [row["setting"] for row in rows] == ["coupled draft_len=2", "coupled draft_len=1"]
+    assert [row["setting"] for row in rows] == ["draft_len=2", "draft_len=1"]
     assert all(row["verdict"] == "DEFECT" and row["draws"] == 680 and row["seed"] == 1 for row in rows)
     assert all(row["target_calls"] > 0 for row in rows)
 

@@ -121,7 +121,7 @@ def test_a_file_of_another_run_is_refused_and_the_difference_named(tmp_path: Pat
     other = replace(MODELS, draft=with_weight(MODELS.draft, "head.bias", lambda bias: bias + 1))
     with pytest.raises(InputError, match=r"is the file of another run: weights draft \(here [0-9a-f]{16}, recorded"):
         run(path, other, resume=True)
-    with pytest.raises(InputError, match=r"settings \(here coupled draft_len=2, recorded coupled draft_len=1, coupled"):
+    with pytest.raises(InputError, match=r"settings \(here draft_len=2, recorded draft_len=1, draft_len"):
         run(path, plan=Plan.of([Settings(2)], REQUESTS), resume=True)
     with pytest.raises(
         InputError, match=r"requests \(here 4 images in 2 batches of 2 at most, recorded 10 images in 5"

@@ -91,7 +91,7 @@ def test_a_wrong_compiler_widens_no_budget(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_settings_say_how_the_work_is_done():
-    assert str(Settings(2, graphs=True, compiled=True)) == "coupled draft_len=2 graphs compiled"
+    assert str(Settings(2, graphs=True, compiled=True)) == "draft_len=2 graphs compiled"
 
 
 @pytest.mark.parametrize(
