@@ -90,7 +90,8 @@ def main() -> None:
         with interruptible(), each_warning_once():
             status = app(standalone_mode=False, prog_name="sdvar-harness")
         status = status if isinstance(status, int) else 0
-        status = 128 + last_signal() if status == INTERRUPTED and last_signal() else status  # typer knows one signal
+        # typer knows one signal, and libraries swallow them; one that comes while a last module is imported waits
+        status = 128 + last_signal() if last_signal() else status
         if sys.stdout is not None:
             sys.stdout.flush()  # here, and not while Python shuts down
     except BaseException as error:

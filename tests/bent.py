@@ -195,6 +195,19 @@ def writes_outside(models: ModelPair, settings: Settings) -> Any:
     return Bent(models, settings, lambda bent, *of: (path.write_text("x"), bent.inner.decode(*of))[1])
 
 
+def ends_tidily(models: ModelPair, settings: Settings) -> Any:
+    """Be right, and leave a thread and a function that write when the process ends."""
+    path = Path(str(settings.option("file")))
+    atexit.register(lambda: path.write_text(f"{path.read_text()}, exit"))
+
+    def write() -> None:
+        threading.main_thread().join()
+        path.write_text("thread")
+
+    threading.Thread(target=write).start()
+    return honest(models, settings)
+
+
 def _pokes(bent: Bent, request: Request, noise: SeededNoise) -> Trace:
     """Look for the judge's memory, as its own process sees it, and write into all of it that can be written to."""
     trace = _wrong(bent, request, noise)

@@ -18,6 +18,7 @@ TESTED, JUDGED, PLACE, WRITTEN = "The decoder under test", "How it is judged", "
 
 # What stands in other rooms, too.
 OWN = "harness:build_decoder"  # the harness's own decoder
+DECODER_PROCESS = "harness.decoders._child:serve"  # what a decoder's process calls
 DTYPES = ("float32", "float64", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
             "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip

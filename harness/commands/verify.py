@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from harness.commands._options import Networks
 from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import absolute_source, check_outputs, check_readable
+from harness.processes import started_ahead
 
 if TYPE_CHECKING:
     from harness.decoders import Other, Runner
@@ -128,6 +129,23 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
+    with _decoder_ahead(networks, tested, outputs):
+        raise typer.Exit(_verified(networks, images, decoding, tested, judging, outputs))
+
+
+def _decoder_ahead(networks: Networks, tested: VerifyDecoder, outputs: VerifyOutputs) -> AbstractContextManager[None]:
+    """Start the process of a decoder that will have one beside this one, while this one loads what it needs."""
+    elsewhere = outputs.cluster or outputs.workers > 1
+    if tested.in_process or elsewhere or tested.implementation == options.OWN:
+        return nullcontext()
+    return started_ahead(options.DECODER_PROCESS, networks.mode.device, tested.allow_write or ())
+
+
+def _verified(
+    networks: Networks, images: VerifyImages, decoding: VerifyDecoding, tested: VerifyDecoder, judging: VerifyJudging,
+    outputs: VerifyOutputs,
+) -> int:  # fmt: skip
+    """Answer what was asked, show and write it; return the exit status."""
     from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
     from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
@@ -181,7 +199,7 @@ def verify(
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
         write(result, paths, store, outputs, None if status else partial(take_line, models=pair, asked=judging.locate))
-    raise typer.Exit(status or result.verdict.exit_status)
+    return status or result.verdict.exit_status
 
 
 def write(

@@ -15,5 +15,4 @@ from harness.decoders._factory import (
 )
 from harness.decoders._in_process import MOVED, run_in_process
 from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
-from harness.decoders._own_process import own_place
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

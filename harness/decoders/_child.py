@@ -8,11 +8,13 @@ were before any code of the decoder's was loaded, which finds a decoder that rep
 Started by `harness.decoders._own_process`, which is the other side of the conversation.
 """
 
+import atexit
 import faulthandler
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -27,14 +29,30 @@ from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
+from harness.processes import given
 from harness.protocol import Implementation
 from harness.rounding import precision_unchanged
 
 
-def serve(job: str, conversation: str) -> None:
-    """Hold one conversation about a `DecoderJob`; both words are descriptors."""
+def serve(device: str, conversation: str) -> None:
+    """Hold one conversation about a `DecoderJob`, over a descriptor; wait for it with the device at hand."""
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the judge has gone
-        _serve(_read(int(job)), int(conversation))
+        if device.startswith("cuda"):
+            with suppress(Exception):  # of a device that is not there the judge knows better
+                torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
+        job, *mailbox = given(int(conversation))
+        _serve(_read(job), mailbox, int(conversation))
+    _leave()
+
+
+def _leave() -> None:
+    """End this process: what a decoder wants done at the end is done, but Python and PyTorch are not taken apart."""
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python begins its own end, and multiprocessing does
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # the decoder may have put anything there
+            stream.flush()
+    os._exit(0)
 
 
 def _read(descriptor: int) -> DecoderJob:
@@ -48,12 +66,12 @@ def _read(descriptor: int) -> DecoderJob:
     return job
 
 
-def _serve(job: DecoderJob, conversation: int) -> None:
+def _serve(job: DecoderJob, mailbox: list[int], conversation: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
     job.surroundings.restore()
     job.limits.bound_memory()
     with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
-        mailbox, alarm, watched = Mailbox.open(job.mailbox), _Alarm(), Watched(job.models)
+        memory, alarm, watched = Mailbox.open(job.mailbox, *mailbox), _Alarm(), Watched(job.models)
         untouched = own_functions()
         _say(replies, DecoderReply())
         try:
@@ -67,7 +85,7 @@ def _serve(job: DecoderJob, conversation: int) -> None:
         while True:
             question: DecoderQuestion = pickle.load(questions)
             with alarm.within(question.timeout_s):
-                reply = _answer(question, decoders[question.setting], watched, mailbox)
+                reply = _answer(question, decoders[question.setting], watched, memory)
             patched = patched_functions(untouched)
             if patched and reply.refused is None:
                 detail = f"the decoder left {', '.join(patched[:3])} of the harness patched in its process"

@@ -43,7 +43,7 @@ class Mailbox:
 
     block: Tensor  # its bytes
     handle: Handle  # what the other process opens it by; picklable
-    descriptor: int = -1  # of the anonymous file, which that process must inherit; -1 on CUDA
+    descriptor: int = -1  # of the anonymous file, which that process must get; -1 on CUDA
 
     @classmethod
     def make(cls, size: int, device: torch.device) -> Self:
@@ -55,9 +55,11 @@ class Mailbox:
         return cls(_mapped(descriptor, size), (descriptor, size), descriptor)
 
     @classmethod
-    def open(cls, handle: Handle) -> Self:
+    def open(cls, handle: Handle, descriptor: int = -1) -> Self:
+        """Open another process's memory; on a CPU by the `descriptor` under which this one has it, if it is another."""
         if len(handle) == 2:
-            return cls(_mapped(*handle), handle, handle[0])
+            mine = handle[0] if descriptor < 0 else descriptor
+            return cls(_mapped(mine, handle[1]), handle, mine)
         return cls(rebuild_cuda_tensor(*handle), handle)
 
     def close(self) -> None:

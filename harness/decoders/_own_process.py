@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -33,23 +32,18 @@ from harness.processes import (
     GRACE_S,
     START_S,
     GoneError,
-    Log,
-    OwnFolder,
-    Place,
     ProcessLine,
     UnreadableError,
     domain_version,
+    quarters_for,
     sealed,
 )
 from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
 
 ACCIDENTS = "a process of its own: accidents only (no Landlock of version 6; docs/boundary.md)"
-LOG, LAST_LINES, PRINTED_LINES = "decoder.log", 3, 20
+LAST_LINES, PRINTED_LINES = 3, 20
 SERVE = "harness.decoders._child:serve"
-# Where programs keep what they compile, by the variable that says so; each gets a folder of that name.
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCH_EXTENSIONS_DIR", "NUMBA_CACHE_DIR")
-TEMPORARY, CACHE = "TMPDIR", "XDG_CACHE_HOME"
 
 
 class OwnProcess:
@@ -70,15 +64,14 @@ class OwnProcess:
         version = domain_version()
         alone = "" if limits.connects else ", which connects to nobody by TCP"
         isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
-        self._folder = OwnFolder()
-        self._log = Log(self._folder.path / LOG)
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
         # on CUDA the other process opens copies that this one makes there; on a CPU it has its own of what is sealed
         self._copies = copy.deepcopy(models) if models.device.type == "cuda" else models
+        self._quarters = quarters_for(SERVE, str(models.device), limits.allow_write, limits.connects)
+        self._log = self._quarters.log
         self._line: ProcessLine | None = None
         self._job = -1
         try:
-            self._place = own_place(self._folder.path, limits)
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             self._job = sealed(partial(write_job, job))
             reply = self._start()
@@ -129,20 +122,16 @@ class OwnProcess:
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""
         self._end()
-        for close in (self.mailbox.close, self._log.close):
-            with suppress(OSError):
-                close()
+        with suppress(OSError):
+            self.mailbox.close()
         if self._job >= 0:
             os.close(self._job)
-        if self.failed:
-            self._folder.leave(LOG)
-        else:
-            self._folder.remove()
+        self._quarters.close(keep_log=self.failed)
 
     def _start(self) -> DecoderReply:
         """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""
-        shared = [self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0)
-        self._line = ProcessLine(SERVE, [self._job], shared, self._log, self._place)
+        self._line = self._quarters.line()
+        self._line.give([self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0))
         DecoderReply.of(self._line.hear(START_S, "time to start"))  # it has what it needs, and nothing of others yet
         return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))
 
@@ -227,25 +216,3 @@ def write_job(job: DecoderJob, stream: BinaryIO) -> None:
         ForkingPickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
     else:
         torch.save(job, stream)
-
-
-def own_place(folder: Path, limits: Limits) -> Place:
-    """Return where the process of a decoder may work: what is temporary, and what is cached, lies in its own folder.
-
-    What the user's cache holds is found all the same. A variable of the user's that names a folder which may be written
-    to (`Limits.allow_write`) stays as it is.
-    """
-    environment = {TEMPORARY: "tmp", CACHE: "cache", **{name: name for name in CACHES}}
-    for name, place in list(environment.items()):
-        given = os.environ.get(name, "")
-        if given and any(Path(given).is_relative_to(allowed) for allowed in limits.allow_write):
-            del environment[name]
-        else:
-            (folder / place).mkdir()
-            environment[name] = str(folder / place)
-    if CACHE in environment:
-        with suppress(OSError):
-            for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
-                (folder / "cache" / there.name).symlink_to(there)
-    writable = (str(folder), *limits.allow_write) if domain_version() else None
-    return Place(str(folder), writable, tuple(environment.items()), connects=limits.connects)

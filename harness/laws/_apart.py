@@ -21,13 +21,23 @@ from typing import Any, BinaryIO
 
 import torch
 
-from harness.decoders import Limits, OutOfTimeError, Surroundings, load_factory, own_place
+from harness.decoders import Limits, OutOfTimeError, Surroundings, load_factory
 from harness.errors import InputError, one_line, text_of
 from harness.laws._case import Case
 from harness.laws._engine import CaseSource, LawResult, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
-from harness.processes import GRACE_S, START_S, GoneError, Log, OwnFolder, ProcessLine, UnreadableError, sealed
+from harness.processes import (
+    GRACE_S,
+    START_S,
+    GoneError,
+    Log,
+    OwnFolder,
+    ProcessLine,
+    UnreadableError,
+    own_place,
+    sealed,
+)
 from harness.schema import record_of
 
 DEAF_S = 10.0  # for code to see the alarm
@@ -62,7 +72,8 @@ class LawProcesses:
         self._job = -1
         try:
             self._job = sealed(lambda stream: pickle.dump(job, stream))
-            place = own_place(self._folder.path, job.limits or Limits())
+            limits = job.limits or Limits()
+            place = own_place(self._folder.path, limits.allow_write, limits.connects)
             self._processes = [_LawProcess((self._job, device), place, job.limits, told) for device in devices]
         except BaseException:
             self.close()

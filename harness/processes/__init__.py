@@ -2,6 +2,7 @@
 
 from harness.processes._domain import domain_version, is_refused_connection, refused_write
 from harness.processes._folder import OwnFolder
-from harness.processes._line import GoneError, ProcessLine, UnreadableError
+from harness.processes._line import GoneError, ProcessLine, UnreadableError, given
 from harness.processes._memory import sealed, sized
 from harness.processes._process import GRACE_S, START_S, Log, Place, Process
+from harness.processes._quarters import own_place, quarters_for, started_ahead

@@ -4,6 +4,7 @@ Promise: no word takes longer than it was given, in either direction; what comes
 proportion to its length, `LONGEST` at most. Nothing of it is believed here.
 """
 
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from harness.processes._process import ANYWHERE, Log, Place, Process
 
 LONGEST = 2**26  # bytes of one answer; the rounds of a thousand images take some megabytes
 PIECE = 2**20
+MOST_GIVEN = 2  # open files
 
 
 class GoneError(HarnessError):
@@ -48,6 +50,13 @@ class ProcessLine:
         except OSError:
             raise GoneError(f"the decoder's process {self.process.death()} before the decode") from None
 
+    def give(self, descriptors: Sequence[int]) -> None:
+        """Let the process have open files, which it takes by `given`. Raises `GoneError` where it has ended."""
+        try:
+            socket.send_fds(self._socket, [b"."], descriptors)
+        except OSError:
+            raise GoneError(f"the decoder's process {self.process.death()} before it had its work") from None
+
     def hear(self, seconds: float, word: str) -> bytes:
         """Return the next line. Raises `GoneError` where none comes, `UnreadableError` where it has no end."""
         end, looked = time.monotonic() + seconds, 0
@@ -81,3 +90,14 @@ class ProcessLine:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self.process.end(grace_s)
+
+
+def given(line: int) -> list[int]:
+    """Return the open files that the starter of this process has for it. Raises `EOFError` where that one is gone."""
+    with socket.socket(fileno=os.dup(line)) as end:
+        word, descriptors, _, _ = socket.recv_fds(end, 1, MOST_GIVEN)
+    if not word:
+        raise EOFError
+    for each in descriptors:
+        os.set_inheritable(each, False)
+    return list(descriptors)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from harness import __main__ as program
 from harness.errors import StopSignal
 from harness.signals import SIGNALS, interruptible, keep_standard_open, last_signal, silence
 from tests.helpers import hearing
@@ -111,6 +113,23 @@ def test_one_that_comes_while_a_module_is_imported_waits_for_its_end(tmp_path: P
     with hearing(signal.SIGTERM), interruptible(), pytest.raises(StopSignal) as stop:
         load()
     assert stop.value.status == 143
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_that_went_on_after_a_signal_says_so_by_its_status(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+):
+    """A library swallowed it, or it came while the last module was imported, and waited when all was done."""
+
+    def app(**named: object) -> int:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+        return 0
+
+    monkeypatch.setattr(program, "app", app)
+    with hearing(number), pytest.raises(SystemExit) as end:
+        program.main()
+    assert end.value.code == 128 + number
 
 
 def started(*words: str, after_s: float) -> subprocess.Popen[bytes]:

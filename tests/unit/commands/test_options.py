@@ -19,6 +19,7 @@ from harness.commands import _options as options
 from harness.commands import mutants, verify
 from harness.decoders._factory import OWN_DECODER
 from harness.decoders._limits import TIMEOUT_S
+from harness.decoders._own_process import SERVE
 from harness.golden._plan import GOLDENS
 from harness.laws._few_cases import LAW_CASES
 from harness.models import MODES
@@ -106,6 +107,7 @@ def test_the_door_opens_at_once(words: str):
 
 def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.OWN, options.CLOSE, options.TIMEOUT_S) == (OWN_DECODER, CLOSE_NOISE, TIMEOUT_S)
+    assert options.DECODER_PROCESS == SERVE
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
     assert set(options.DTYPES) == set(MODES)
@@ -246,3 +248,27 @@ def test_what_is_no_table_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "verify", "--nope") == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--implementation", "a:b", "--device", "cpu"], "harness.decoders._child:serve cpu ['/tmp'] False"),
+        (["--implementation", "a:b", "--in-process"], ""),  # and where there will be none, or not beside this one
+        (["--implementation", "a:b", "--workers", "2"], ""),
+        (["--implementation", "a:b", "--cluster", "tcp://x:1"], ""),
+        ([], ""),
+    ],
+)
+def test_a_decoders_process_starts_before_this_one_loads_anything(words: list[str], said: str):
+    code = f"""
+import sys
+from harness.commands import verify
+def ahead(*words): print(*words, "torch" in sys.modules)
+verify.started_ahead, verify._verified = ahead, lambda *records: 0
+sys.argv = {["sdvar-harness", "verify", "--allow-write", "/tmp", *words]!r}
+import harness.__main__
+harness.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), "Traceback" in done.stderr) == (said, False)

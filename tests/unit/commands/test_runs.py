@@ -23,7 +23,7 @@ from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
 from harness.runs._recorded import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
-from tests.helpers import Layout, command, tiny
+from tests.helpers import Layout, command, hearing, tiny
 
 ROOT = Path(__file__).parents[3]
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -47,7 +47,8 @@ def pair(tmp_path: Path) -> list[str]:
 def started(pair: list[str], *words: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "harness", "verify", *pair, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with hearing():  # else it would be as deaf to SIGINT as a run of tests in a shell's background
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def judged(path: Path) -> list[tuple[object, ...]]:

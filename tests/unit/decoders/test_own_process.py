@@ -18,10 +18,12 @@ import torch
 from harness import InputError, Request, Settings, Verdict
 from harness.decoders._limits import Limits
 from harness.decoders._mailbox import Mailbox
+from harness.decoders._own_process import SERVE
 from harness.decoders._runner import Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
-from harness.processes import UnreadableError, domain_version
+from harness.processes import UnreadableError, domain_version, started_ahead
+from harness.processes._quarters import _AHEAD
 from harness.report import plain_console, show_verification
 from harness.runs._result import Verification
 from harness.verification import verify
@@ -164,6 +166,24 @@ def test_a_refused_write_is_bad_input_and_can_be_allowed(tmp_path: Path):
 def test_who_reaches_for_the_judge_is_refused(name: str):
     found = first(apart(name))
     assert (found.component, "PermissionError" in found.detail) == ("crash", True)
+
+
+@pytest.mark.skipif(not domain_version(), reason="the system has no Landlock of version 6")
+def test_one_that_was_started_ahead_decodes_as_any_other_in_the_same_domain():
+    with started_ahead(SERVE, "cpu", []):
+        found = first(apart("pokes"))
+        assert (found.component, "PermissionError" in found.detail) == ("crash", True)
+        assert _AHEAD == {}
+    with started_ahead(SERVE, "cpu", []):
+        assert apart("honest").verdict is Verdict.IDENTICAL
+        assert _AHEAD == {}
+
+
+def test_what_a_decoder_wants_done_at_the_end_is_done(tmp_path: Path):
+    settings = [Settings(2, options=(("file", str(tmp_path / "new")),))]
+    terms = Terms(limits=Limits(allow_write=(str(tmp_path),)))
+    assert verify(MODELS, "tests.bent:ends_tidily", settings, REQUESTS[:1], terms=terms).verdict is Verdict.IDENTICAL
+    assert (tmp_path / "new").read_text() == "thread, exit"
 
 
 def test_nothing_stays_of_a_run_but_the_log_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
