@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import Terms, verify
 from harness.judge._verdict import Verdict
 from harness.models import ModelPair
 from harness.models.infinity.transformer import InfinityTransformer
@@ -200,3 +201,9 @@ def test_a_planted_bug_is_caught_and_named(name: str):
     first = result.first_divergence
     assert first is not None
     assert first.component == component, first
+
+
+def test_the_design_that_is_asked_unasked_meets_places_texts_and_filters():
+    result = verify(single(), terms=Terms(in_process=True, laws=0))
+    assert result.verdict is Verdict.IDENTICAL, (result.first_divergence, result.reasons)
+    assert set(result.exercised.missing) == {"more_smooth", "laws", "other dtypes"}
