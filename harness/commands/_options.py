@@ -118,7 +118,7 @@ class Pair(Group):
     vae: Vae = None
     patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
     heads: Annotated[str, Option(HEADS, rare=True)] = ""
-    schedule: Annotated[str, Option(SCHEDULE)] = ""
+    schedule: Annotated[str, Option(SCHEDULE, rare=True)] = ""
 
     def given_files(self) -> dict[str, str]:
         """Return the checkpoints that are named, by option, as they were typed."""
@@ -158,7 +158,7 @@ class Images(Group):
     noise: Annotated[
         str, Option("image: a stream per image; batch: the published order.", rare=True, offers=("image", "batch"))
     ] = "image"
-    texts: Annotated[Path | None, Option(ENCODED)] = None
+    texts: Annotated[Path | None, Option(ENCODED, rare=True)] = None
     places: Annotated[str, Option(PLACES, rare=True)] = "0"
     tau: Annotated[float, Option("Infinity's temperature.", rare=True)] = 1.0
     addresses: str = ""  # an option of `verify` alone
