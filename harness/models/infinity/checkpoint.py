@@ -14,10 +14,9 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.models import ModelPair
-from harness.models._weight_files import read
 from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
 from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
-from harness.models.state_dicts import Family, Kind, load_network
+from harness.models.state_dicts import Family, Kind, load_network, tensors_of
 from harness.models.var import checkpoint as var
 from harness.protocol import Rows
 from harness.protocol.pyramid import ScalePyramid
@@ -106,10 +105,7 @@ def load_texts(file: Path) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
     Raises `InputError`: it holds something else.
     """
     check_readable(file, "texts", "pass a .safetensors file")
-    tensors = read([file], "texts")
-    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise InputError("texts", str(file), "must hold tensors by name", "pass a .safetensors file")
-    rows = {str(name): Rows(tensor.float().contiguous()) for name, tensor in tensors.items()}
+    rows = {name: Rows(tensor) for name, tensor in tensors_of(file, "texts").items()}
     names = sorted((name for name in rows if not name.startswith(NEGATIVE)), key=lambda name: (len(name), name))
     against = [rows[NEGATIVE + name] for name in names if NEGATIVE + name in rows]
     if not names or len(names) + len(against) != len(rows) or len(against) not in (0, len(names)):
