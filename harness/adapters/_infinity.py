@@ -40,7 +40,7 @@ ASKED = (
     "top_k", "top_p", "returns_vemb", "cfg_insertion_layer", "vae_type", "ret_img", "inference_mode",
 )  # fmt: skip
 UNUSED = ("timm", "timm.models", "timm.models.layers", "timm.loss", "pytz", "tqdm", "PIL", "imageio", "torchvision")
-MOST_BITS = 1  # of a pixel's byte: truncated where the same number may be an ulp less
+MOST_STEPS = 1  # of a pixel's byte: truncated where the same number may be an ulp less
 
 
 class _Unused:
@@ -52,16 +52,11 @@ class _Unused:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self
-
-
-class _StandIn(ModuleType):
-    """A module that has every name."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
         return _Unused()
+
+
+class _StandIn(_Unused, ModuleType):
+    """A module that has every name."""
 
 
 def stand_ins() -> dict[str, ModuleType]:
@@ -146,13 +141,12 @@ class PublishedInfinity(Published):
 
     def _codes(self, vae: InfinityAutoencoder) -> BitCodes:
         """Return the checkout's quantiser beside the harness's decoder. Raises `InputError` where there is none."""
-        C = vae.config.C
+        C, name = vae.config.C, "infinity.models.bsq_vae.multiscale_bsq"
         with building(self.checkout, self.models.device):
             try:
-                kind = importlib.import_module("infinity.models.bsq_vae.multiscale_bsq").MultiScaleBSQ
-                quantizer = kind(dim=C, codebook_size=2**C, new_quant=True)
+                quantizer = importlib.import_module(name).MultiScaleBSQ(dim=C, codebook_size=2**C, new_quant=True)
             except ModuleNotFoundError as error:
-                raise self.checkout.missing(error, "infinity/models/bsq_vae/multiscale_bsq.py") from None
+                raise self.checkout.missing(error, f"{name.replace('.', '/')}.py") from None
             except Exception as error:
                 rule = f"builds no MultiScaleBSQ ({type(error).__name__}: {text_of(error)})"
                 raise self.checkout.lacks(rule) from None
@@ -258,8 +252,8 @@ class BitRecorder(Recorder):
     def _sample(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._close(None)
         logits = in_order(real, args, kwargs)[0].detach().clone()  # the filter writes into it
-        bits = real(*args, **kwargs)
-        self._open = SeenDraw("target", len(self.draws), logits, bits[..., 0].detach().clone(), self.passes[-1])
+        bits, made_by = real(*args, **kwargs), self.passes[-1] if self.passes else None
+        self._open = SeenDraw("target", len(self.draws), logits, bits[..., 0].detach().clone(), made_by)
         self.draws.append(self._open)
         self.note(f"draw of scale {self._open.scale}")
         return bits
@@ -270,7 +264,7 @@ class BitRecorder(Recorder):
 
     def _resized(self, map_BC1hw: Tensor) -> None:
         if self._open is not None and self._codes is not None and map_BC1hw is not self._codes:
-            self._close(map_BC1hw.flatten(2).view(*map_BC1hw.shape[:2], *map_BC1hw.shape[-2:]))
+            self._close(map_BC1hw.squeeze(2))
 
     def _picture(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._close(in_order(real, args, kwargs)[0])
@@ -280,26 +274,24 @@ class BitRecorder(Recorder):
         """Keep f_hat after the scale that was drawn last; none where it was not seen."""
         draw, self._open, self._codes = self._open, None, None
         if draw is not None:
-            nothing = torch.full((1,), torch.nan)
-            f_hat = nothing if f_hat_BChw is None else f_hat_BChw.detach().clone()
+            f_hat = torch.full((1,), torch.nan) if f_hat_BChw is None else f_hat_BChw.detach().clone()
             self.writes.append(SeenWrite(draw.scale, draw.idx_Bl, f_hat, f_hat.data_ptr(), draw))
 
 
 def check_bytes(image: object, f_hat_BChw: Tensor, models: ModelPair) -> None:
     """Raise `ImageError` unless a sampler returned the bytes of its last f_hat, blue first."""
     image = image[2] if isinstance(image, tuple) and len(image) == 3 else image
-    if not bool(torch.isfinite(f_hat_BChw).all()):
+    if f_hat_BChw.shape[1:] != models.target.config.latent or not bool(torch.isfinite(f_hat_BChw).all()):
         return
     with torch.no_grad():
         expected_Bhw3 = (models.vae.decode(f_hat_BChw) * 255).to(torch.uint8).permute(0, 2, 3, 1).flip(3)
     if not isinstance(image, Tensor) or image.shape != expected_Bhw3.shape or image.dtype != torch.uint8:
         what = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
         raise ImageError(f"the image is {what}, not uint8 {tuple(expected_Bhw3.shape)}")
-    far = (image.int() - expected_Bhw3.int()).abs().amax()
-    if far > MOST_BITS:
-        turned = (image.int() - expected_Bhw3.flip(3).int()).abs().amax() <= MOST_BITS
-        why = ": it is red first" if turned else ""
-        raise ImageError(f"the image is not that of its f_hat, by up to {int(far)} of 255{why}")
+    far = int((image.int() - expected_Bhw3.int()).abs().amax())
+    if far > MOST_STEPS:
+        is_turned = (image.int() - expected_Bhw3.flip(3).int()).abs().amax() <= MOST_STEPS
+        raise ImageError(f"the image is not that of its f_hat, by up to {far} of 255{': red first' * bool(is_turned)}")
 
 
 class BitSampler(Sampler):

@@ -11,18 +11,24 @@ from pathlib import Path
 import torch
 
 from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, files_of
-from harness.decoders import OWN_DECODER, parse_factory_options
+from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
-from harness.numerals import MOST_NUMBERS, wholes
-from harness.protocol import NoiseOrder, Request, Settings
+from harness.models.infinity.checkpoint import Told, load_infinity, load_texts
+from harness.models.infinity.schedules import parse_schedule
+from harness.models.infinity.transformer import infinity_config
+from harness.numerals import MOST_NUMBERS, whole, wholes
+from harness.protocol import NoiseOrder, Request, Rows, ScaleGuidance, Settings
 from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
 
 
-def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
-    """Load the networks onto the device; say what was taken. Effects: `set_precision`. Raises `InputError`."""
+def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = OWN_DECODER) -> ModelPair:
+    """Load the networks onto the device; say what was taken. Effects: `set_precision`. Raises `InputError`.
+
+    What the law of networks rounds, only somebody's `decoder` is judged with: the harness's own does without.
+    """
     device = find_device(mode.device)
     for name, word in (("dtype", mode.dtype), ("draft_dtype", mode.draft_dtype or mode.dtype)):
         parse_mode(name, word)
@@ -34,12 +40,14 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False) -> ModelPair:
     pair = _by_name(networks, device) if named else _from_files(networks)
     for line in () if quiet else pair.taken:
         say(plain_console(), f"loaded: {line}")
-    return (pair if noise is None else close_pair(pair, noise)).in_mode(device, mode.dtype, mode.draft_dtype)
+    pair = pair if noise is None else close_pair(pair, noise)
+    return (pair.unrounded() if is_own_decoder(decoder) else pair).in_mode(device, mode.dtype, mode.draft_dtype)
 
 
 def _by_name(networks: Pair, device: torch.device) -> ModelPair:
     """Return the networks that ship, or random ones of published sizes. Raises `InputError`."""
-    for name, text in (("patch_nums", networks.patch_nums), ("heads", networks.heads)):
+    for name in ("patch_nums", "heads", "schedule"):
+        text = getattr(networks, name)
         if text:
             rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
             raise InputError(name, text, rule, remedy)
@@ -53,12 +61,21 @@ def _from_files(networks: Pair) -> ModelPair:
     sides = integers("patch_nums", networks.patch_nums, "1,2,3,4") if networks.patch_nums else None
     heads = counts("heads", networks.heads, "16") if networks.heads else ()
     given = networks.given_files()
+    if networks.schedule and "draft" not in given and "target" in given:
+        given["draft"] = given["target"]
     for name, path in files_of(networks).items():
         if path is not None and not os.path.exists(path):  # a name that is too long is none
             raise InputError(name, str(path), "no such file", "see how it is spelt")
     for name in ("draft", "target", "vae"):
         if name not in given:
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
+    if networks.schedule:
+        schedule = parse_schedule(networks.schedule)
+        if sides or len(heads) > 1:
+            name, rule = ("patch_nums", "are VAR's") if sides else ("heads", "must be one number")
+            raise InputError(name, getattr(networks, name), rule, "drop it")
+        told = Told(schedule.sides, schedule.full, heads=heads[0] if heads else 0)
+        return load_infinity(given["draft"], given["target"], given["vae"], told)
     return load_pair(given["draft"], given["target"], given["vae"], "custom", sides, heads)
 
 
@@ -144,7 +161,8 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
-    labels = labels_for(images.labels, models)
+    texts = texts_for(models, images)
+    labels = labels_for(images.labels, len(texts[0]) or classes)
     ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
     if images.batch < 0:
         raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for the usual one")
@@ -152,15 +170,50 @@ def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]
         raise InputError("images", images.addresses, "must all be 0 or more", "drop it")
     order: NoiseOrder = images.noise  # type: ignore[assignment]  # checked by Request
     request = Request(labels, 0, images.cfg, images.top_k, images.top_p, order=order, images=ids)
-    request.check_against(classes, models.target.config.V)
+    if any(texts):
+        request = with_texts(request, texts, models, images)
+    request.check_for(models.target.config)
     for seed in (min(seeds), max(seeds)):
         replace(request, seed=seed)
     return seeds, request
 
 
-def labels_for(text: str, models: ModelPair) -> tuple[int, ...]:
-    """Return the labels in turn. Raises `InputError` for another form."""
-    return tuple(range(models.target.config.classes)) if text == "all" else integers("labels", text, "0,1")
+def texts_for(models: ModelPair, images: Images) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
+    """Return texts and negative ones of a file; none for networks of labels. Raises `InputError` without a file."""
+    if images.texts is not None:
+        return load_texts(images.texts)
+    if "texts" in models.target.config.reads:
+        raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")
+    return (), ()
+
+
+def with_texts(
+    request: Request, texts: tuple[tuple[Rows, ...], tuple[Rows, ...]], models: ModelPair, images: Images
+) -> Request:
+    """Return a request of texts, guided at all scales alike. Raises `InputError` for what the networks have not."""
+    try:
+        places = tuple(whole(text) for text in images.places.split(","))
+    except ValueError:
+        raise InputError("places", images.places, "must read 0,-5", "pass --places=0, or --places=-5") from None
+    S = models.pyramid.S
+    guidance = ScaleGuidance((images.cfg,) * S, () if images.tau == 1 else (images.tau,) * S, places)
+    request = replace(request, texts=texts[0], negative_texts=texts[1], scale_guidance=guidance)
+    request.check_for(models.target.config)
+    infinity_config(models.target).check_request(request)
+    return request
+
+
+def classes_of(models: ModelPair) -> int:
+    """Return how many classes labels number. Raises `InputError` where there are none."""
+    if models.target.config.classes:
+        return models.target.config.classes
+    rule = "draws from texts, which this command does not take"
+    raise InputError("family", models.target.config.family, rule, "use sdvar-harness verify --texts FILE")
+
+
+def labels_for(text: str, count: int) -> tuple[int, ...]:
+    """Return the labels in turn, all of them `count`. Raises `InputError` for another form."""
+    return tuple(range(count)) if text == "all" else integers("labels", text, "0,1")
 
 
 def integers(name: str, text: str, example: str) -> tuple[int, ...]:

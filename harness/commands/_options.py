@@ -22,7 +22,7 @@ DECODER_PROCESS = "harness.decoders._child:serve"  # what a decoder's process ca
 DTYPES = ("float32", "float64", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
             "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip
-PUBLISHED = ("var", "code", "sdvar-parallel", "sdvar-test3")
+PUBLISHED = ("var", "infinity", "code", "sdvar-parallel", "sdvar-test3")
 SIZES = (
     *(f"d{draft}-d{target}" for target in (16, 20, 24, 30) for draft in (16, 20, 24, 30) if draft <= target),
     "d36-d36",
@@ -48,6 +48,9 @@ BUILT = "Decoder under test: package.module:factory, or published:var, code, …
 QUICK = "where that takes less than a minute"
 MEASURES = "File of `calibrate`; modes that it lacks are measured."
 
+SCHEDULE = "Infinity's scales, 1.0/1M or 1x1,2x2,3x4: its files are loaded, without --draft the target drafts."
+ENCODED = "Infinity's encoded texts, which --labels number: .safetensors of (T, A) each; negative/NAME beside NAME."
+PLACES = "Where Infinity is guided: 0 the logits, -k after the k-th block from the last; --cfg 1 is off."
 HEADS = "Attention heads, where the checkpoint does not tell: 16, or the draft's and the target's: 16,30."
 FILES = ("draft", "target", "vae")
 
@@ -67,7 +70,7 @@ Bonus = Annotated[bool, Option("Also submit the scale after the drafted ones.", 
 Graphs = Annotated[bool, Option("Record and replay device work as CUDA graphs.", rare=True, panel=DECODED)]
 Compile = Annotated[bool, Option("Run the networks' blocks through PyTorch's compiler.", rare=True, panel=DECODED)]
 Implementation = Annotated[str, Option(BUILT, offers=(OWN, *(f"published:{name}" for name in PUBLISHED)))]
-Checkout = Annotated[Path | None, Option("Folder of published code: holds the packages models and dist.")]
+Checkout = Annotated[Path | None, Option("Folder of published code: holds models and dist, or infinity.")]
 FactoryOptions = Annotated[
     list[str] | None, Option("NAME=VALUE for the decoder's factory; several times.", name="--option", rare=True)
 ]
@@ -116,6 +119,7 @@ class Pair(Group):
     vae: Vae = None
     patch_nums: Annotated[str, Option("Sides of the scales, where the checkpoint does not tell.", rare=True)] = ""
     heads: Annotated[str, Option(HEADS, rare=True)] = ""
+    schedule: Annotated[str, Option(SCHEDULE, rare=True)] = ""
 
     def given_files(self) -> dict[str, str]:
         """Return the checkpoints that are named, by option, as they were typed."""
@@ -155,6 +159,9 @@ class Images(Group):
     noise: Annotated[
         str, Option("image: a stream per image; batch: the published order.", rare=True, offers=("image", "batch"))
     ] = "image"
+    texts: Annotated[Path | None, Option(ENCODED, rare=True)] = None
+    places: Annotated[str, Option(PLACES, rare=True)] = "0"
+    tau: Annotated[float, Option("Infinity's temperature.", rare=True)] = 1.0
     addresses: str = ""  # an option of `verify` alone
 
 

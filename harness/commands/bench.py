@@ -53,7 +53,7 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     import torch
 
     from harness.bench import Bench, Machine, Speed, SpeedRow
-    from harness.commands._inputs import load_models, options_tested, timed_requests
+    from harness.commands._inputs import classes_of, load_models, options_tested, timed_requests
     from harness.models import mode_name, product_dtype
     from harness.report import LongWork, plain_console, show_contest, show_speed, write_asked
     from harness.report.html import check_page, contest_page, timings_page
@@ -66,7 +66,7 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
-    requests = timed_requests(timed.batches, timed.seeds, pair.target.config.classes)
+    requests = timed_requests(timed.batches, timed.seeds, classes_of(pair))
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     if tested.implementation != options.OWN:
         found = contest(pair, tested, timed, requests, mode)

@@ -59,7 +59,7 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
     pairs = options_tested(tested if is_published(name) else replace(tested, checkout=None))
     length = "" if is_published(name) else integers("draft_len", commits.draft_len, "2")[0]
     settings = Settings(length, policy="" if is_published(name) else "coupled", options=pairs)
-    pair = load_models(networks, Mode(), commits.quiet)
+    pair = load_models(networks, Mode(), commits.quiet, name)
     requests, _ = batches_for(pair, images, apart=True)
     with TemporaryDirectory(prefix="sdvar-") as place:
         history = CommitStore(tested.checkout, Path(place))

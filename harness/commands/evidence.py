@@ -45,7 +45,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
 
     Exit status: 0 a wrong law would have been found, 1 the tokens follow another one, 2 bad input, 3 too few images.
     """
-    from harness.commands._inputs import load_models
+    from harness.commands._inputs import classes_of, load_models
     from harness.protocol import Request
     from harness.report import plain_console, say, say_after, write_asked
     from harness.runs import LikelihoodTest
@@ -58,6 +58,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
     if asked.batch < 1:
         raise InputError("batch", asked.batch, "must be at least 1", "drop it")
     pair = load_models(networks, networks.mode)
+    classes_of(pair)
     request = Request((0,), cfg=asked.cfg, top_k=asked.top_k, top_p=asked.top_p)
     batches = [batch for file in asked.file for batch in read_tokens(file)]
     test = LikelihoodTest(pair, request, alpha=asked.alpha)

@@ -82,7 +82,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     INCONCLUSIVE; 130 or 143 interrupted.
     """
     from harness import report
-    from harness.commands._inputs import check_most, labels_for, load_models, writable_folders
+    from harness.commands._inputs import check_most, classes_of, labels_for, load_models, writable_folders
     from harness.decoders import Limits, Terms
     from harness.pool import Parallelism
     from harness.protocol import Request
@@ -104,7 +104,7 @@ def quality(networks: Networks, images: QualityImages, tested: QualityDecoders, 
     )
     request = Request((0,), images.seed, images.cfg, images.top_k, images.top_p)
     pair = load_models(networks, networks.mode, judging.quiet)
-    labels = labels_for(images.labels, pair)
+    labels = labels_for(images.labels, classes_of(pair))
     allowed = judging.max_loss, judging.max_nats
     study = Study(sources, images.images, images.batch, labels, request, judging.blocks, *allowed)
     for source in sources:  # what the own decoder refuses is refused before anything is drawn

@@ -142,12 +142,12 @@ def repeated(case: KeptCase, now: ReplayCases) -> tuple[Replayed, ModelPair | No
         return Replayed(case, Answer.CANNOT, "the run was not made by the command line: its networks are unknown"), None
     draft, target, vae = (getattr(now, name) or recipe.get(name) for name in options.FILES)
     noise = float(recipe["draft_noise"]) if "draft_noise" in recipe else None
-    told = recipe.get("patch_nums", ""), recipe.get("heads", "")
+    told = recipe.get("patch_nums", ""), recipe.get("heads", ""), recipe.get("schedule", "")
     networks = Networks(recipe.get("models", "digits"), draft, target, vae, *told, draft_noise=noise)
     device = now.device or (recipe.get("device", "cpu") if torch.cuda.is_available() else "cpu")
     mode = Mode(device, "tf32" in recipe, recipe.get("dtype", "float32"), recipe.get("draft_dtype", ""))
     try:
-        models = load_models(networks, mode, quiet=True)
+        models = load_models(networks, mode, quiet=True, decoder=case.implementation)
     except InputError as error:
         return Replayed(case, Answer.CANNOT, f"the networks cannot be had: {error}"), None
     return replay_case(case, models, now.budgets), models

@@ -177,7 +177,7 @@ def _verified(
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
     store.check_new()
-    pair = load_models(networks, networks.mode, outputs.quiet)
+    pair = load_models(networks, networks.mode, outputs.quiet, name)
     if "draft_len" not in decoding.given and terms.against is None:
         settings = list(usual_settings(name, settings[0], pair.pyramid.S))
     cover = not asks(networks, images, decoding) if judging.cover is None else judging.cover

@@ -62,13 +62,15 @@ def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> Wro
 def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
     """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
     pyramid, budget, B = evidence.models.pyramid, evidence.budget, evidence.request.B
-    error_B = _input_error(evidence, _halves(expected.x_RLD, B, slice(None), slice(None)))
+    every_error_B = _input_error(evidence, _halves(expected.x_RLD, B, slice(None), slice(None)))
+    steps_B = _steps(evidence)
     error = evidence.f_hat_error
     agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
     for si in pyramid:
         span, draws = pyramid.span(si), pyramid.draws.span(si)
         x, expected_x = (_halves(each.x_RLD, B, every, span) for each in (actual, expected))
         rows, expected_rows = (_halves(each.rows_RLV, B, every, draws) for each in (actual, expected))
+        error_B = every_error_B + (steps_B if si == 0 else 0)
         agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
         agree_B &= _is_guided(evidence, actual.guided_BLV[:, draws], rows, si, ulp)
         for image, scales in enumerate(evidence.unverified):
@@ -98,6 +100,7 @@ def wrong_at(
                 return WrongTensor(si, "trace", detail)
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     error_b = _input_error(evidence, _halves(expected.x_RLD, B, one, slice(None)))
+    error_b = error_b + (_steps(evidence)[one] if si == 0 else 0)
     if not _close(_halves(actual.x_RLD, B, one, span), _halves(expected.x_RLD, B, one, span), error_b):
         return wrong_input(evidence, image, si, float(error_b))
     rows, expected_rows = _halves(actual.rows_RLV, B, one, draws), _halves(expected.rows_RLV, B, one, draws)
@@ -248,6 +251,21 @@ def _input_error(evidence: Evidence, expected_2bLD: Tensor) -> Tensor:
     dtype = product_dtype(evidence.models.target)
     relative = max(2 * evidence.budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
     return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
+
+
+def _steps(evidence: Evidence) -> Tensor:
+    """Return by how much what the law rounds of an image's condition may move its input of scale 0."""
+    models, request = evidence.models, evidence.request
+    even = models.unrounded()
+    if even is models:
+        return torch.zeros(request.B, device=models.device)
+    labels_B, family = evidence.numbers.labels(models.target.config.classes), family_of(models.target)
+    x, even_x = (
+        family.input(network, family.condition(network, request, labels_B), None, 0)
+        for network in (models.target, even.target)
+    )
+    moved_B: Tensor = (x - even_x).abs().unflatten(0, (-1, request.B)).amax(dim=(0, 2, 3)).float()
+    return moved_B
 
 
 def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:

@@ -94,6 +94,14 @@ def load_network(
     return build(chosen.tensors, f"{name}={place}"), said
 
 
+def tensors_of(file: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, in float32; `name` is as of `load_network`. Raises `InputError`."""
+    tree = read([file], name)
+    if not isinstance(tree, dict) or not all(isinstance(each, Tensor) for each in tree.values()):
+        raise InputError(name, str(file), "must hold tensors by name", "pass a .safetensors file")
+    return {str(key): settled(tensor) for key, tensor in tree.items()}
+
+
 def _chosen(
     files: Sequence[Path],
     asked: tuple[str, str, str],

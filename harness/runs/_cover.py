@@ -16,11 +16,14 @@ from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
+from harness.reference import family_of
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
 from harness.runs._exercised import why_untested
 from harness.runs._plan import Plan, Task
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFileOptions
+
+READ = "more_smooth"  # by families with soft codes
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def covering(
     own = settings((1, False), (4, True), (f"dynamic:1:{min(3, S)}", False))
     close = settings((1, True), (2, False), (3, True), (5, False), (S, True), (schedule, False),
                      (f"dynamic:1:{S}", True))  # fmt: skip
-    soft = (soft_codes(models),) if whole else ()
+    soft = (soft_codes(models),) if whole and READ in models.target.config.reads else ()
     return Block(models, own, (*requests, *soft)), Block(close_pair(models, noise), close, requests)
 
 
@@ -61,6 +64,7 @@ def covering_with(
     models: ModelPair, settings: Sequence[Settings], drafts: bool = True, smooth: bool = True
 ) -> tuple[Block, ...]:
     """Return the blocks for a decoder with settings of its own: with a close draft if it `drafts`, and soft codes."""
+    smooth = smooth and READ in models.target.config.reads
     every, requests = tuple(settings), (*requests_for(models), *([soft_codes(models)] if smooth else []))
     own = Block(models, every, requests)
     return (own, Block(close_pair(models, CLOSE_NOISE), every, requests)) if drafts else (own,)
@@ -75,6 +79,9 @@ def soft_codes(models: ModelPair) -> Request:
 def filtered_by_scale(models: ModelPair) -> Request:
     """Return a request whose filter changes with every scale: a neighbour has another top-p, another top-k, or both."""
     V, S = models.target.config.V, models.pyramid.S
+    if not models.target.config.classes:
+        turns = ((1, 0.0), (0, 0.8), (0, 0.0), (2, 0.6))
+        return replace(_of_texts(models)[0], seed=6, filters=tuple(turns[si % 4] for si in range(S)))
     turns = ((max(2, V // 8), 0.9), (max(2, V // 8), 0.6), (0, 0.8), (max(1, V // 16), 0.0))
     return Request((6 % models.target.config.classes,), seed=6, filters=tuple(turns[si % 4] for si in range(S)))
 
@@ -87,6 +94,8 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
     each alone, and together so that their order decides: of V/16 tokens nine tenths are other ones than of all.
     """
     classes, V = models.target.config.classes, models.target.config.V
+    if not classes:
+        return _of_texts(models)
 
     def labels(*wanted: int) -> tuple[int, ...]:
         return tuple(label % classes if label >= 0 else classes for label in wanted)
@@ -99,6 +108,27 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
         Request(labels(-1), seed=4, cfg=1.0, top_p=0.97, order="batch"),
         Request(labels(2, 6, 4), seed=2**33 + 5, cfg=-0.5772156649015329, top_k=max(1, V // 4)),
     )
+
+
+def _of_texts(models: ModelPair) -> tuple[Request, ...]:
+    """Return the like for texts that the family makes up, of other lengths each: guidance at several places, too."""
+    whole, S = family_of(models.target).example(models, 4, 0), models.pyramid.S
+    guidance, config = whole.scale_guidance, models.target.config
+    assert guidance is not None
+    deep = min(models.draft.config.depth, config.depth) > 1 and "places" in config.reads
+    mixed = tuple(1.0 + si % 3 for si in range(S))  # some scales are not guided
+    negative = whole.texts[::-1] if "negative_texts" in config.reads else ()
+    return (
+        whole,
+        replace(whole, labels=(3, 0), seed=1, order="batch", scale_guidance=replace(guidance, weights=mixed)),
+        replace(whole, labels=(2, 1), seed=2, top_k=1, top_p=0.9, negative_texts=negative),
+        replace(whole, labels=(1,), seed=3, scale_guidance=replace(guidance, weights=(1.0,) * S)),
+        replace(whole, labels=(0, 2, 3), seed=4, top_p=0.97, order="batch",
+                scale_guidance=replace(guidance, places=(0, -1) if deep else (0,))),
+        replace(whole, labels=(3, 1), seed=2**33 + 5, top_k=1,
+                scale_guidance=replace(guidance, weights=mixed[::-1], temperatures=mixed,
+                                       places=(-1,) if deep else (0,))),
+    )  # fmt: skip
 
 
 def verify_coverage_plan(

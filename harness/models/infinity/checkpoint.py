@@ -5,17 +5,20 @@ Promise: as for VAR's: loaded whole, in float32, or refused in one line. Source:
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from harness.errors import InputError
+from harness.files import check_readable
 from harness.models import ModelPair
 from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
 from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
-from harness.models.state_dicts import Family, Kind, load_network
+from harness.models.state_dicts import Family, Kind, load_network, tensors_of
 from harness.models.var import checkpoint as var
+from harness.protocol import Rows
 from harness.protocol.pyramid import ScalePyramid
 
 TRANSFORMER = Kind(
@@ -25,6 +28,7 @@ TRANSFORMER = Kind(
 INNER = re.compile(r"(?<!upsample)(?<!downsample)\.(conv|norm)(?=\.(weight|bias)$)")
 AUTOENCODER = Kind("binary autoencoder", ("decoder.conv_in.weight", "decoder.conv_out.weight"), ("mask",), INNER)
 AXES = {"word_embed.weight": 2, "cfg_uncond": 2, "text_proj_for_sos.ca.mat_q": 3, "head_nm.ada_lin.1.weight": 2}
+NEGATIVE = "negative/"  # begins the names of negative texts
 FIRST = "block_chunks.0.module.0."
 
 
@@ -34,7 +38,7 @@ class Told:
 
     sides: tuple[tuple[int, int], ...]  # (h, w) of every scale
     full: tuple[int, int] = (0, 0)  # full sides; zeros = the last scale's
-    patchified: bool = False  # a position covers 2x2 of the map
+    C: int = 0  # channels of the map, a quarter of a position's bits where patchified; 0 = as many as these
     heads: int = 0  # where there is no l2-norm
     rule: int = 2  # of positions
     levels_once: bool = True  # else before every chunk
@@ -42,11 +46,14 @@ class Told:
 
 
 def load_infinity(draft: Path | str, target: Path | str, vae: Path | str, told: Told) -> ModelPair:
-    """Load three checkpoints, as `load_pair` those of VAR. Raises `InputError` as it does."""
-    build, kinds = partial(transformer_from, told=told), Family(TRANSFORMER, (var.TRANSFORMER,))
-    small, said_of_draft = load_network(draft, "draft", kinds, build)
-    large, said_of_target = load_network(target, "target", kinds, build)
+    """Load three checkpoints, as `load_pair` those of VAR; one that is draft and target once. Raises as it does."""
     codec, said_of_vae = load_network(vae, "vae", Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
+    build, kinds = (
+        partial(transformer_from, told=replace(told, C=codec.config.C)),
+        Family(TRANSFORMER, (var.TRANSFORMER,)),
+    )
+    large, said_of_target = load_network(target, "target", kinds, build)
+    small, said_of_draft = (large, "") if draft == target else load_network(draft, "draft", kinds, build)
     taken = tuple(filter(None, (said_of_draft, said_of_target, said_of_vae)))
     return ModelPair(small, large, codec, taken=taken)
 
@@ -65,7 +72,7 @@ def transformer_from(tensors: Mapping[str, Tensor], source: str, told: Told) -> 
     chunks = var.count_indices(tensors, r"block_chunks\.(\d+)\.")
     blocks = var.count_indices(tensors, r"block_chunks\.0\.module\.(\d+)\.")
     config = InfinityConfig(
-        ScalePyramid(sides=told.sides, channels=N), chunks * blocks, D, heads, N // 4 if told.patchified else N, A, X,
+        ScalePyramid(sides=told.sides, channels=N), chunks * blocks, D, heads, told.C or N, A, X,
         ffn=len(tensors[f"{FIRST}ffn.fc1.weight"]), pool_heads=tensors["text_proj_for_sos.ca.mat_q"].shape[1],
         chunks=chunks, full=told.full, rule=told.rule, shared_adaln="shared_ada_lin.1.weight" in tensors,
         l2_norm=muls is not None, ca_gamma=f"{FIRST}ca_gamma" in tensors, norm0_ve="norm0_ve.weight" in tensors,
@@ -90,3 +97,18 @@ def autoencoder_from(tensors: Mapping[str, Tensor], source: str) -> InfinityAuto
     unread = {key for key in tensors if not key.startswith(("encoder.", "decoder."))}
     var.check_names(tensors, shapes, unread, source)
     return InfinityAutoencoder(config, {key: tensors[key] for key in shapes})
+
+
+def load_texts(file: Path) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
+    """Return the texts of a file, in the order of their names, shorter ones first, and negative ones beside them.
+
+    Raises `InputError`: it holds something else.
+    """
+    check_readable(file, "texts", "pass a .safetensors file")
+    rows = {name: Rows(tensor) for name, tensor in tensors_of(file, "texts").items()}
+    names = sorted((name for name in rows if not name.startswith(NEGATIVE)), key=lambda name: (len(name), name))
+    against = [rows[NEGATIVE + name] for name in names if NEGATIVE + name in rows]
+    if not names or len(names) + len(against) != len(rows) or len(against) not in (0, len(names)):
+        rule = f"must hold texts, and {NEGATIVE}NAME beside every NAME or beside none"
+        raise InputError("texts", str(file), rule, "save (T, A) tensors by name")
+    return tuple(rows[name] for name in names), tuple(against)

@@ -56,7 +56,8 @@ def transformer_from(
 ) -> Transformer:
     """Build a transformer from a state dict; `source` is ``name=value`` for the error."""
     if "text_norm.weight" in tensors:
-        raise refused(source, "is an Infinity transformer, not one of VAR", "pass networks of one family")
+        remedy = "pass networks of one family, --schedule 1.0/1M for Infinity's"
+        raise refused(source, "is an Infinity transformer, not one of VAR", remedy)
     config = _infer_transformer(tensors, source, patch_nums, heads)
     shapes = transformer.transformer_shapes(config)
     check_names(tensors, shapes, transformer.buffer_names(config), source)

@@ -137,7 +137,7 @@ def test_the_help_of_verify_shows_the_usual_options_and_help_all_every_one(
 ):
     usual, whole = (help_of(monkeypatch, capsys, "verify", option) for option in ("--help", "--help-all"))
     every = spelled(("verify",))
-    assert len(every) == 56
+    assert len(every) == 60
     assert {option for option in every if f" {option} " in usual.partition("$")[0]} == USUAL
     assert all(f" {option} " in whole for option in every)
     titles = (
@@ -169,7 +169,7 @@ def test_the_defaults_of_a_grid_are_said_to_be_those(
     """Without any of these options the covering design has values of its own."""
     whole = help_of(monkeypatch, capsys, "verify", "--help-all")
     assert "Seeds: 0,3 or the range 0:4, without 4. [default: (0:4 in a grid)]" in whole
-    assert whole.count("in a grid)]") == 8
+    assert whole.count("in a grid)]") == 10
     assert "[default: 0:4]" in help_of(monkeypatch, capsys, "sample", "--help")
 
 

@@ -70,7 +70,7 @@ def test_an_autoencoder_whose_names_lack_the_inner_part_is_the_same(files: dict[
     ],
 )
 def test_every_option_that_shapes_tell_is_found(config: InfinityConfig):
-    told = Told(SIDES, config.full, config.raw == 16, 0 if config.l2_norm else 2, config.rule, config.levels_once)
+    told = Told(SIDES, config.full, config.C, 0 if config.l2_norm else 2, config.rule, config.levels_once)
     built = transformer_from(filled_weights(infinity_shapes(config)), "target=x", replace(told, rounds=config.rounds))
     assert built.config == config
 
