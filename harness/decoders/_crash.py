@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from harness.errors import text_of
-from harness.judge import CodeLine, Frame
+from harness.judge import CodeLine
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
@@ -43,9 +43,10 @@ def raised_in(error: BaseException) -> str:
 
 def line_of_crash(error: BaseException) -> CodeLine:
     """Return the line that an exception of a decoder was raised in, as the one where its decode goes wrong."""
-    stack = [Frame(each.filename, each.lineno or 0, each.name) for each in reversed(_own_frames(error))]
-    own = stack[0]
-    return CodeLine(*own, own.text, _said(error), "the decode ends here", stack=tuple(map(str, stack)))
+    frames = _own_frames(error)[::-1]
+    stack = tuple(f"{each.filename}:{each.lineno}, in {each.name}: {each.line}" for each in frames)
+    own, said = frames[0], _said(error)
+    return CodeLine(own.filename, own.lineno or 0, own.name, own.line or "", said, "the decode ends here", stack=stack)
 
 
 def _said(error: BaseException) -> str:

@@ -13,7 +13,6 @@ from harness.judge._line import CodeLine, LineSearch
 from harness.judge._many_ties import costs_of_draws, weigh_run
 from harness.judge._part_law import Broken, PartLaw, PartVerdict, require
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
-from harness.judge._recorder import Frame
 from harness.judge._shown_law import nats_of, undrawn
 from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement, Verdict, worst_verdict
 from harness.judge._wealth import ALPHA, HELD, Wealth, gains

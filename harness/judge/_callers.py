@@ -1,7 +1,6 @@
 """From the operation that made a wrong value of right ones up to the line that called for it.
 
-Promise: a line up the stack is named only for what was seen there: a number that is not the request's, or a right value
-that was handed on where another one belongs.
+Promise: a line up the stack is named only for what was seen there: a number or a label that is not the request's.
 """
 
 import math
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.judge._recorder import Frame, Operation
+from harness.judge._recorder import Operation
 from harness.protocol import Request
 
 NUMBERS = ("cfg", "top_k", "top_p", "seed")
@@ -55,22 +54,6 @@ def caller_of(step: Operation) -> tuple[Operation, str] | None:
         return None
     words, is_right = step.given[wrong[-1]]
     at = wrong[-1] + (not is_right and wrong[-1] + 1 < len(step.stack))
-    return seen_from(step, at, f", with {words}")
-
-
-def seen_from(step: Operation, at: int, why: str) -> tuple[Operation, str]:
-    """Return an operation seen from a frame of its stack, and why."""
-    inner = step.stack[0]
+    inner, why = step.stack[0], f", with {words}"
     why += f", computed at {Path(inner.file).name}:{inner.line}" if at else ""
     return step._replace(stack=step.stack[at:], given=step.given[at:]), why
-
-
-def meeting_of(giver: Sequence[Frame], taker: Sequence[Frame]) -> int:
-    """Return which frame of the taker's stack handed on to it what the giver's made: the innermost that has both."""
-    common = 0
-    for one, other in zip(reversed(giver), reversed(taker), strict=False):
-        if one != other:
-            is_within = (one.file, one.function) == (other.file, other.function)
-            return len(taker) - common - is_within
-        common += 1
-    return len(taker) - common

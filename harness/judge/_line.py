@@ -9,7 +9,6 @@ drafted, by both networks. From the wrong value it is followed back, from operat
 is right.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,15 +18,16 @@ import torch
 from torch import Tensor
 
 from harness.errors import text_of
-from harness.judge._callers import caller_of, given_otherwise, meeting_of, seen_from
+from harness.judge._callers import caller_of, given_otherwise
 from harness.judge._form import unreadable, wrong_shape
-from harness.judge._recorder import Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._replaced import what_was_tried
-from harness.judge._stream import Stream, share
+from harness.judge._stream import Stream
 from harness.judge._wrong_decode import Wrong, WrongDecode
 from harness.protocol import Trace
 from harness.reference import block_causal
 
+TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
@@ -61,8 +61,6 @@ class Search:
     along_any: Stream  # what is right along the final tokens or along drafted ones is known
     along_final: Stream  # what is right along the final tokens is known
     rejected: list[tuple[int, Tensor, Tensor]]  # scale, tokens of the draft, the target's
-    right: list[Operation]  # the reference's along the final tokens
-    close: float  # how far rounding may move a row, relative to its length
 
     def computed(self, wrong: Wrong) -> Found | None:
         """Return the operation that computed a wrong value of right ones."""
@@ -71,7 +69,7 @@ class Search:
             return None
         made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            made = set(filter(stream.draws, made))
+            made = set(filter(stream.draws, made)) or (made if rows.kind[1] >= LEAST else set())
         for number in stream.firsts(made):
             step = stream.steps[number]
             # with keys of final tokens, or for these tokens alone, it would have been right
@@ -79,7 +77,7 @@ class Search:
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = caller_of(step) or self._open(number) or self._handed_on(number, wrong)
+            above = caller_of(step) or self._open(number)
             return above or (step, stream.unseen(number))
         return None
 
@@ -89,44 +87,6 @@ class Search:
         masks = (rows for rows in step.inputs[3:] if step.attends and not bool(rows.mark_N4.any()))
         maker = next((_maker_of(mask, self.along_any.steps[:number]) for mask in masks), None)
         return maker and (maker, ", of a mask that hides nothing")
-
-    def _handed_on(self, number: int, wrong: Wrong) -> Found | None:
-        """Return the operation that handed a right value to a step where another one belongs, or where both meet."""
-        steps, step, aliens = self.along_any.steps, self.along_any.steps[number], list[list[TensorRows]]()
-        for instead in self._counterparts(step, wrong):
-            wanted = [rows for rows in instead.inputs if rows.kind[0] == "real"]
-            given = [rows for rows in step.inputs if rows.kind in {each.kind for each in wanted}]
-            if len(given) == len(wanted):
-                pairs = zip(given, wanted, strict=True)
-                aliens.append([one for one, other in pairs if not self._holds(one, other)])
-        single = [each[0] for each in aliens if len(each) == 1]
-        if not all(aliens) or not single:
-            return None  # the right ones went in, or nothing like them
-        alien = single[0]
-        why = ", of values that are right in another place"
-        made = [each for each in steps[:number] if each.stack and not _is_view(each) and _shares(each.outputs, alien)]
-        if hand_on := [each for each in made if _shares(each.inputs, alien)]:
-            often = Counter((each.stack[:1], each.name) for each in steps)  # what all values go through is right
-            giver = min(reversed(hand_on), key=lambda each: often[each.stack[:1], each.name])
-            return giver, f"{why}, read at {Path(step.stack[0].file).name}:{step.stack[0].line}"
-        giver = _maker_of(alien, made)
-        return giver and seen_from(step, meeting_of(giver.stack, step.stack), why)
-
-    def _holds(self, rows: TensorRows, other: TensorRows) -> bool:
-        """Tell whether any of other rows is among some."""
-        if rows.kind != other.kind:
-            return False
-        is_zero_N, same_N = other.mark_N4[:, 3] == 0, torch.isin(other.hash_N, rows.hash_N)
-        return bool(torch.where(is_zero_N, same_N, Known([rows], self.close).has(other)).any())
-
-    def _counterparts(self, step: Operation, wrong: Wrong) -> list[Operation]:
-        """List the reference's operations of that name that made the right value, or else those before it."""
-        if (rows := rows_of(wrong.expected)) is None:
-            return []
-        makes = [n for n, each in enumerate(self.right) if _has(each.outputs, rows)]
-        same = [self.right[n] for n in makes if self.right[n].name == step.name]
-        near = reversed(self.right[max(0, makes[0] - NEAR) : makes[0]] if makes else [])
-        return same or [each for each in near if each.name == step.name]
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -144,12 +104,11 @@ class Search:
             return None
         makes = [(n, step) for n, step in enumerate(self.along_final.steps) if step.stack and _has(step.outputs, rows)]
         # what computes it may be right, what hands it on is not: in the place of the right one, if that is there
-        usual = {step.name for step in self.right if _hands_on(step, rows) and not step.moves}
-        hand_on = [(n, step) for n, step in makes if _hands_on(step, rows) and step.name not in usual]
+        hand_on = [(n, step) for n, step in makes if _has(step.inputs, rows)]
         right = rows_of(wrong.expected)
         since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
         instead = [step for n, step in hand_on if since is not None and n > since]
-        changed = [step for _, step in hand_on if not step.moves]
+        changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
         return step and (caller_of(step) or (step, ", which is right in another place"))
@@ -239,7 +198,7 @@ class LineSearch:
         known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
-        search = Search(along_any, along_final, rejected, right, self._decode.close)
+        search = Search(along_any, along_final, rejected)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
@@ -308,14 +267,6 @@ def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
 def _is_view(step: Operation) -> bool:
     storages = {rows.storage for rows in step.inputs}
     return step.moves and all(rows.storage in storages for rows in step.outputs)
-
-
-def _shares(every: list[TensorRows], rows: TensorRows) -> bool:
-    return any(share(each, rows[:2]) for each in every)
-
-
-def _hands_on(step: Operation, rows: TensorRows) -> bool:
-    return _has(step.inputs, rows) and _has(step.outputs, rows)
 
 
 def _has(every: list[TensorRows], rows: TensorRows) -> bool:

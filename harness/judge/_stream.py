@@ -125,7 +125,9 @@ class Stream:
         right, firsts = set[int](), list[int]()
         for number in sorted(made_by):
             if not made_by[number] - right:
-                is_right = self.steps[number].moves or (number not in wrong and self._is_usual(number))
+                step = self.steps[number]
+                # a softmax of right logits is right, though it makes more of what rounding moved
+                is_right = step.moves or (number not in wrong and ("softmax" in step.name or self._is_usual(number)))
                 (right.add if is_right else firsts.append)(number)
         return [number for number in firsts if self.steps[number].stack]
 
