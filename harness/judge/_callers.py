@@ -16,18 +16,24 @@ NUMBERS = ("cfg", "top_k", "top_p", "seed")
 LISTS = ("labels", "image_ids")  # of which a part may be asked for
 
 
-def given_otherwise(values: Mapping[str, Any], request: Request, ramps: Sequence[float]) -> tuple[str, bool]:
-    """Return what a function's variables hold otherwise than the request, and whether one holds what it asks for.
+def numbers_asked(request: Request, ramps: Sequence[float]) -> dict[str, list[float]]:
+    """Return the numbers that functions may be given, by the name of a parameter; `ramps` are the scales' shares.
 
     A filter that is off, and a share of the guidance value, are asked for by steps of their own.
     """
     filters = [request.filter(si) for si in range(len(ramps))]
-    asked: dict[str, list[float]] = {
+    return {
         "cfg": [request.cfg, *(request.cfg * ramp for ramp in ramps)],
         "top_k": [0, *(top_k for top_k, _ in filters)],
         "top_p": [0, *(top_p for _, top_p in filters)],
         "seed": [request.seed, *(request.seeds or ())],
     }
+
+
+def given_otherwise(
+    values: Mapping[str, Any], request: Request, asked: Mapping[str, Sequence[float]]
+) -> tuple[str, bool]:
+    """Return what a function's variables hold otherwise than is asked for, and whether one holds that."""
     words, is_right = "", False
     for name, value in values.items():
         if isinstance(value, Request):

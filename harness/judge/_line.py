@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import text_of
-from harness.judge._callers import caller_of, given_otherwise
+from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._form import unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._replaced import what_was_tried
@@ -98,13 +98,13 @@ class Search:
     def elsewhere(self, wrong: Wrong, is_sure: bool = False) -> Found | None:
         """Return the operation that put a value where it is wrong, which is right in another place.
 
-        `is_sure` asks for one that the reference has not, or that follows the right value.
+        `is_sure` asks for one that hands it on after the right one was there, or by arithmetic.
         """
         if wrong.is_tokens or (rows := rows_of(wrong.actual)) is None:
             return None
         makes = [(n, step) for n, step in enumerate(self.along_final.steps) if step.stack and _has(step.outputs, rows)]
         # what computes it may be right, what hands it on is not: in the place of the right one, if that is there
-        hand_on = [(n, step) for n, step in makes if _has(step.inputs, rows)]
+        hand_on = [(n, step) for n, step in makes if step.name != "to" and _has(step.inputs, rows)]
         right = rows_of(wrong.expected)
         since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
         instead = [step for n, step in hand_on if since is not None and n > since]
@@ -165,7 +165,8 @@ class LineSearch:
         with torch.inference_mode():  # what networks compute once they compute before the decode
             once = _made_by(self._right(None, 1)[1])
         ramps = [self._pyramid.ramp(si) for si in self._pyramid]
-        look = partial(given_otherwise, request=self._decode.request, ramps=ramps)
+        request = self._decode.request
+        look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
         recorder = OperationRecorder(self._decode.weights, look)
         trace = recorded(recorder, self._decode.decode)
         for ask in (unreadable, wrong_shape):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.judge._callers import caller_of, given_otherwise
+from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._recorder import Frame, Operation
 from harness.protocol._request import Request
 
@@ -32,7 +32,7 @@ RAMPS = (0.0, 0.5, 1.0)
     ],
 )
 def test_what_is_not_asked_for_is_seen(values: dict[str, Any], seen: tuple[str, bool]):
-    assert given_otherwise(values, REQUEST, RAMPS) == seen
+    assert given_otherwise(values, REQUEST, numbers_asked(REQUEST, RAMPS)) == seen
 
 
 def step_of(*given: tuple[str, bool]) -> Operation:

@@ -155,7 +155,7 @@ def test_the_line_of_a_defect_on_digits_is_said(monkeypatch: pytest.MonkeyPatch)
     searched, of, stash = list[object](), asked("harness.mutants.positions:OFFSET"), pytest.Stash()
 
     def found(result: Verification, models: ModelPair, asked: bool | None = None) -> None:
-        searched.extend((result.verdict.value, models is pair(), asked))
+        searched.extend((result.verdict.value, models.pyramid == pair().pyramid, asked))
         result.line = CodeLine("/x/mine.py", 3, "inputs", "x = 1", "add", "the input of scale 1 by 2")
 
     monkeypatch.setattr("harness.plugin._checking.take_line", found)
