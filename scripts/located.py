@@ -1,11 +1,12 @@
 """How often `--locate` names the line of a planted bug: a Markdown table by family.
 
-    python scripts/located.py [--every N]
+    python scripts/located.py [--only ID,ID] [--processes N]
 
-The truth is written down before: the lines of the bug's definition in its module, and of the functions there that it
-names. A line is right where the innermost frame lies within 3 of those, a function where any frame of the stack does.
-Bugs that decoder and reference share, and those that show no wrong value in the case (digits, four scales, two images),
-are not counted.
+The truth is written down before: the lines of the bug's definition, and of the functions that it names in the families'
+modules and in `_mutant`, which replace a part. A line is right within 3 of those, a stack where one of its frames is.
+Of every bug the first case of a list is taken in which a value of its decode is wrong: digits, four scales, then ten.
+Bugs that decoder and reference share, and those that show no wrong value in any case, are not counted; one that shows
+it only after another decode is counted, and never found.
 """
 
 from __future__ import annotations
@@ -14,70 +15,145 @@ import argparse
 import ast
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
+
+import torch
 
 from harness import load_digits
 from harness.decoders._in_process import search_line
-from harness.judge import CodeLine
-from harness.mutants import MUTANTS
+from harness.judge import CodeLine, WrongDecode, _line
+from harness.models import ModelPair, close_pair
+from harness.mutants import MUTANTS, Mutant, _mutant
 from harness.mutants._hunt import FAMILIES
-from harness.protocol import Request, Settings
+from harness.protocol import Contract, Implementation, Request, Settings
 
-NEAR, SCALES = 3, 4
+NEAR = 3
+TWO = Settings(2)
+CASES: list[tuple[int, float | None, Settings, Request]] = [  # scales of digits, noise of a close draft, what is asked
+    (4, None, TWO, Request((1,), 0, 1.5)),
+    (4, None, TWO, Request((0, 1), 0, 1.5)),
+    (4, 0.02, Settings(3, bonus=True), Request((0, 1, 2), 1, 4.0)),
+    (4, None, TWO, Request((2, 3), 7, -1.0, 300, 0.97)),
+    (4, 0.1, TWO, Request((1, 3, 5), 2**33 + 1, 0.0, 5, 0.3, images=(12, 3, 4))),
+    (4, None, Settings(4), Request((1, 2), 3, 1.234567, filters=((0, 0.0), (5, 0.0), (5, 0.5), (0, 0.0)))),
+    (4, 0.0, Settings(4, bonus=True), Request((1, 2), 3)),
+    (4, None, Settings(2, policy="code:2"), Request((1, 2), 3)),
+    (4, None, Settings(2, policy="rejection"), Request((1, 2), 3)),
+    (10, 0.02, Settings(8), Request((0,), 0)),
+]
+Truth = list[tuple[str, set[int]]]  # file and lines
 
 
-def truths() -> dict[str, tuple[str, set[int]]]:
+def truths() -> dict[str, Truth]:
     """Return file and lines of every bug, by its id."""
-    found: dict[str, tuple[str, set[int]]] = {}
+    named: dict[str, dict[str, ast.stmt]] = {}
+    for family in (*FAMILIES, _mutant):
+        nodes = ast.parse(Path(str(family.__file__)).read_text()).body
+        named[family.__name__] = {target.id: node for node in nodes if isinstance(node, ast.Assign)
+                                  for target in node.targets if isinstance(target, ast.Name)}  # fmt: skip
+        named[family.__name__] |= {
+            node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+    found: dict[str, Truth] = {}
     for family in FAMILIES:
-        file = str(family.__file__)
-        nodes = ast.parse(Path(file).read_text()).body
-        named = {target.id: node for node in nodes if isinstance(node, ast.Assign)
-                 for target in node.targets if isinstance(target, ast.Name)}  # fmt: skip
-        named |= {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         for name, mutant in vars(family).items():
-            if mutant in MUTANTS:
-                found[mutant.id] = file, lines_of(named[name], named)
+            if mutant in MUTANTS and name in named[family.__name__]:
+                found[mutant.id] = list(_lines(family.__name__, name, named, set()))
     return found
 
 
-def lines_of(node: ast.stmt, named: dict[str, ast.stmt]) -> set[int]:
-    """Return the lines of a definition, and of those in its module that it names."""
-    lines, pending, seen = set[int](), [node], set[int]()
-    while pending:
-        one = pending.pop()
-        if id(one) not in seen:
-            seen.add(id(one))
-            lines |= set(range(one.lineno, (one.end_lineno or one.lineno) + 1))
-            pending += [named[each.id] for each in ast.walk(one) if isinstance(each, ast.Name) and each.id in named]
-    return lines
+def _lines(
+    family: str, name: str, named: dict[str, dict[str, ast.stmt]], seen: set[tuple[str, str]]
+) -> Iterator[tuple[str, set[int]]]:
+    """List files and lines of a definition, and of those in the families' modules that it names."""
+    module = sys.modules[family]
+    home = family if name in named[family] else getattr(vars(module).get(name), "__module__", "")
+    if name not in named.get(home, {}) or (home, name) in seen or name in ("Mutant", "production"):
+        return
+    seen.add((home, name))
+    node = named[home][name]
+    yield str(sys.modules[home].__file__), set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name):
+            yield from _lines(home, each.id, named, seen)
+
+
+@cache
+def digits(scales: int, noise: float | None) -> ModelPair:
+    """Return the networks of digits, their first scales, and perhaps another draft."""
+    models = load_digits().first_scales(scales)
+    return models if noise is None else close_pair(models, noise)
+
+
+def asked(mutant: Mutant, after_another: bool) -> tuple[Implementation, ModelPair, Settings, Request] | None:
+    """Return decoder, networks, settings and request of the first case in which a value is wrong."""
+    for scales, noise, settings, request in CASES[: 1 if after_another else None]:
+        models = digits(scales, noise)
+        decoder = mutant(models, settings)
+        if after_another:
+            other = Request((2, 3), 0, 0.5, 3)
+            decoder.decode(other, models.noise(other))
+        try:
+            trace = decoder.decode(request, models.noise(request))
+        except Exception as error:  # has its own line
+            print(f"{mutant.id}: ends with {type(error).__name__}: {error}", file=sys.stderr)
+            return None
+        claims = decoder.contract == Contract.TOKENS
+        decode = WrongDecode(
+            models, request, settings.greedy, claims, partial(decoder.decode, request, models.noise(request))
+        )
+        with torch.inference_mode():
+            expected = decode.reference(models.target, trace.tokens_BL, models.pyramid.S)
+            if next(decode.wrong_values(trace, expected), None) is not None:
+                return decoder, models, settings, request
+    return None
+
+
+def outcome(where: dict[str, Truth], id: str) -> tuple[str, str]:
+    """Return what came of one bug's search in a word, and what was said."""
+    torch.set_num_threads(1)
+    mutant = next(each for each in MUTANTS if each.id == id)
+    if (case := asked(mutant, False)) is None:
+        return ("unseen", "") if asked(mutant, True) is None else ("missed", "shows it only after another decode")
+    _, models, settings, request = case
+    _line.what_was_tried = lambda decode: ""  # decodes of its own, which name no line
+    line = search_line(mutant(models, settings), models, request, settings.greedy)
+    if not isinstance(line, CodeLine):
+        return "missed", line or "no value is wrong"
+    places = [tuple(frame.split(", in ")[0].rsplit(":", 1)) for frame in line.stack]
+    near = [
+        min((abs(int(number) - each) for file, lines in where[id] for each in lines if file == name), default=NEAR + 1)
+        for name, number in places
+    ]
+    said = f"{line}\n    {chr(10).join(line.stack[:4])}"
+    word = "line" if near[0] <= NEAR else "stack" if min(near) <= NEAR else "missed"
+    return word, said
 
 
 def main() -> None:
-    """Search every bug's line; print a row a family, and what was missed on stderr."""
+    """Search every bug's line; print a row a family, and what was said of each on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="take every Nth bug alone")
-    step, models, counts = parser.parse_args().every, load_digits().first_scales(SCALES), Counter[tuple[str, str]]()
-    where = truths()
-    for mutant in [each for each in MUTANTS if not each.shared][::step]:
-        decoder = mutant(models, Settings(2, policy="coupled"))
-        line = search_line(decoder, models, Request((0, 1), 0, 1.5), False)
-        counts[mutant.family, "asked"] += 1
-        file, lines = where[mutant.id]
-        if isinstance(line, CodeLine):
-            places = [tuple(frame.split(", in ")[0].rsplit(":", 1)) for frame in line.stack]
-            near = [name == file and min(abs(int(number) - each) for each in lines) <= NEAR for name, number in places]
-            counts[mutant.family, "wrong"] += 1
-            counts[mutant.family, "function"] += any(near)
-            counts[mutant.family, "line"] += near[0]
-        elif line.startswith(("no operation", "not found")):
-            counts[mutant.family, "wrong"] += 1
-        print(f"{mutant.id}: {line}", file=sys.stderr, flush=True)
-    print("| family | bugs | wrong value | function right | line right |\n|---|---|---|---|---|")
-    for family in dict.fromkeys(name for name, _ in counts):
-        print(
-            f"| {family} | {' | '.join(str(counts[family, word]) for word in ('asked', 'wrong', 'function', 'line'))} |"
-        )
+    parser.add_argument("--only", default="", help="ids of bugs, or families")
+    parser.add_argument("--processes", type=int, default=1, help="that search side by side")
+    options = parser.parse_args()
+    only = set(filter(None, options.only.split(",")))
+    bugs = [each.id for each in MUTANTS if not each.shared and (not only or {each.id, each.family} & only)]
+    counts, where = Counter[tuple[str, str]](), truths()
+    with ProcessPoolExecutor(options.processes) as pool:
+        for id, (word, said) in zip(bugs, pool.map(partial(outcome, where), bugs), strict=True):
+            counts[id.partition(".")[0], "asked"] += 1
+            counts[id.partition(".")[0], word] += 1
+            if word != "unseen":
+                print(f"{word}: {id}: {said}", file=sys.stderr, flush=True)
+    print("| family | bugs | wrong value | in the stack | line right |\n|---|---|---|---|---|")
+    for family in [*dict.fromkeys(name for name, _ in counts), "all"]:
+        of = {word: sum(n for (name, w), n in counts.items() if w == word and family in (name, "all"))
+              for word in ("asked", "unseen", "stack", "line")}  # fmt: skip
+        wrong, right = of["asked"] - of["unseen"], of["line"]
+        print(f"| {family} | {of['asked']} | {wrong} | {of['stack'] + right} | {right} |")
 
 
 if __name__ == "__main__":

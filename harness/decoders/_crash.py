@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from harness.errors import text_of
+from harness.judge import CodeLine
 
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
@@ -35,10 +36,26 @@ def traceback_of(error: BaseException) -> str:
 
 def raised_in(error: BaseException) -> str:
     """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
-    frames = _frames(error)
-    frame = ([frame for frame in frames if not frame.filename.startswith(PACKAGE)] or frames)[-1]
+    frame = _own_frames(error)[-1]
     where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]} in {where}".split())
+    return " ".join(f"{_said(error)} in {where}".split())
+
+
+def line_of_crash(error: BaseException) -> CodeLine:
+    """Return the line that an exception of a decoder was raised in, as the one where its decode goes wrong."""
+    frames = _own_frames(error)[::-1]
+    stack = tuple(f"{each.filename}:{each.lineno}, in {each.name}: {each.line}" for each in frames)
+    own, said = frames[0], _said(error)
+    return CodeLine(own.filename, own.lineno or 0, own.name, own.line or "", said, "the decode ends here", stack=stack)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]}".split())
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = _frames(error)
+    return [frame for frame in frames if not frame.filename.startswith(PACKAGE)] or frames
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._crash import crash_of, traceback_of
+from harness.decoders._crash import crash_of, line_of_crash, traceback_of
 from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
 from harness.decoders._limits import OutOfTimeError
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
@@ -133,7 +133,7 @@ def search_line(decoder: Implementation, models: ModelPair, request: Request, gr
     except (InputError, StopSignal):
         raise
     except BaseException as error:
-        return crash_of(error)
+        return line_of_crash(error)
 
 
 @contextmanager

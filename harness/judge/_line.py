@@ -9,25 +9,26 @@ drafted, by both networks. From the wrong value it is followed back, from operat
 is right.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from harness.errors import text_of
+from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._form import unreadable, wrong_shape
-from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._replaced import what_was_tried
+from harness.judge._stream import Stream
 from harness.judge._wrong_decode import Wrong, WrongDecode
 from harness.protocol import Trace
 from harness.reference import block_causal
 
+TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
-AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
-UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
@@ -53,106 +54,6 @@ class CodeLine:
 Found = tuple[Operation, str]  # an operation, and what there is to say of it
 
 
-class Stream:
-    """The operations of a decode, by the rows that each made first; `ends` are the numbers of keys of a right pass."""
-
-    def __init__(self, steps: list[Operation], known: Sequence[Known], ends: Collection[int]) -> None:
-        self.steps, self._known, self._ends = steps, known, ends
-        self._made: dict[tuple[str, int], list[tuple[int, TensorRows]]] = {}
-        for number, step in enumerate(steps):
-            for rows in step.outputs:
-                self._made.setdefault(rows.kind, []).append((number, rows))
-        self._usual: dict[tuple[str, tuple[Frame, ...]], bool] = {}
-        self._tables: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
-
-    def _table(self, kind: tuple[str, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows of one kind: hash, step that made it first, whether it is right."""
-        if kind not in self._tables and (of := self._made.get(kind)):
-            hash_N = torch.cat([rows.hash_N for _, rows in of])
-            step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
-            mark_N4 = torch.cat([rows.mark_N4 for _, rows in of])
-            hash_N, order_N = hash_N.sort(stable=True)
-            first_n = torch.nonzero(hash_N.diff(prepend=hash_N[:1] - 1)).flatten()
-            hash_n, order_n = hash_N[first_n], order_N[first_n]
-            rows = TensorRows(kind, hash_n, mark_N4[order_n])
-            self._tables[kind] = hash_n, step_N[order_n], self._is_known(rows)
-        return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-
-    def makers(self, rows: TensorRows, before: int | None = None) -> set[int]:
-        """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
-        hash_N, step_N, known_N = self._table(rows.kind)
-        here_N = torch.isin(hash_N, rows.hash_N.to(hash_N.dtype))
-        if before is not None:
-            here_N &= ~known_N & (step_N < before)
-        return set(step_N[here_N].tolist())
-
-    def makers_of(self, number: int) -> set[int]:
-        """Return the steps that made what is wrong of a step's inputs."""
-        step = self.steps[number]
-        makers = [(rows.kind[0], self.makers(rows, number)) for rows in step.inputs]
-        if step.attends and step.read[1][-2] not in self._ends:  # of too many keys the mask is wrong for their sake
-            return set().union(*(of for kind, of in makers if kind == "real"))
-        # what a right mask hides need not be right: a wrong one comes before all else
-        masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
-        return set().union(*(masks or [of for _, of in makers]))
-
-    def unseen(self, number: int) -> str:
-        """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
-        for rows in (each for each in self.steps[number].inputs if each.kind[0] == "real"):
-            made = {self.steps[each].name for each in self.makers(rows, number)}
-            if made <= {"lift_fresh"} and not bool(self._is_known(rows).all()):
-                return UNSEEN
-        return ""
-
-    def _is_known(self, rows: TensorRows) -> Tensor:
-        return torch.stack([known.has(rows) for known in self._known]).any(0)
-
-    def _is_usual(self, number: int) -> bool:
-        """Tell whether what a step makes led to right values elsewhere: the reference only has no such value between.
-
-        Code of another structure has many: scores of an attention that is written out, sums in another order.
-        """
-        mine = self.steps[number].name, self.steps[number].stack
-        if mine not in self._usual:
-            steps = (n for n, step in enumerate(self.steps) if (step.name, step.stack) == mine)
-            self._usual[mine] = any(self._leads_to_right(other) for other in islice(steps, ALIKE))
-        return self._usual[mine]
-
-    def _leads_to_right(self, number: int) -> bool:
-        """Tell whether of values that are not known others were made, soon and one by one, that all are."""
-        reached = self._unknown(self.steps[number])
-        for step in self.steps[number + 1 : number + 1 + AHEAD] if reached else ():
-            if step.attends or "norm" in step.name:  # both make right values of some wrong ones
-                continue
-            if not any(_share(one, other) for one in step.inputs for other in reached):
-                continue
-            real = [rows for rows in step.outputs if rows.kind[0] == "real" and rows.kind[1] >= LEAST]
-            told = [self._is_known(rows) & (rows.mark_N4[:, 3] > 0) for rows in real]
-            if told and not step.moves and bool(torch.cat(told).all()):
-                return True
-            reached += self._unknown(step)
-        return False
-
-    def _unknown(self, step: Operation) -> list[tuple[tuple[str, int], Tensor]]:
-        """Return kinds and hashes of the rows that a step makes and nobody knows."""
-        every = [(rows.kind, rows.hash_N[~self._is_known(rows)]) for rows in step.outputs]
-        return [(kind, hash_n) for kind, hash_n in every if len(hash_n)]
-
-    def firsts(self, pending: set[int]) -> list[int]:
-        """Return the steps that some go back to, whose own inputs are all right, in the order of time."""
-        wrong, made_by = frozenset(pending), dict[int, set[int]]()
-        while pending:
-            number = pending.pop()
-            made_by[number] = self.makers_of(number)
-            pending |= made_by[number] - made_by.keys()
-        right, firsts = set[int](), list[int]()
-        for number in sorted(made_by):
-            if not made_by[number] - right:
-                is_right = self.steps[number].moves or (number not in wrong and self._is_usual(number))
-                (right.add if is_right else firsts.append)(number)
-        return [number for number in firsts if self.steps[number].stack]
-
-
 @dataclass(frozen=True)
 class Search:
     """Where the line is searched: the decode's operations, and its proposed tokens that are not the target's."""
@@ -168,16 +69,24 @@ class Search:
             return None
         made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            made = {number for number in made if any(each.kind[0] == "real" for each in stream.steps[number].inputs)}
+            made = set(filter(stream.draws, made)) or (made if rows.kind[1] >= LEAST else set())
         for number in stream.firsts(made):
             step = stream.steps[number]
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
-            return (
-                (found[0], f"{found[1]}, read at line {step.stack[0].line}") if found else (step, stream.unseen(number))
-            )
+            if found:
+                return found[0], f"{found[1]}, read at line {step.stack[0].line}"
+            above = caller_of(step) or self._open(number)
+            return above or (step, stream.unseen(number))
         return None
+
+    def _open(self, number: int) -> Found | None:
+        """Return the operation that made a mask that hides nothing."""
+        step = self.along_any.steps[number]
+        masks = (rows for rows in step.inputs[3:] if step.attends and not bool(rows.mark_N4.any()))
+        maker = next((_maker_of(mask, self.along_any.steps[:number]) for mask in masks), None)
+        return maker and (maker, ", of a mask that hides nothing")
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -186,11 +95,23 @@ class Search:
             return self._compared([wrong.actual.flatten().cpu()])
         return rows and self._taken(stream.makers(rows, len(stream.steps)))
 
-    def elsewhere(self, wrong: Wrong) -> Found | None:
-        """Return the operation that put a value where it is wrong, which is right in another place."""
-        rows, why = None if wrong.is_tokens else rows_of(wrong.batch), ", which is right in another place"
-        steps = [(step, each) for step in self.along_final.steps if step.stack for each in step.outputs]
-        return next(((step, why) for step, each in steps if rows and _in_order(each.hash_N, rows.hash_N)), None)
+    def elsewhere(self, wrong: Wrong, is_sure: bool = False) -> Found | None:
+        """Return the operation that put a value where it is wrong, which is right in another place.
+
+        `is_sure` asks for one that hands it on after the right one was there, or by arithmetic.
+        """
+        if wrong.is_tokens or (rows := rows_of(wrong.actual)) is None:
+            return None
+        makes = [(n, step) for n, step in enumerate(self.along_final.steps) if step.stack and _has(step.outputs, rows)]
+        # what computes it may be right, what hands it on is not: in the place of the right one, if that is there
+        hand_on = [(n, step) for n, step in makes if step.name != "to" and _has(step.inputs, rows)]
+        right = rows_of(wrong.expected)
+        since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
+        instead = [step for n, step in hand_on if since is not None and n > since]
+        changed = [step for _, step in hand_on if step.name in TURNS]
+        others = [] if is_sure else [step for _, step in makes]
+        step = next(iter((*instead, *changed, *others)), None)
+        return step and (caller_of(step) or (step, ", which is right in another place"))
 
     def _taken(self, pending: set[int]) -> Found | None:
         steps = self.along_final.steps
@@ -216,7 +137,20 @@ class Search:
             for step in self.along_final.steps:
                 places = [set().union(*(_places(each, one) for each in step.whole)) for one in (theirs, right)]
                 if places[0] & places[1] and step.stack and not step.moves:
-                    return step, f", made of drafted tokens of scale {si} that are not the target's: compared here"
+                    why = f", made of drafted tokens of scale {si} that are not the target's: "
+                    chosen = self._chosen(theirs, right)
+                    return (chosen, f"{why}chosen by this") if chosen else (step, f"{why}compared here")
+        return None
+
+    def _chosen(self, theirs: Tensor, right: Tensor) -> Operation | None:
+        """Return the operation that made the mask by which a draft's tokens were taken, not the target's."""
+        steps = self.along_final.steps
+        for number, step in enumerate(steps):
+            mask = next((rows for rows in step.inputs if rows.kind[0] == "truth"), None)
+            (came, _), (left, lost) = ([any(_places(each, one) for each in of) for one in (theirs, right)]
+                                       for of in (step.whole[:-1], step.whole[-1:]))  # fmt: skip
+            if mask is not None and bool(mask.hash_N.any()) and came and left and not lost:
+                return _maker_of(mask, steps[:number])
         return None
 
 
@@ -229,8 +163,11 @@ class LineSearch:
     def line(self) -> CodeLine | str:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
         with torch.inference_mode():  # what networks compute once they compute before the decode
-            _, once = self._right(None, 1)
-        recorder = OperationRecorder(self._decode.weights)
+            once = _made_by(self._right(None, 1)[1])
+        ramps = [self._pyramid.ramp(si) for si in self._pyramid]
+        request = self._decode.request
+        look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
+        recorder = OperationRecorder(self._decode.weights, look)
         trace = recorded(recorder, self._decode.decode)
         for ask in (unreadable, wrong_shape):
             if (wrong_form := ask(self._decode.models, self._decode.request, trace)) is not None:
@@ -245,11 +182,11 @@ class LineSearch:
     def _searched(self, trace: Trace, steps: list[Operation], once: list[TensorRows]) -> CodeLine | str:
         """Return what `line` does, of a recorded decode."""
         pyramid = self._pyramid
-        expected, final = self._right(trace.tokens_BL, pyramid.S)
+        expected, right = self._right(trace.tokens_BL, pyramid.S)
         wrong = list(self._decode.wrong_values(trace, expected))
         if not wrong:
             return ""
-        final += [*once, *self._masks(), *filter(None, map(rows_of, self._decode.weights))]
+        final = [*_made_by(right), *once, *self._masks(), *filter(None, map(rows_of, self._decode.weights))]
         rejected, proposed = list[tuple[int, Tensor, Tensor]](), dict[tuple[int, ...], tuple[Tensor, int]]()
         for scales, tokens_BL in self._proposed(steps, trace.tokens_BL, wrong[0].scale):
             proposed[tuple(tokens_BL.flatten().tolist())] = tokens_BL, scales[-1] + 1
@@ -257,7 +194,8 @@ class LineSearch:
                 span = pyramid.draws.span(si)
                 pairs = zip(tokens_BL[:, span].cpu(), expected.tokens_BL[:, span].cpu(), strict=True)
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
-        otherwise = [rows for asked in list(proposed.values())[-MOST_PROPOSED:] for rows in self._right(*asked)[1]]
+        drafted = list(proposed.values())[-MOST_PROPOSED:]
+        otherwise = [rows for asked in drafted for rows in _made_by(self._right(*asked)[1])]
         known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
@@ -265,18 +203,18 @@ class LineSearch:
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
-            if found := finds[0](value) or finds[1](value):
+            if found := finds[0](value) or finds[1](value) or search.elsewhere(value, is_sure=True):
                 return _line_of(*found, value)
         found = search.elsewhere(wrong[0])
         return _line_of(*found, wrong[0]) if found else NOT_SEEN.format(wrong[0])
 
-    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[TensorRows]]:
-        """Return the target's trace of the first scales along tokens, and what is right there by either network."""
+    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation]]:
+        """Return the target's trace of the first scales along tokens, and the operations there of either network."""
         recorder = OperationRecorder(self._decode.weights)
         with recorder:
             self._decode.reference(self._decode.models.draft, tokens_BL, scales)
             run = self._decode.reference(self._decode.models.target, tokens_BL, scales)
-        return run, [rows for step in recorder.steps for rows in step.outputs]
+        return run, recorder.steps
 
     def _masks(self) -> Iterator[TensorRows]:
         """List the right masks of every window."""
@@ -306,6 +244,10 @@ class LineSearch:
         return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
 
 
+def _made_by(steps: list[Operation]) -> list[TensorRows]:
+    return [rows for step in steps for rows in step.outputs]
+
+
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
@@ -317,8 +259,19 @@ def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
     return bool(is_n.all()) and bool((at_n.diff() >= 0).all())
 
 
-def _share(one: TensorRows, other: tuple[tuple[str, int], Tensor]) -> bool:
-    return one.kind == other[0] and bool(torch.isin(one.hash_N, other[1]).any())
+def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
+    """Return the last operation that wrote what a tensor shows."""
+    makes = (each for each in reversed(steps) if rows.storage in [made.storage for made in each.outputs])
+    return next((each for each in makes if each.stack and not _is_view(each)), None)
+
+
+def _is_view(step: Operation) -> bool:
+    storages = {rows.storage for rows in step.inputs}
+    return step.moves and all(rows.storage in storages for rows in step.outputs)
+
+
+def _has(every: list[TensorRows], rows: TensorRows) -> bool:
+    return any(each.kind == rows.kind and _in_order(each.hash_N, rows.hash_N) for each in every)
 
 
 def _places(whole: Tensor, part: Tensor) -> set[int]:

@@ -12,11 +12,12 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
 from traceback import walk_stack
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ LEAST = 8  # numbers of a row, where the tensor has them
 LONGEST = 2**17  # numbers of a row that is remembered
 MOST_NUMBERS = 2**22  # that are looked at at a time
 MOST_ROWS = 2**26  # of a recording; some 3 GB
-MOST_STACK = 12
+MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
 MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
@@ -60,6 +61,7 @@ class TensorRows(NamedTuple):
     kind: tuple[str, int]  # real, whole, mask (zeros and -inf) or truth; numbers of a row
     hash_N: Tensor
     mark_N4: Tensor  # zeros of what is not real
+    storage: int = 0  # where it lay
 
 
 class Operation(NamedTuple):
@@ -73,6 +75,7 @@ class Operation(NamedTuple):
     read: list[tuple[int, ...]]  # shapes of what went in
     made: list[tuple[int, ...]]  # and of what came out
     whole: list[Tensor]  # of both, whole numbers in one row
+    given: tuple[Any, ...] = ()  # what was seen of the variables of every frame
 
     def __str__(self) -> str:
         return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
@@ -88,8 +91,13 @@ class OperationRecorder(TorchDispatchMode):
 
     supports_higher_order_operators = True  # each is one operation
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # its import takes seconds, and nothing is compiled here
+
+    def __init__(self, weights: Iterable[Tensor], look: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
         super().__init__()
+        self._look = look  # at the variables of the decoder's own frames
         self.steps: list[Operation] = []
         self._weights, self._rows = {_storage(each) for each in weights}, 0
 
@@ -112,7 +120,11 @@ class OperationRecorder(TorchDispatchMode):
             whole = [each.flatten().cpu().clone() for each in small]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
-        self.steps.append(Operation(name, own_frames(), inputs, outputs, moves, went_in, came_out, whole))
+        frames = own_frames_of()
+        stack, given = tuple(each for _, each in frames), ()
+        if self._look is not None:
+            given = tuple(self._look(frame.f_locals) for frame, _ in frames)
+        self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given))
         return result
 
     def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
@@ -128,11 +140,16 @@ def own_frames() -> tuple[Frame, ...]:
 
     A decoder calls libraries: where it lies in none, or in another one, theirs are not its own.
     """
-    inside = takewhile(lambda each: each[0].f_code is not recorded.__code__, walk_stack(sys._getframe(2)))
-    codes = ((frame.f_code, line) for frame, line in inside)
-    frames = [Frame(code.co_filename, line, code.co_name) for code, line in codes if _is_own(code.co_filename)]
-    package = _package(frames[-1].file) if frames else ""
-    return tuple(islice((each for each in frames if _package(each.file) in ("", package)), MOST_STACK))
+    return tuple(each for _, each in own_frames_of())
+
+
+def own_frames_of() -> list[tuple[FrameType, Frame]]:
+    """Return what `own_frames` does, with the frames themselves."""
+    inside = takewhile(lambda each: each[0].f_code is not recorded.__code__, walk_stack(sys._getframe(1)))
+    every = ((frame, Frame(frame.f_code.co_filename, line, frame.f_code.co_name)) for frame, line in inside)
+    frames = [(frame, each) for frame, each in every if _is_own(each.file)]
+    package = _package(frames[-1][1].file) if frames else ""
+    return list(islice((pair for pair in frames if _package(pair[1].file) in ("", package)), MOST_STACK))
 
 
 def recorded(mode: TorchDispatchMode, work: Callable[[], Result]) -> Result:
@@ -214,7 +231,7 @@ def rows_of(tensor: Tensor) -> TensorRows | None:
         if kind == "real":  # products of fewer bits than float64 may be those of autocast or TF32
             plain = piece.double().nan_to_num(77.0, 99.0, -99.0)
             marks[-1][:] = torch.cat((plain @ real[:length], plain.norm(dim=-1, keepdim=True)), 1)
-    return TensorRows((kind, length), torch.cat(hashes), torch.cat(marks))
+    return TensorRows((kind, length), torch.cat(hashes), torch.cat(marks), _storage(tensor))
 
 
 def hash_of(rows_NL: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Replacing(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # its import takes seconds, and nothing is compiled here
+
     def __init__(self) -> None:
         super().__init__()
         self._rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from enum import StrEnum
 from pathlib import Path
 
@@ -88,7 +89,14 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
     Its image is decoded alone, or with its batch where that alone shows it; plainly, whatever was compiled or recorded.
     """
     if case.against is not None:
-        return "not searched: another decoder stood in the reference's place"
+        (name, new), (other, old) = case.code
+        if name != other or not (new and old):
+            return "not searched: another decoder stood in the reference's place"
+        line = locate_case(replace(case, against=None), models)
+        if not isinstance(line, CodeLine):
+            return line
+        met = _change_met(line, Path(new).resolve(), Path(old).resolve())
+        return replace(line, tried="; ".join(filter(None, (line.tried, met))))
     if case.request.more_smooth:
         return "not searched: under more_smooth values are judged from scale to scale"
     models = models.first_scales(case.scales) if case.scales else models
@@ -103,6 +111,26 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
             return next(lines, "not found: no value of a plain run that is recorded is wrong")
     except InputError as error:
         return f"not searched: {error}"
+
+
+NEAR = 3  # lines of a change around it, as `git diff` shows them
+
+
+def _change_met(line: CodeLine, new: Path, old: Path) -> str:
+    """Say which change between two checkouts a line, or the innermost frame that called it, lies in."""
+    for frame in line.stack:
+        name, _, number = frame.partition(", in ")[0].rpartition(":")
+        if not (file := Path(name).resolve()).is_relative_to(new):
+            continue
+        before, after = map(_lines_of, (old / file.relative_to(new), file))
+        for word, _, _, begin, end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+            if word != "equal" and begin - NEAR < int(number) <= max(end, begin + 1) + NEAR:
+                return f"{file.name}:{number} lies at what was changed there, lines {begin + 1} to {end}"
+    return f"none of its lines was changed: {old.name} may go wrong there, too"
+
+
+def _lines_of(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines() if file.is_file() else []
 
 
 LOCATE_S = 60.0  # of a search that nobody asked for, at most

@@ -14,6 +14,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.verification import Question
 from tests.helpers import Layout, tiny
+from tests.published.checkout import make
 from tests.unit.commands.running import run
 from tests.unit.judge.planted_lines import TEN
 
@@ -76,6 +77,25 @@ def test_a_decode_that_crashes_and_another_decoder_in_the_references_place_are_n
 ):
     tested = written(monkeypatch, tmp_path, TEN[0].source.replace("wrong = int(", "wrong = len("), "crashing_decoder")
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate") == 1
-    assert "line: TypeError: len() of a 0-d tensor in verify, crashing_decoder.py:100" in capsys.readouterr().out
+    text = (
+        "line: crashing_decoder.py:100, in verify: wrong = len((idx_l != proposal).sum()) (TypeError: len() of a 0-d "
+    )
+    assert text in capsys.readouterr().out
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate", "--against", "harness:build_decoder") == 1
     assert "line: not searched: another decoder stood in the reference's place" in capsys.readouterr().out
+
+
+def test_of_two_checkouts_the_change_that_is_met_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    old, new = (make(tmp_path / name, "var") for name in ("old", "new"))
+    file = new / "models" / "network.py"
+    changed = "# a line more\n" + file.read_text().replace("else cfg * si", "else 1.1 * cfg * si")
+    file.write_text(changed)
+    number = next(n for n, text in enumerate(changed.splitlines(), 1) if "1.1 * cfg" in text)
+    tested = ("--implementation", "published:var", "--checkout", str(new), "--seeds", "1", "--labels", "0")
+    asked = ("verify", *tested, *pair, "--sequential", "--locate", "--against-checkout")
+    assert run(monkeypatch, *asked, str(old)) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "line: network.py:" in said, said[said.find("line: ") :]
+    assert f" lies at what was changed there, lines {number} to {number}" in said

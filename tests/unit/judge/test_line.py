@@ -82,3 +82,44 @@ def test_what_no_operation_made_is_said(tmp_path: Path):
     tokens_BL = torch.full((1, MODELS.pyramid.L), 7)
     line = searched(TEMPLATE, tmp_path / "mine.py", Request((0,), 1), tokens_BL=tokens_BL, intermediates=None)
     assert str(line).startswith("no operation of the decoder was seen to make ")
+
+
+GIVEN = TEMPLATE.replace(
+    'si: int) -> Tensor:\n        """Return guided', 'si: int, cfg: float) -> Tensor:\n        """Return guided'
+)
+GIVEN = GIVEN.replace("t = self.request.cfg *", "t = cfg *").replace(
+    "x_RnD, si), si)", "x_RnD, si), si, self.request.cfg)"
+)
+KEPT = "            idx_l = torch.where(keep, proposal, idx_l)\n"
+ABOVE = {
+    "a number that is not the request's": (
+        GIVEN.replace("self.guide(rows_RlV, si)", "self.guide(rows_RlV, si, self.request.cfg + 0.1)"),
+        "guided_lV = self.guide(rows_RlV, si, self.request.cfg + 0.1)",
+        "with cfg=1.6, computed at mine.py:",
+    ),
+    "a mask that hides nothing": (
+        TEMPLATE.replace('.masked_fill(hidden_from, float("-inf"))', "").replace(
+            "        h_RnD = network.hidden(", "\n\n\n\n        h_RnD = network.hidden("
+        ),
+        "mask_nn = torch.zeros(n, n, device=x_RnD.device, dtype=x_RnD.dtype)",
+        "of a mask that hides nothing",
+    ),
+    "a mask that takes the draft's": (
+        TEMPLATE.replace(
+            "            self.tokens.append(idx_l)\n",
+            "            keep = (idx_l == proposal).any() | (proposal >= 0).all()\n"
+            + KEPT
+            + "            self.tokens.append(idx_l)\n",
+        ),
+        "keep = (idx_l == proposal).any() | (proposal >= 0).all()",
+        "that are not the target's: chosen by this",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "text", "wrong"), ABOVE.values(), ids=ABOVE)
+def test_who_asked_for_a_wrong_value_is_named(source: str, text: str, wrong: str, tmp_path: Path):
+    line = searched(source, tmp_path / "mine.py", Request((0,), 1))
+    assert isinstance(line, CodeLine), line
+    assert (line.text, line.stack[0].partition(": ")[2]) == (text, text)
+    assert wrong in line.wrong

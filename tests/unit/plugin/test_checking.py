@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from harness import InputError, ModelPair, Request, Settings, build_decoder
+from harness.judge._line import CodeLine
 from harness.laws import LAWS as EVERY
 from harness.laws import Subject, Violation
 from harness.plugin._checking import (
@@ -25,6 +26,7 @@ from harness.plugin._digits import design, pair
 from harness.plugin._options import PluginOptions
 from harness.protocol._decoder import Contract
 from harness.reference.sequential import sample_sequential
+from harness.runs._result import Verification
 from tests.helpers import laws_of
 
 LAWS = laws_of("positions")
@@ -147,6 +149,21 @@ def test_a_defect_of_one_decode_names_its_component():
     trace.tokens_BL = trace.tokens_BL.roll(1, 1)
     with pytest.raises(DefectFound, match="more"):
         judged(models, trace, REQUEST, drafts=False)
+
+
+def test_the_line_of_a_defect_on_digits_is_said(monkeypatch: pytest.MonkeyPatch):
+    searched, of, stash = list[object](), asked("harness.mutants.positions:OFFSET"), pytest.Stash()
+
+    def found(result: Verification, models: ModelPair, asked: bool | None = None) -> None:
+        searched.extend((result.verdict.value, models.pyramid == pair().pyramid, asked))
+        result.line = CodeLine("/x/mine.py", 3, "inputs", "x = 1", "add", "the input of scale 1 by 2")
+
+    monkeypatch.setattr("harness.plugin._checking.take_line", found)
+    case = next(case for case in cases_of(of) if case.name == "digits[close-5]")
+    with pytest.raises(DefectFound, match=r"mine\.py:3, in inputs: x = 1"):
+        check_digits(case, of, stash)
+    assert searched == ["DEFECT", True, None]  # by the rule of a run that does not ask
+    assert "; line: mine.py:3, in inputs: x = 1 (add; wrong: the input of scale 1 by 2)" in stash[SEEN].finding
 
 
 class Picky:
