@@ -27,7 +27,9 @@ def sampled(folder: Path, example: str) -> ModuleType:
     tail = rest[rest.index("    def f_hat(") :]
     text = head + textwrap.indent(example, "    ") + "\n" + tail
     text = text.replace('contract = "token-identical"', 'contract = "distribution-identical"')
-    text = text.replace("self.models, self.length = decoder", "self.drafted = {}\n        self.models, self.length = decoder")
+    text = text.replace(
+        "self.models, self.length = decoder", "self.drafted = {}\n        self.models, self.length = decoder"
+    )
     path = folder / "sampled_decoder.py"
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(path.stem, path)
