@@ -6,17 +6,21 @@ import importlib.util
 import sys
 import textwrap
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import harness
 from harness.commands.init import TEMPLATE
-from harness.laws import Case, check
-from harness.laws._law import Violation
+from harness.decoders import Terms
+from harness.judge import Verdict
+from harness.protocol import Request, Settings
 from tests.docs.pages import ROOT, blocks
-from tests.helpers import command
+from tests.helpers import command, tiny
 
+DRAWS = 40_000
 DRAW = "    def draw("
 (SAMPLED,) = (text for text in blocks(ROOT / "docs" / "own-decoder.md", "python") if text.startswith("def draw("))
 
@@ -39,13 +43,41 @@ def sampled(folder: Path, example: str) -> ModuleType:
     return module
 
 
-def test_the_example_of_contract_b_keeps_the_law_and_a_bug_in_it_does_not(tmp_path: Path):
+def chi_square(example: str) -> float:
+    """Return how far the tokens that the example draws for 40,000 positions are from the target's law: chi-square."""
+    generator = torch.Generator().manual_seed(0)
+    p_V, q_V = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.3, 0.1, 0.4])
+    numbers: dict[str, Any] = {
+        "exponential": lambda si, stream, reader: torch.empty(1, DRAWS, 4).exponential_(generator=generator),
+        "uniform": lambda si, stream, reader: torch.rand(1, DRAWS, generator=generator),
+    }
+    names: dict[str, Any] = {"torch": torch}
+    exec(compile(example, "own-decoder.md", "exec"), names)
+    image = SimpleNamespace(
+        law=lambda of_V, si: of_V.expand(DRAWS, 4), noise=SimpleNamespace(**numbers), b=0, drafted={}
+    )
+    names["draw"](image, q_V, 0, "draft")
+    counts_V = torch.bincount(names["draw"](image, p_V, 0, "target"), minlength=4)
+    return float(((counts_V - DRAWS * p_V) ** 2 / (DRAWS * p_V)).sum())
+
+
+def test_the_example_of_contract_b_keeps_the_law_and_a_bug_in_it_does_not():
     assert len(SAMPLED.splitlines()) < 17
-    assert check("acceptance.distribution", sampled(tmp_path, SAMPLED).factory, Case())
-    inverted = SAMPLED.replace("self.b]\n    keep_l = u_l * q_lV", "self.b]\n    keep_l = u_l * 2 * q_lV")
-    assert inverted != SAMPLED
-    with pytest.raises(Violation, match="do not follow the target's joint law"):
-        check("acceptance.distribution", sampled(tmp_path, inverted).factory, Case())
+    assert chi_square(SAMPLED) < 25  # 3 degrees of freedom: exceeded by a right one in 2 of 100,000
+    for right, wrong in (
+        ("keep_l = u_l * q_lV", "keep_l = u_l * 2 * q_lV"),
+        ("(law_lV - q_lV).clamp(min=0)", "law_lV"),
+    ):
+        assert chi_square(SAMPLED.replace(right, wrong)) > 100
+
+
+def test_the_decoder_that_the_page_makes_has_no_defect(tmp_path: Path):
+    models, requests = tiny(), [Request((0, 1), seed) for seed in range(2)]
+    terms = Terms(in_process=True)
+    result = harness.verify(models, sampled(tmp_path, SAMPLED).factory, Settings(2), requests, terms=terms)
+    assert result.verdict is not Verdict.DEFECT, str(result.first_divergence)
+    assert result.contract == "distribution-identical"
+    assert "tokens" in result.not_compared
 
 
 def test_tokens_of_a_decoder_of_ones_own_are_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
