@@ -28,6 +28,8 @@ MODULES = {
     "harness.speculative.parts": "the parts of the harness's own decoder, to replace one",
     "harness.plugin.fixtures": "fixtures of the pytest plugin",
 }
+# of the project's own specification, which readers of the pages do not have
+CITED = re.compile(r"\n+Source: (?:spec|design) §\d+\.| \((?:spec|design) §\d+\)|, (?:spec|design) §\d+(?=\))")
 SECTION = re.compile(r"^(Args|Returns|Raises|Effects|Yields):\s*", re.M)
 
 
@@ -45,7 +47,7 @@ def _page(name: str) -> str:
     items = [(each, getattr(module, each)) for each in sorted(names, key=str.lower) if not each.startswith("__")]
     contents = ", ".join(f"[{each}](#{each.lower()})" for each, _ in items)
     parts = [f"# {name}", _text(module), f"{contents}.", *(_item(each, value) for each, value in items)]
-    return "\n\n".join(parts) + "\n"
+    return CITED.sub("", "\n\n".join(parts)) + "\n"
 
 
 def _own_names(module: Any) -> list[str]:

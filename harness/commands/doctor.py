@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # extra, a package that it brings, what it is for
 EXTRAS = (
     ("report", "jinja2", "pages (--html, report)"),
-    ("test", "pytest", "the pytest plugin"),
+    ("pytest", "pytest", "the pytest plugin"),
     ("quality", "torchmetrics", "quality"),
     ("hub", "huggingface_hub", "checkpoints of a hub"),
     ("cluster", "distributed", "runs on several machines (--cluster)"),

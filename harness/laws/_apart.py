@@ -2,7 +2,7 @@
 
 Promise: what comes back of a law is plain values, checked one by one, or that its process died of it and why: nothing
 of a decoder's process is ever unpickled, and no wait outlives the time of a law. A law that took longer says so, and
-proves nothing; one call of the decoder that took half of that time hangs, and so does code that no signal interrupts.
+proves nothing; a decode of few images that took half of that time hangs, and so does code that no signal interrupts.
 What that process says of a law is its word: it holds the law's test and the decoder both.
 """
 
@@ -38,12 +38,14 @@ from harness.processes import (
     own_place,
     sealed,
 )
+from harness.protocol import Request
 from harness.schema import record_of
 
 DEAF_S = 10.0  # for code to see the alarm
 HANGS = "no answer within"
 JUDGING = ("harness.laws", "harness.reference")  # whose loops over many decodes or draws are no decode that hangs
 SHARED = ("harness.models", "torch")  # called by either side
+FEW = 8  # images: a decode of thousands, as some laws ask for, may take its time
 NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
 SERVE = "harness.laws._apart:serve"
 MOST_TEXT = 2000  # characters of a clause
@@ -227,7 +229,8 @@ def _say(replies: BinaryIO, line: bytes) -> None:
 def in_time(seconds: float) -> Iterator[None]:
     """Raise `OutOfTimeError` in what takes longer, by this process's alarm; 0 = no limit.
 
-    It says whether one call of the decoder took half of the time. Code that no signal interrupts ends the process.
+    It says whether one call of the decoder for few images took half of the time. Code that no signal interrupts ends
+    the process.
     """
     if not seconds:
         yield
@@ -242,8 +245,12 @@ def in_time(seconds: float) -> Iterator[None]:
         if not before:
             before.extend(running)
             return
-        still = (str(each.f_globals.get("__name__")) for each in running if each in before)
-        if next((name for name in still if not name.startswith(SHARED)), __name__).startswith(JUDGING):
+        still = [each for each in running if each in before]
+        names = (str(each.f_globals.get("__name__")) for each in still)
+        within = next((name for name in names if not name.startswith(SHARED)), __name__)
+        requests = (each.f_locals.get("request") for each in still)
+        many = any(isinstance(each, Request) and each.B > FEW for each in requests)
+        if many or within.startswith(JUDGING):
             raise OutOfTimeError(f"took longer than {seconds:g} s: pass --timeout {2 * seconds:g}")
         raise OutOfTimeError(f"{HANGS} {seconds:g} s (timeout)")
 

@@ -80,7 +80,7 @@ def next_step(result: Verification) -> NextStep | None:
         return "judge a decoder of yours; this writes one to change", "sdvar-harness init mydecoder.py"
     if any(option == "checkout" for option, _ in result.plan.settings[0].options):
         return "keep it right: docs/pytest.md asks published code in your tests", ""
-    return "keep it right: ask it in your tests (extra [test])", f"pytest --sdvar-implementation {shlex.quote(name)}"
+    return "keep it right: ask it in your tests (extra [pytest])", f"pytest --sdvar-implementation {shlex.quote(name)}"
 
 
 def repeat_step(result: Verification) -> NextStep | None:

@@ -109,7 +109,7 @@ class LongWork:
     def line(self) -> str:
         found = count_of(self.defects, "defect")
         if not self.done:
-            return f"0 of {self.total} {self.unit} after {time.monotonic() - self._begun:.0f} s"
+            return f"0 of {self.total} {self.unit}, {time.monotonic() - self._begun:.0f} s so far"
         return f"{self.done} of {self.total} {self.unit}, {self._pace()}, {self._left()} left, {found}"
 
     @property

@@ -269,8 +269,10 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
                 say(console, f"not there: {count_of(count, 'law')} of parts ({one_line(found)})")
         held = dict.fromkeys(one_line(row.part) for row in rows if row.verdict == PartVerdict.HELD)
         if held and not verbose:
-            right = ", ".join(part for part in held if part not in wrong) or "no whole part"
-            say(console, f"held: {count_of(counts[PartVerdict.HELD], 'law')}; nothing is wrong with: {right}")
+            other = {one_line(row.part) for row in rows if row.verdict in (*WRONG_PARTS, PartVerdict.UNPROVEN)}
+            right = ", ".join(part for part in held if part not in other)
+            said = f", all that were asked of {right}" * bool(right)
+            say(console, f"held: {count_of(counts[PartVerdict.HELD], 'law')}{said}")
     order = (PartVerdict.HELD, *WRONG_PARTS, PartVerdict.UNPROVEN, PartVerdict.ABSENT)
     clauses = [f"{counts[word]} {word.lower()}" for word in order if counts[word] or word is PartVerdict.HELD]
     text = f"{count_of(len(rows), 'law')} of parts: {', '.join(clauses)}"

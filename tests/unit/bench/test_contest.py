@@ -20,6 +20,7 @@ from harness.errors import InputError
 from harness.models import ModelPair
 from harness.protocol import Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
+from harness.report import plain_console, show_contest
 from harness.report.html import contest_page
 from harness.speculative.sampler import build_decoder
 from tests.helpers import command
@@ -84,6 +85,14 @@ def row(side: str, *times: float, passes: float = math.nan) -> ContestRow:
 def contest(*rows: ContestRow) -> Contest:
     said = "IDENTICAL", ("it naps",)
     return Contest("pair", "float32", "mine:factory", Settings(2), (0,), *said, MACHINE, 3, list(rows))
+
+
+def test_a_floor_above_its_time_is_said_to_mean_nothing(capsys: pytest.CaptureFixture[str]):
+    for ms, is_said in ((2.0, False), (0.5, True)):
+        show_contest(contest(row("decoder", 4.0), row("sequential", ms, passes=1.0)), "cpu", plain_console())
+        out = capsys.readouterr().out
+        assert ("neither floor nor share can be relied on" in out) == is_said
+        assert out.endswith("next: what the columns mean, and what to change: docs/speed.md#your-own-decoder\n")
 
 
 @pytest.mark.parametrize("in_process", [True, pytest.param(False, marks=pytest.mark.slow)])

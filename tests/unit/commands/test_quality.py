@@ -112,9 +112,11 @@ def test_nats_alone_need_no_features(monkeypatch, capsys, high: float, status: i
 
 
 REFUSED = {
-    ("verify", "--max-loss", "0.1"): "max_loss=0.1: states a loss, which contract C alone allows; pass --contract C",
+    ("verify", "--max-loss", "0.1"): "max_loss=0.1: states a loss, which contract C alone allows, and the claim is A",
     ("verify", "--max-nats", "0.5"): "max_nats=0.5: states a loss, which contract C alone allows, and the claim is A",
-    ("verify", "--contract", "B", "--max-nats", "0.5"): "and the claim is B (distribution-identical); pass --contract",
+    ("verify", "--contract", "B", "--policy", "rejection", "--max-nats", "0.5"): (
+        "max_nats=0.5: states a loss, which contract C alone allows, and the claim is B (distribution-identical); pass"
+    ),
     (*VERIFY, "--max-nats", "-1"): "max_nats=-1.0: must be above 0",
     (*VERIFY, "--max-loss", "0"): "max_loss=0.0: must be above 0",
     (*VERIFY, "--max-loss", "0.1", "--quality-images", "10"): (

@@ -125,6 +125,11 @@ def test_a_uniform_is_entered_in_the_ledger_and_no_exponential_is_made_of_it():
     with pytest.raises(NoiseError, match="stream=accept: holds one uniform number a token; read it with uniform"):
         numbers.exponential(0, ACCEPT, "a")
     assert numbers.ledger.readers == {}
+    for read in (numbers.exponential, numbers.uniform):
+        with pytest.raises(
+            NoiseError, match="stream=tokens: is no stream of numbers; pass one of token, smooth, draft, a"
+        ):
+            read(0, "tokens", "a")
     numbers.uniform(0, ACCEPT, "a")
     assert numbers.ledger.readers == {(0, ACCEPT): ["a"]}
 

@@ -57,7 +57,7 @@ def test_a_step_of_many_minutes_has_a_line_a_minute(monkeypatch: pytest.MonkeyPa
         work.advance()
         time.sleep(0.35)
     lines = capsys.readouterr().err.splitlines()
-    assert "0 of 3 laws after 0 s" in lines
+    assert "0 of 3 laws, 0 s so far" in lines
     assert sum(line.startswith("1 of 3 laws, ") for line in lines) > 1
     time.sleep(0.2)
     assert capsys.readouterr().err == ""  # the work is over
@@ -75,7 +75,7 @@ def test_in_a_script_verify_says_a_line_a_minute_and_a_function_of_ones_own_is_c
 
 def test_the_time_left_is_that_of_the_whole_run(clock: list[float]):
     work = LongWork("images", 10, quiet=True, later=Later(seconds=30.0, steps=10))
-    assert work.line() == "0 of 10 images after 0 s"
+    assert work.line() == "0 of 10 images, 0 s so far"
     clock[0] += 8.0
     work.advance(2)  # 4 s each: 8 here and 10 after them
     assert work.line() == "2 of 10 images, 4.0 s each, 1:42 left, 0 defects"

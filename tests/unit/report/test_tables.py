@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.decoders._factory import OWN_DECODER, load_factory
 from harness.golden._case_results import CaseResult, FileResult
 from harness.golden._record import Change
-from harness.judge._verdict import Divergence, PartLaw, PartVerdict
+from harness.judge._verdict import Divergence, PartLaw, PartVerdict, Verdict
 from harness.laws import Case, Violation
 from harness.laws._catalogue import LAWS
 from harness.mutants._hunt import MUTANTS, Caught, Hunt
@@ -205,6 +205,30 @@ def test_a_pipe_is_wide_whatever_the_terminal_is_and_has_no_colours(monkeypatch:
     said = sys.stdout.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in said
     assert NOTE not in said
+
+
+def test_parts_that_are_not_there_share_a_line_and_a_wrong_part_is_never_called_right(capsys):
+    held, broken, absent = PartVerdict.HELD, PartVerdict.BROKEN, PartVerdict.ABSENT
+    said = [("guide", held, ""), ("draw", held, ""), ("draw", broken, "wrong"), ("guide", PartVerdict.UNPROVEN, "late")]
+    said += [
+        ("split", held, ""),
+        ("accept", absent, "no parts"),
+        ("new_cache", absent, "no parts"),
+        ("residual", absent, "not composed"),
+    ]
+    rows = [PartLaw(part, f"a.law{k}", "…", verdict, why) for k, (part, verdict, why) in enumerate(said)]
+    assert terminal.parts_verdict(rows) is Verdict.DEFECT
+    terminal.show_parts(rows, Verdict.DEFECT, plain_console(), quiet=False)
+    out = capsys.readouterr().out
+    assert "held: 3 laws, all that were asked of split\n" in out
+    assert "not there: 2 laws of parts (no parts)\n" in out
+    assert out.count("no parts") == 1
+    assert "not composed" in out
+    assert "INCONCLUSIVE  late" in out
+    assert "DEFECT 8 laws of parts: 3 held, 1 broken, 1 inconclusive, 3 not there; wrong: draw\n" in out
+    terminal.show_parts(rows, Verdict.DEFECT, plain_console(), quiet=False, verbose=True)
+    assert capsys.readouterr().out.count("no parts") == 2
+    assert terminal.parts_verdict(rows[:1] + rows[3:4]) is Verdict.INCONCLUSIVE
 
 
 TINY = (name_column("name"), Column("identical"), Column("time (s)", spare=1), prose_column("why"))

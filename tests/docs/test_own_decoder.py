@@ -1,0 +1,91 @@
+"""Python that pages show runs as it is written there: a decoder of contract B, and a file for `evidence`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import harness
+from harness.commands.init import TEMPLATE
+from harness.decoders import Terms
+from harness.judge import Verdict
+from harness.protocol import Request, Settings
+from tests.docs.pages import ROOT, blocks
+from tests.helpers import command, tiny
+
+DRAWS = 40_000
+DRAW = "    def draw("
+(SAMPLED,) = (text for text in blocks(ROOT / "docs" / "own-decoder.md", "python") if text.startswith("def draw("))
+
+
+def sampled(folder: Path, example: str) -> ModuleType:
+    """Return what the page makes of the decoder that `init` writes."""
+    head, rest = TEMPLATE.read_text().split(DRAW)
+    tail = rest[rest.index("    def f_hat(") :]
+    text = head + textwrap.indent(example, "    ") + "\n" + tail
+    text = text.replace('contract = "token-identical"', 'contract = "distribution-identical"')
+    text = text.replace(
+        "self.models, self.length = decoder", "self.drafted = {}\n        self.models, self.length = decoder"
+    )
+    path = folder / "sampled_decoder.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def chi_square(example: str) -> float:
+    """Return how far the tokens that the example draws for 40,000 positions are from the target's law: chi-square."""
+    generator = torch.Generator().manual_seed(0)
+    p_V, q_V = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.3, 0.1, 0.4])
+    numbers: dict[str, Any] = {
+        "exponential": lambda si, stream, reader: torch.empty(1, DRAWS, 4).exponential_(generator=generator),
+        "uniform": lambda si, stream, reader: torch.rand(1, DRAWS, generator=generator),
+    }
+    names: dict[str, Any] = {"torch": torch}
+    exec(compile(example, "own-decoder.md", "exec"), names)
+    image = SimpleNamespace(
+        law=lambda of_V, si: of_V.expand(DRAWS, 4), noise=SimpleNamespace(**numbers), b=0, drafted={}
+    )
+    names["draw"](image, q_V, 0, "draft")
+    counts_V = torch.bincount(names["draw"](image, p_V, 0, "target"), minlength=4)
+    return float(((counts_V - DRAWS * p_V) ** 2 / (DRAWS * p_V)).sum())
+
+
+def test_the_example_of_contract_b_keeps_the_law_and_a_bug_in_it_does_not():
+    assert len(SAMPLED.splitlines()) < 17
+    assert chi_square(SAMPLED) < 25  # 3 degrees of freedom: exceeded by a right one in 2 of 100,000
+    for right, wrong in (
+        ("keep_l = u_l * q_lV", "keep_l = u_l * 2 * q_lV"),
+        ("(law_lV - q_lV).clamp(min=0)", "law_lV"),
+    ):
+        assert chi_square(SAMPLED.replace(right, wrong)) > 100
+
+
+def test_the_decoder_that_the_page_makes_has_no_defect(tmp_path: Path):
+    models, requests = tiny(), [Request((0, 1), seed) for seed in range(2)]
+    terms = Terms(in_process=True)
+    result = harness.verify(models, sampled(tmp_path, SAMPLED).factory, Settings(2), requests, terms=terms)
+    assert result.verdict is not Verdict.DEFECT, str(result.first_divergence)
+    assert result.contract == "distribution-identical"
+    assert "tokens" in result.not_compared
+
+
+def test_tokens_of_a_decoder_of_ones_own_are_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    (script,) = (text for text in blocks(ROOT / "docs" / "evidence.md", "python") if "mydecoder" in text)
+    module = ModuleType("mydecoder")
+    module.factory = harness.build_decoder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mydecoder", module)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.replace("range(10)", "range(2)"), "evidence.md", "exec"), {})
+    assert command(monkeypatch, "evidence", "mine.safetensors") == 3
+    assert "2 images prove little" in capsys.readouterr().out
