@@ -127,7 +127,7 @@ def test_digits_cases_swapped_or_touched_late_are_caught(
     assert "DEFECT in test3-005: component f_hat (f_hat/4 is off by 0.01," in out
     assert "DEFECT in test3-006: component token" in out
     assert "position 679" in out
-    assert out.splitlines()[-2].startswith("0 of 3 cases")
+    assert out.splitlines()[-2].startswith("DEFECT 0 of 3 cases")
 
 
 BAD: dict[str, tuple[Tamper, str]] = {
