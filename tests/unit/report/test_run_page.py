@@ -31,6 +31,7 @@ from harness.runs._plan import Plan
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._runfile import RunFile, RunFileOptions, pictures_of, read_run
 from harness.speculative.sampler import build_decoder
+from harness.version import __version__
 from tests.helpers import command, with_weight
 from tests.unit.report.reading import SECTIONS, read
 from tests.unit.report.sample_runs import HERE, MODELS, SCRIPT, Loud, large, page_of, run
@@ -172,7 +173,8 @@ def test_a_page_says_when_by_which_command_and_on_which_code(tmp_path: Path):
     assert date_of(0) == "1970-01-01 00:00 UTC"
     others = read(timings_page(timings(FAST), "cpu")).words
     assert f"· {date_of(time.time())[:13]}" in others
-    assert f"· {code_of('harness:build_decoder').title} " in others
+    commit = code_of("harness:build_decoder").title.removeprefix("harness:build_decoder")
+    assert f"· sdvar-harness {__version__}{commit} " in others
 
 
 @pytest.mark.slow
