@@ -245,7 +245,7 @@ def test_another_platform_or_precision_is_unverified(
     out = capsys.readouterr().out
     assert out.splitlines()[1].startswith("UNVERIFIED ")
     assert words in out
-    assert out.splitlines()[-2] == "0 of 0 cases, 0 draws compared"
+    assert out.splitlines()[-2] == "INCONCLUSIVE 0 of 0 cases, 0 draws compared"
 
 
 def test_a_defect_outweighs_an_unverified_file(content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
