@@ -35,8 +35,8 @@ from harness.processes import (
     ProcessLine,
     UnreadableError,
     domain_version,
-    quarters_for,
     sealed,
+    workplace_for,
 )
 from harness.protocol import Request, Settings, Trace
 from harness.rounding import Budget
@@ -67,8 +67,8 @@ class OwnProcess:
         self.mailbox = Mailbox.make(capacity(models, most), models.device)
         # on CUDA the other process opens copies that this one makes there; on a CPU it has its own of what is sealed
         self._copies = copy.deepcopy(models) if models.device.type == "cuda" else models
-        self._quarters = quarters_for(SERVE, str(models.device), limits.allow_write, limits.connects)
-        self._log = self._quarters.log
+        self._workplace = workplace_for(SERVE, str(models.device), limits.allow_write, limits.connects)
+        self._log = self._workplace.log
         self._line: ProcessLine | None = None
         self._job = -1
         try:
@@ -126,11 +126,11 @@ class OwnProcess:
             self.mailbox.close()
         if self._job >= 0:
             os.close(self._job)
-        self._quarters.close(keep_log=self.failed)
+        self._workplace.close(keep_log=self.failed)
 
     def _start(self) -> DecoderReply:
         """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""
-        self._line = self._quarters.line()
+        self._line = self._workplace.line()
         self._line.give([self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0))
         DecoderReply.of(self._line.hear(START_S, "time to start"))  # it has what it needs, and nothing of others yet
         return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))

@@ -5,4 +5,4 @@ from harness.processes._folder import OwnFolder
 from harness.processes._line import GoneError, ProcessLine, UnreadableError, given
 from harness.processes._memory import sealed, sized
 from harness.processes._process import GRACE_S, START_S, Log, Place, Process
-from harness.processes._quarters import own_place, quarters_for, started_ahead
+from harness.processes._workplace import own_place, started_ahead, workplace_for

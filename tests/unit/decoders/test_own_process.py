@@ -23,7 +23,7 @@ from harness.decoders._runner import Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
 from harness.processes import UnreadableError, domain_version, started_ahead
-from harness.processes._quarters import _AHEAD
+from harness.processes._workplace import _AHEAD
 from harness.report import plain_console, show_verification
 from harness.runs._result import Verification
 from harness.verification import verify

@@ -1,4 +1,4 @@
-"""Quarters: a process may wait there for its work, holds nothing until it has it, and ends where nobody has any."""
+"""A workplace: a process may wait there for its work, holds nothing until it has it, and ends where nobody has any."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.processes import GoneError, given, quarters_for, sealed, started_ahead
-from harness.processes._quarters import _AHEAD, Quarters
+from harness.processes import GoneError, given, sealed, started_ahead, workplace_for
+from harness.processes._workplace import _AHEAD, Workplace
 
-SERVE = "tests.unit.processes.test_quarters:reads"
+SERVE = "tests.unit.processes.test_workplace:reads"
 
 
 def reads(word: str, line: str) -> None:
@@ -29,7 +29,7 @@ def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
 
 
-def waits() -> Quarters:
+def waits() -> Workplace:
     (each,) = _AHEAD.values()
     return each
 
@@ -40,11 +40,11 @@ def test_one_that_was_started_ahead_serves_who_asks_on_its_terms_and_nobody_else
         for serve, allowed, connects in (
             (SERVE, [], True), (SERVE, [str(tmp_path)], False), ("os:abort", [str(tmp_path)], True)
         ):  # fmt: skip
-            with closing(quarters_for(serve, "w", allowed, connects)) as other:
+            with closing(workplace_for(serve, "w", allowed, connects)) as other:
                 assert (other is ahead, waits()) == (False, ahead)
-        with closing(quarters_for(SERVE, "v", [str(tmp_path)], True)) as asked:
+        with closing(workplace_for(SERVE, "v", [str(tmp_path)], True)) as asked:
             assert asked is ahead
-            with closing(quarters_for(SERVE, "v", [str(tmp_path)], True)) as again:
+            with closing(workplace_for(SERVE, "v", [str(tmp_path)], True)) as again:
                 assert again is not ahead
 
 
@@ -57,11 +57,11 @@ def test_nothing_stays_of_one_that_nobody_asked_for(tmp_path: Path):
 
 
 def test_it_is_given_open_files_which_it_passes_on_to_nobody(tmp_path: Path):
-    """And those that come after it in the same quarters likewise, in a process of their own."""
+    """And those that come after it in the same workplace likewise, in a process of their own."""
     files, pids = [sealed(lambda stream, k=k: stream.write(b"file %d" % k)) for k in (1, 2)], set()
-    with closing(Quarters(SERVE, "w", [])) as quarters:
+    with closing(Workplace(SERVE, "w", [])) as workplace:
         for _ in range(2):
-            line = quarters.line()
+            line = workplace.line()
             word, pid, folder = json.loads(line.hear(30, "w"))
             assert (word, Path(folder).parents[1]) == ("w", tmp_path / "t")
             pids.add(pid)

@@ -22,8 +22,8 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TOR
 TEMPORARY, CACHE = "TMPDIR", "XDG_CACHE_HOME"
 
 
-class Quarters:
-    """The quarters of processes that call `serve` with a word, one after the other; the first starts at once.
+class Workplace:
+    """The workplace of processes that call `serve` with a word, one after the other; the first starts at once.
 
     Effects: a process, a folder, an open file; `close` ends them.
     """
@@ -60,14 +60,14 @@ class Quarters:
         return ProcessLine(self._serve, [self._word], [], self.log, self._place)
 
 
-_AHEAD: dict[tuple[object, ...], Quarters] = {}  # started, and not yet asked for, by their terms
+_AHEAD: dict[tuple[object, ...], Workplace] = {}  # started, and not yet asked for, by their terms
 
 
 @contextmanager
 def started_ahead(serve: str, word: str, allow_write: Sequence[str]) -> Iterator[None]:
-    """Start a process before its work is known, for `quarters_for`. Effects: a process, which has ended afterwards."""
+    """Start a process before its work is known, for `workplace_for`. Effects: a process, which has ended afterwards."""
     terms = _terms(serve, allow_write, True)
-    _AHEAD[terms] = Quarters(serve, word, allow_write)
+    _AHEAD[terms] = Workplace(serve, word, allow_write)
     try:
         yield
     finally:
@@ -76,9 +76,9 @@ def started_ahead(serve: str, word: str, allow_write: Sequence[str]) -> Iterator
             unused.close()
 
 
-def quarters_for(serve: str, word: str, allow_write: Sequence[str], connects: bool) -> Quarters:
-    """Return the quarters that were started ahead on these terms, or fresh ones; the caller closes them."""
-    return _AHEAD.pop(_terms(serve, allow_write, connects), None) or Quarters(serve, word, allow_write, connects)
+def workplace_for(serve: str, word: str, allow_write: Sequence[str], connects: bool) -> Workplace:
+    """Return the workplace that was started ahead on these terms, or a fresh one; the caller closes it."""
+    return _AHEAD.pop(_terms(serve, allow_write, connects), None) or Workplace(serve, word, allow_write, connects)
 
 
 def _terms(serve: str, allow_write: Sequence[str], connects: bool) -> tuple[object, ...]:
