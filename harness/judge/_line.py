@@ -103,6 +103,8 @@ class Search:
         if wrong.is_tokens or (rows := rows_of(wrong.actual)) is None:
             return None
         makes = [(n, step) for n, step in enumerate(self.along_final.steps) if step.stack and _has(step.outputs, rows)]
+        if all(_has(step.inputs, rows) for _, step in makes):  # nobody here computed it: another thread, say
+            return None
         # what computes it may be right, what hands it on is not: in the place of the right one, if that is there
         hand_on = [(n, step) for n, step in makes if step.name != "to" and _has(step.inputs, rows)]
         right = rows_of(wrong.expected)

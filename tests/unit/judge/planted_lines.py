@@ -58,7 +58,7 @@ for old, new in (
 ):
     assert old in CACHED, old
     CACHED = CACHED.replace(old, new)
-FILTERS = TEMPLATE[TEMPLATE.index("        if top_k:\n") : TEMPLATE.index("        probs_lV, E_lV")]
+FILTERS = TEMPLATE[TEMPLATE.index("        if top_k:\n") : TEMPLATE.index("        return guided_lV.softmax(-1)")]
 TOP_P = FILTERS.index("        if top_p:\n")
 
 

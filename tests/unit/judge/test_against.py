@@ -89,7 +89,7 @@ def test_a_scale_that_was_never_final_is_told_of_its_image_and_scale():
     assert (defect.seed, defect.image, defect.scale) == (3, 1, 2)
 
 
-PARTS = {"x_RLD": "query", "rows_RLV": "mask or cache", "guided_BLV": "guidance", "f_hat_SBCPP": "f_hat"}
+PARTS = {"x_RLD": "query", "rows_RLV": "mask", "guided_BLV": "guidance", "f_hat_SBCPP": "f_hat"}
 ROWS = [("x_RLD", 1), ("x_RLD", 3), ("rows_RLV", 1), ("rows_RLV", 3), ("guided_BLV", 1), ("f_hat_SBCPP", 1)]
 
 
@@ -119,7 +119,7 @@ def test_the_first_wrong_tensor_of_an_image_is_told_and_no_other():
     found = moved(moved(evidence(WIDE), "guided_BLV", 0, 9.0), "f_hat_SBCPP", 0, 9.0)
     found = moved(found, "rows_RLV", 1, 9.0)
     judgement = against(found)
-    assert [(each.image, each.component) for each in judgement.defects] == [(0, "guidance"), (1, "mask or cache")]
+    assert [(each.image, each.component) for each in judgement.defects] == [(0, "guidance"), (1, "mask")]
     assert judgement.wrong_tensors == 2
 
 
@@ -213,7 +213,7 @@ def test_behind_a_wrong_tensor_no_token_is_excused():
     found, gap = swapped(evidence(), 1, 2)
     wide = Budget(gap, gap, 1e-6, "by hand")
     judgement = against(replace(moved(found, "rows_RLV", 1, 99 * gap), budget=wide))
-    assert [each.component for each in judgement.defects] == ["mask or cache", "token"]
+    assert [each.component for each in judgement.defects] == ["mask", "token"]
 
 
 def test_records_are_in_the_order_of_scales():

@@ -117,7 +117,7 @@ def test_values_of_another_structure_are_no_mistake(tmp_path: Path):
         return rows_RlV[0] + t * gap
 """
     at = TEMPLATE.index("        t = self.request.cfg")
-    end = TEMPLATE.index("    def draw(")
+    end = TEMPLATE.index("    def law(")
     line = line_of(f"{TEMPLATE[:at]}{others}\n{TEMPLATE[end:]}", tmp_path / "mine.py")
     assert isinstance(line, CodeLine), line
     assert line.text == "gap = gap.roll(1, -1) if si == 1 else gap"
