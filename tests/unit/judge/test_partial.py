@@ -133,7 +133,7 @@ def test_a_scale_that_the_draft_decided_alone_has_no_target_tensors_under_contra
     right = judge_partial_trace(replace(found, actual=alone), Contract.QUALITY, True, ended())
     assert [each.component for each in right.defects] == ["crash"]
     wrong = judge_partial_trace(replace(found, actual=alone), Contract.TOKENS, True, ended())
-    assert [each.component for each in wrong.defects[:2]] == ["crash", "scheduling"]
+    assert [each.component for each in wrong.defects[:2]] == ["crash", "trace"]
 
 
 def trace(writes: list[list[int]], tokens: list[list[int]]) -> Trace:
