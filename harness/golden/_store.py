@@ -133,7 +133,7 @@ def as_bytes(metadata: Mapping[str, str], cases: Sequence[AnyStated], tensors: M
 # A CUDA generator's numbers depend on the launch grid, so on the number of multiprocessors: a probe must be larger than
 # one grid (132 multiprocessors · 2048 threads). Numbers drawn with seed 0, every 2^17-th.
 PROBE, STEP = 2**21, 2**17
-# The logarithm behind an exponential number may differ by an ulp between processors; another stream differs at once.
+# The logarithm that makes an exponential number may differ by an ulp between processors; another stream differs much.
 PROBE_TOLERANCE = 1e-4
 GENERATORS: dict[str, tuple[float, ...]] = {
     "cpu": (

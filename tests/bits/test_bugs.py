@@ -111,7 +111,7 @@ BUGS: dict[str, tuple[Parts | Any, str]] = {
     "weight of a window's first scale": (_guided(_one_weight), "guidance"),
     "another resize of the input": (replace(PARTS, next_input=_area), "resize"),
     "another resize of the codes": (replace(PARTS, accumulate=_nearest), "resize"),
-    "channels one behind the other": (replace(PARTS, accumulate=_channels_apart), "bits"),
+    "channels one after the other": (replace(PARTS, accumulate=_channels_apart), "bits"),
     "unconditional text too long": (replace(PARTS, condition_rows=_longest), "condition"),
     "another image's text": (replace(PARTS, condition_rows=_other_text), "condition"),
     "one number a position": (replace(PARTS, draw=_one_number), "draw"),

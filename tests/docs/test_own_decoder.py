@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import textwrap
 from pathlib import Path
@@ -19,6 +18,7 @@ from harness.judge import Verdict
 from harness.protocol import Request, Settings
 from tests.docs.pages import ROOT, blocks
 from tests.helpers import command, tiny
+from tests.unit.judge.planted_lines import module_of
 
 DRAWS = 40_000
 DRAW = "    def draw("
@@ -34,13 +34,7 @@ def sampled(folder: Path, example: str) -> ModuleType:
     text = text.replace(
         "self.models, self.length = decoder", "self.drafted = {}\n        self.models, self.length = decoder"
     )
-    path = folder / "sampled_decoder.py"
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(text, folder / "sampled_decoder.py")
 
 
 def chi_square(example: str) -> float:

@@ -1,4 +1,4 @@
-"""A stand-in of the published sampler, written from the interface page: one network, mistakes behind switches."""
+"""A stand-in of the published sampler, written from the interface page: one network, each mistake with a switch of its own."""
 
 import torch
 import torch.nn.functional as F
