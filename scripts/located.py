@@ -93,10 +93,10 @@ def asked(mutant: Mutant, after_another: bool) -> tuple[Implementation, ModelPai
     for scales, noise, settings, request in CASES[: 1 if after_another else None]:
         models = digits(scales, noise)
         decoder = mutant(models, settings)
-        if after_another:
-            other = Request((2, 3), 0, 0.5, 3)
-            decoder.decode(other, models.noise(other))
         try:
+            if after_another:
+                other = Request((2, 3), 0, 0.5, 3)
+                decoder.decode(other, models.noise(other))
             trace = decoder.decode(request, models.noise(request))
         except Exception as error:  # has its own line
             print(f"{mutant.id}: ends with {type(error).__name__}: {error}", file=sys.stderr)
