@@ -126,7 +126,7 @@ def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
     """Refuse to replace a file, by option, unless told to. Raises `InputError`."""
     for name, path in outputs.items():
         if not force and os.path.lexists(path):
-            raise InputError(name, str(path), "is there already", f"pass --force to replace it, or another --{name}")
+            raise InputError(name, str(path), "exists already", f"pass --force to replace it, or another --{name}")
 
 
 def check_folder(path: Path | None, name: str) -> None:

@@ -43,7 +43,7 @@ class Checkout:
         self._file = f"{module.replace('.', '/')}.py"
         self._remedy = f"pass --checkout DIR, a folder that holds {self._file}"
         if not self.folder.is_dir():
-            raise InputError("checkout", str(folder), "is no folder that is there", self._remedy)
+            raise InputError("checkout", str(folder), "no such folder", self._remedy)
         if not (self.folder / self._file).is_file():
             remedy = f"pass a checkout whose {self._file} has {kind}"
             raise InputError("checkout", str(folder), f"holds no {self._file}", remedy)

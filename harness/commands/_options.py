@@ -91,7 +91,7 @@ Timeout = Annotated[
 ]
 Locate = Annotated[bool, Option("Name the line of its code that makes the first defect.", rare=True, panel=JUDGED)]
 LocateIfQuick = Annotated[
-    bool | None, Option("Name the line of code that makes the first defect.", rare=True, shown=QUICK, panel=JUDGED)
+    bool | None, Option("Name the line of code that makes the first defect.", shown=QUICK, panel=JUDGED)
 ]
 InProcess = Annotated[bool, Option("Run the decoder in this process: for a debugger, and less safe.", rare=True)]
 Workers = Annotated[int, Option("Processes; 0 = one a GPU of --device cuda, else one.", rare=True, panel=PLACE)]
@@ -99,7 +99,7 @@ Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
 Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]
 Html = Annotated[Path | None, Option(PAGE, panel=WRITTEN)]
 Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True, panel=WRITTEN)]
-Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True, panel=WRITTEN)]
+Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", panel=WRITTEN)]
 Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]
 
 

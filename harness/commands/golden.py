@@ -162,7 +162,7 @@ for each in (check, record, diff):
 def _check_folder(folder: Path) -> None:
     """Refuse a folder of goldens that is none: a file that is missing in one is a defect. Raises `InputError`."""
     if not folder.is_dir():
-        raise InputError("folder", str(folder), "is no folder that is there", "pass --folder DIR, where goldens lie")
+        raise InputError("folder", str(folder), "no such folder", "pass --folder DIR, where goldens lie")
 
 
 def _prepare(device: str, only: str = "*") -> torch.device:

@@ -28,7 +28,7 @@ def init(module: NewModule) -> None:
         raise InputError("path", str(path), "must be a Python module, NAME.py", "pass mydecoder.py")
     target = check_outputs({"path": path}, {})["path"]
     if target.exists():
-        raise InputError("path", str(path), "is there already", "pass another name, or move it away")
+        raise InputError("path", str(path), "exists already", "pass another name, or move it away")
     write_whole(target, TEMPLATE.read_bytes().replace(b"NAME:factory", f"{path.stem}:factory".encode()))
     line = f"sdvar-harness verify --implementation {path.stem}:factory --seeds 0 --labels 0,1 --draft-len 5"
     say(plain_console(), f"{path} is written; try: {line}")

@@ -208,12 +208,12 @@ def write(
 ) -> None:  # fmt: skip
     """Show a result, its defect located, and write it as JSON and as a page."""
     from harness.quality import Measured
-    from harness.report import plain_console, say, show_quality, show_verification, write_asked
+    from harness.report import LongWork, plain_console, say, show_quality, show_verification, write_asked
     from harness.report.html import run_page, seen_in
     from harness.signals import silence
 
     if locate is not None:
-        with silence(outputs.quiet):
+        with silence(outputs.quiet), LongWork("lines of code found", 1, outputs.quiet):
             locate(result)
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)

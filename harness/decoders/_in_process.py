@@ -198,7 +198,7 @@ def _seen(noise: SeededNoise) -> str:
         for reader in readers:
             by.setdefault(reader, []).append(si)
     read = ", ".join(f"{reader} {min(scales)}..{max(scales)}" for reader, scales in by.items())
-    said = [f"numbers read of scales: {read}" if read else "no number read"]
+    said = [f"numbers were read of scales: {read}" if read else "no number read"]
     said += [f"last seen: {one_line(str(noise.ledger.notes[-1]))[:200]}"] if noise.ledger.notes else []
     return "; ".join(said)
 

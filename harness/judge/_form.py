@@ -50,10 +50,10 @@ def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]
         "f_hat_BCPP": Expected(models.vae.dtype, (B, *config.latent), "f_hat"),
         "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
         "law_BLV": Expected(REALS, (B, drawn, config.V), "law"),
-        "intermediates.x_RLD": Expected(REALS, (request.R, L, config.D)),
-        "intermediates.rows_RLV": Expected(REALS, (request.R, drawn, config.V)),
-        "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V)),
-        "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, *config.latent)),
+        "intermediates.x_RLD": Expected(REALS, (request.R, L, config.D), "trace"),
+        "intermediates.rows_RLV": Expected(REALS, (request.R, drawn, config.V), "trace"),
+        "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V), "trace"),
+        "intermediates.f_hat_SBCPP": Expected(REALS, (S, B, *config.latent), "trace"),
     }
 
 

@@ -69,7 +69,9 @@ def next_step(result: Verification) -> NextStep | None:
         return "ask again with --run FILE: with --resume such a run goes on where it stopped", ""
     name = record.recipe.get("implementation", OWN_DECODER)
     if verdict is Verdict.INCONCLUSIVE and (result.covers or not exercised.missing):
-        return "mend what is named as inconclusive, or declare it (docs/own-decoder.md), then ask again", ""
+        if exercised.not_done:
+            return "let it do what it refuses or declines, or ask a part: --seeds 0:4 --draft-len 5", ""
+        return "mend what is named as inconclusive, or decline it (docs/own-decoder.md), then ask again", ""
     if exercised.missing and not result.covers:
         return "ask what was not exercised", _design(result)
     if Contract.QUALITY.value in result.contract:

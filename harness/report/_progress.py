@@ -56,7 +56,7 @@ class LongWork:
         self.later, self._begun = later, time.monotonic()
         self._said = self._begun  # when a line was said last
         self._ended, self._saying = threading.Event(), threading.Lock()
-        self._kept = 0  # done before this began
+        self._first, self._since = 0, self._begun  # the steps that were done first, and when they were
         column = BarColumn(max(5, min(40, console.width - BESIDE)))
         texts = (TextColumn("{task.fields[beside]}", style="progress.remaining"), TextColumn("{task.fields[defects]}"))
         # a console that takes a pipe for a terminal (FORCE_COLOR) keeps every bar that it is shown
@@ -93,7 +93,7 @@ class LongWork:
     def advance(self, count: int = 1, defects: int = 0, task: str = "", off: int = 0) -> None:
         """Count what was done since, and take `off` what need not be; `task` is what is in hand now, not the unit."""
         if not self.done:
-            self._kept = count if time.monotonic() - self._begun < 0.01 else 0
+            self._first, self._since = count, time.monotonic()
         self.done, self.defects, self.total = self.done + count, self.defects + defects, self.total - off
         self.total = max(self.total, self.done)  # laws that refuse one dtype are asked in another
         words, beside = count_of(self.defects, "defect") if self.defects else "", f"{self._pace()}, {self._left()} left"
@@ -114,8 +114,11 @@ class LongWork:
 
     @property
     def _rate(self) -> float:
-        """Steps a second, 0 before the first."""
-        return (self.done - self._kept) / max(1e-9, time.monotonic() - self._begun)
+        """Steps a second, 0 before the first; without the first ones, which begin slowly or were kept from before."""
+        if self.done > self._first:
+            return (self.done - self._first) / max(1e-9, time.monotonic() - self._since)
+        seconds = time.monotonic() - self._begun
+        return self.done / seconds if seconds > 0.01 else 0.0
 
     def _pace(self) -> str:
         rate = self._rate
@@ -129,8 +132,8 @@ class LongWork:
 
     def _left(self) -> str:
         """Return the time that is left, minutes and seconds; a question mark before the first step."""
-        seconds = self._seconds
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}" if math.isfinite(seconds) else "?"
+        seconds, most = self._seconds, "at most " * (0 < self.done == self._first)
+        return f"{most}{int(seconds // 60)}:{int(seconds % 60):02d}" if math.isfinite(seconds) else "?"
 
 
 class Watch(Protocol):

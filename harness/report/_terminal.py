@@ -141,7 +141,7 @@ def _verdict_text(result: Verification, console: Console) -> str:
 
 
 def laws_line(tried: LawsTried) -> str:
-    counted = ((tried.broken, "broken"), (tried.trivial, "trivial in so few"), (tried.refused, "refused"),
+    counted = ((tried.broken, "broken"), (tried.trivial, "not put to the test in so few"), (tried.refused, "refused"),
                (tried.not_applicable, "not applicable"), (tried.late, "too slow"),
                (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]

@@ -90,7 +90,7 @@ class GrowingFile:
     ) -> Self:
         """Make the file of a new run. Raises `InputError` where it is there or being written, or cannot be written."""
         if is_begun(path):
-            raise InputError("run", str(path), "is there already", REMEDY)
+            raise InputError("run", str(path), "exists already", REMEDY)
         file = cls(path, _locked(path))
         try:
             with file.transaction():

@@ -13,7 +13,8 @@ from harness.runs._records import CLAIMS, Coverage
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 LOCK_STEP = 12  # batches with a rejection whose images all went on together: a decoder that parts them would not
-REFUSED, DECLARED, TOGETHER = "refused", "declared", "it takes all images of a batch through the same rounds"
+REFUSED, DECLARED = "refused", "declared"
+TOGETHER = "not asked, since it takes all images of a batch through the same rounds"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Exercised:
         clauses = [f"not exercised: {', '.join(self.missing)}{self._hint}"] if self.missing else []
         by_why: dict[str, list[str]] = {}
         for word, why in self.not_done.items():
-            by_why.setdefault(why, []).append(word)
+            by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
         return "; ".join([*clauses, *(f"{why}: {', '.join(words)}" for why, words in by_why.items())])
 
     @property
@@ -204,10 +205,11 @@ def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:
     refused, declared = sum(one.refused for one in decodes) + unasked, sum(bool(one.declared) for one in decodes)
     asked, reasons = len(decodes) + unasked, list[str]()
     if refused + declared > MOST_REFUSED * asked:
-        away = f", and declares {declared} away" if declared else ""
-        reasons.append(f"the decoder refused {refused} of {asked} decodes{away}")
+        words = ", ".join(dict.fromkeys(one.declared for one in decodes if one.declared))
+        counts = [f"{refused} refused"] * bool(refused) + [f"{declared} declined ({words})"] * bool(declared)
+        reasons.append(f"{refused + declared} of {asked} decodes were not made: {', '.join(counts)}")
     asks = {"filter": _filtered(lambda k, p: k > 0 or p > 0), "guidance": _any(lambda s, r: r.is_guided)}
     for word, holds in asks.items():
         if holds(decodes) and not holds(met):
-            reasons.append(f"no {word} was exercised: the decoder refuses, or declares away, whatever asks for one")
+            reasons.append(f"no {word} was exercised: the decoder refuses or declines whatever asks for one")
     return reasons

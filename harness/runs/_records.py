@@ -96,7 +96,7 @@ class Coverage:
             f"{count_of(self.whole, 'draft')} of several scales accepted, "
             f"{self.corrected} corrected ({self.late} after accepted scales), {self.bonus} with a bonus scale "
             f"({self.apart} in batches that diverge); {self.diverged} of "
-            f"{count_of(self.decodes, 'batch')} diverge, {self.reused} by a decoder used before; "
+            f"{count_of(self.decodes, 'batch', 'batches')} diverge, {self.reused} by a decoder used before; "
             f"{self.refused} refused"
         )
 

@@ -151,8 +151,8 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""
     elif not is_own_decoder(case.implementation):
-        took = f"about {math.ceil(seconds / 60)} min; unasked only below {LOCATE_S / 60:g} min"
-        result.line = f"not searched ({took}); pass --locate"
+        limit = f"where nobody asks, a search takes {LOCATE_S / 60:g} min at most"
+        result.line = f"not searched: it would take about {math.ceil(seconds / 60)} min, and {limit}; pass --locate"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

@@ -84,7 +84,7 @@ class RunFileOptions:
     def check_new(self) -> None:
         """Refuse a file that is there, before any work, where no run is gone on with. Raises `InputError`."""
         if self.file is not None and not self.resume and is_begun(self.file):
-            raise InputError("run", str(self.file), "is there already", REMEDY)
+            raise InputError("run", str(self.file), "exists already", REMEDY)
 
 
 UNKEPT = RunFileOptions()

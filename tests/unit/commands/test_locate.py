@@ -59,7 +59,7 @@ def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_ho
     assert "line: " not in capsys.readouterr().out
     monkeypatch.setattr("harness.runs._replay.LOCATE_S", 0.0)
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
-    assert " min; unasked only below 0 min); pass --locate" in capsys.readouterr().out
+    assert " min, and where nobody asks, a search takes 0 min at most; pass --locate" in capsys.readouterr().out
 
 
 def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -172,7 +172,7 @@ def test_goldens_that_are_missing_are_a_defect_and_a_folder_that_is_not_there_ba
     for action in ("check", "diff"):
         assert command(monkeypatch, "golden", action, "--folder", str(tmp_path / "nowhere")) == 2
         said = the_line(capsys.readouterr().err)
-        assert "nowhere: is no folder that is there; pass --folder DIR, where goldens lie" in said
+        assert "nowhere: no such folder; pass --folder DIR, where goldens lie" in said
 
 
 @pytest.mark.parametrize("words", TYPOS, ids=" ".join)

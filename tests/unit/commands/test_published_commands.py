@@ -113,7 +113,7 @@ def test_init_writes_a_decoder_that_is_identical_and_keeps_every_law(monkeypatch
     monkeypatch.chdir(tmp_path)
     assert command(monkeypatch, "init", "mine_of_test.py") == 0
     assert command(monkeypatch, "init", "mine_of_test.py") == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     monkeypatch.syspath_prepend(str(tmp_path))
     arguments = [
         "verify",

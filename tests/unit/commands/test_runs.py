@@ -170,7 +170,7 @@ def test_a_file_that_is_there_is_refused_before_any_work(
 ):
     (tmp_path / "a.db").write_bytes(b"something")
     assert command(monkeypatch, "verify", "--draft", "no-such-file", "--run", str(tmp_path / "a.db")) == 2
-    assert "is there already; pass --resume to go on with it" in capsys.readouterr().err
+    assert "exists already; pass --resume to go on with it" in capsys.readouterr().err
     for words, rule in (
         (("--resume",), "goes on with a run that was kept"),
         (("--images", "1,x"), "must read 0,3,5 or 0:4"),

@@ -52,7 +52,7 @@ def test_sample_replaces_nothing_unless_told_to(
     out = () if option == "out" else ("--out", str(tmp_path / "grid.png"))
     options = ("--seeds", "0", "--labels", "0", "--draft-len", "2", f"--{option}", str(given), *out)
     assert run(monkeypatch, "sample", *pair, *options) == 2
-    remedy = f"is there already; pass --force to replace it, or another --{option}"
+    remedy = f"exists already; pass --force to replace it, or another --{option}"
     assert remedy in capsys.readouterr().err.replace(": is", " is")
     assert there.read_bytes() == b"mine"
     assert not (tmp_path / "grid.png").exists()

@@ -136,7 +136,7 @@ BENT: dict[str, tuple[Any, str, str]] = {
     "nan f_hat": (replace(RIGHT, f_hat_BCPP=RIGHT.f_hat_BCPP * torch.nan), "f_hat", "f_hat is not finite"),
     "swapped f_hats": (
         replace(RIGHT, intermediates=replace(RIGHT.intermediates, f_hat_SBCPP=RIGHT.intermediates.f_hat_SBCPP.mT[:2])),
-        "scheduling",
+        "trace",
         "intermediates.f_hat_SBCPP is (2, 2, 4, 3, 3), not (3, 2, 4, 3, 3)",
     ),
     "negative token": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL - 100), "scheduling", "token outside 0..10"),
@@ -220,4 +220,4 @@ def test_inputs_as_wide_as_the_drafts_are_the_drafts():
     found = malformed(models, REQUEST, replace(RIGHT, intermediates=wide))
     assert (found.component, "inputs of the draft in place of the target's" in found.detail) == ("network", True)
     wider = replace(RIGHT.intermediates, x_RLD=RIGHT.intermediates.x_RLD.repeat(1, 1, 3))
-    assert malformed(models, REQUEST, replace(RIGHT, intermediates=wider)).component == "scheduling"
+    assert malformed(models, REQUEST, replace(RIGHT, intermediates=wider)).component == "trace"

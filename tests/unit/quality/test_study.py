@@ -105,7 +105,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path: Path):
         base.execute("DELETE FROM drawn WHERE portion >= 2")
     assert same(drawn(10, kept(path, resume=True)), whole)
     assert same(drawn(10, kept(path, resume=True)), whole)  # nothing is left to draw
-    with pytest.raises(InputError, match="is there already; pass --resume"):
+    with pytest.raises(InputError, match="exists already; pass --resume"):
         drawn(10, kept(path))
 
 

@@ -118,7 +118,7 @@ def test_after_the_design_the_own_decoder_makes_room_for_yours_and_yours_for_tes
 def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Path):
     result = made(tmp_path)
     result.covers, result.reasons = True, ["never exercised: a bonus scale"]
-    assert after(result)[0].startswith("mend what is named as inconclusive, or declare it")
+    assert after(result)[0].startswith("let it do what it refuses or declines, or ask a part")
     result = made(tmp_path)
     result.stopped = 2
     assert "--run FILE" in after(result)[0]

@@ -40,7 +40,7 @@ def test_a_log_gets_a_line_at_the_first_step_and_one_a_minute(clock: list[float]
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "20 of 400 images, 1.0 a second, 6:20 left, 1 defect",
+        "20 of 400 images, 1.0 a second, at most 6:20 left, 1 defect",
         "80 of 400 images, 1.0 a second, 5:20 left, 4 defects",
         "140 of 400 images, 1.0 a second, 4:20 left, 7 defects",
     ]
@@ -78,9 +78,19 @@ def test_the_time_left_is_that_of_the_whole_run(clock: list[float]):
     assert work.line() == "0 of 10 images, 0 s so far"
     clock[0] += 8.0
     work.advance(2)  # 4 s each: 8 here and 10 after them
-    assert work.line() == "2 of 10 images, 4.0 s each, 1:42 left, 0 defects"
+    assert work.line() == "2 of 10 images, 4.0 s each, at most 1:42 left, 0 defects"
     work.advance(0, off=4)
-    assert work.line() == "2 of 6 images, 4.0 s each, 1:26 left, 0 defects"
+    assert work.line() == "2 of 6 images, 4.0 s each, at most 1:26 left, 0 defects"
+
+
+def test_what_begins_slowly_is_not_taken_for_the_pace(clock: list[float]):
+    work = LongWork("laws", 77, quiet=True)
+    clock[0] += 21.0
+    work.advance()  # imports, networks and the first law
+    assert work.line() == "1 of 77 laws, 21.0 s each, at most 26:36 left, 0 defects"
+    clock[0] += 1.0
+    work.advance(2)
+    assert work.line() == "3 of 77 laws, 2.0 a second, 0:37 left, 0 defects"
 
 
 def test_what_was_done_before_is_no_speed(clock: list[float]):
@@ -107,7 +117,7 @@ def test_a_terminal_has_a_bar_and_a_log_that_passes_for_one_has_none(monkeypatch
         shown.append(stream.getvalue())
     assert "\x1b" in shown[0]
     assert "masks.corner" in shown[0]
-    assert "1/4 1.0 a second, 0:03 left" in re.sub(r"\x1b\[[0-9;]*m", "", shown[0])
+    assert "1/4 1.0 a second, at most 0:03 left" in re.sub(r"\x1b\[[0-9;]*m", "", shown[0])
     assert shown[0].endswith("\x1b[2K")  # the line of the bar is empty again
     assert shown[1] == ""  # and what is short has no line either
 

@@ -165,7 +165,7 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
     }  # fmt: skip
     assert result.exercised.declared == 2 * len(result.settings)
     assert result.exercised.refused == 0
-    assert "declared: top-p alone" in told(result)
+    assert "declined by the decoder: top-p alone" in told(result)
     assert not any(setting.settings.bonus for setting in result.settings)
     assert any(isinstance(setting.settings.draft_len, str) for setting in result.settings)
 
@@ -177,7 +177,7 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
         (declining("guidance"), "no guidance was exercised"),
         (refuses(lambda request: any(k or p for k, p in request.every_filter)), "no filter was exercised"),
         (refuses(lambda request: request.cfg != 0), "no guidance was exercised"),
-        (declining("several images"), "and declares "),
+        (declining("several images"), "declined (several images)"),
     ],
 )
 def test_who_declines_or_refuses_too_much_is_inconclusive(factory: Any, why: str):
@@ -192,8 +192,8 @@ def test_more_than_half_is_more_than_half():
         return [Decode(Settings(1), ONE, *kind) for kind in kinds]
 
     assert why_untested(decodes(3, 2, 5)) == []
-    assert why_untested(decodes(3, 3, 5)) == ["the decoder refused 3 of 11 decodes, and declares 3 away"]
-    assert why_untested(decodes(3, 2, 5), unasked=1) == ["the decoder refused 4 of 11 decodes, and declares 2 away"]
+    assert why_untested(decodes(3, 3, 5)) == ["6 of 11 decodes were not made: 3 refused, 3 declined (bonus)"]
+    assert why_untested(decodes(3, 2, 5), unasked=1) == ["6 of 11 decodes were not made: 4 refused, 2 declined (bonus)"]
 
 
 def test_a_word_that_nobody_may_declare_is_bad_input():

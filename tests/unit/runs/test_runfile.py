@@ -106,7 +106,7 @@ def test_two_runs_into_one_file_at_once_are_refused(tmp_path: Path):
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path):
     run(tmp_path / "a.db")
-    with pytest.raises(InputError, match="is there already; pass --resume to go on with it, or another --run"):
+    with pytest.raises(InputError, match="exists already; pass --resume to go on with it, or another --run"):
         run(tmp_path / "a.db")
 
 
