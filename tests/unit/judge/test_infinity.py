@@ -122,13 +122,13 @@ def asked(change: Callable[[Request, Network], Request]) -> Parts:
 
 
 def other_texts(request: Request, network: Network) -> Request:
-    texts, nothing_XA = request.texts, network.weights["cfg_uncond"]
+    texts, nothing_XA = request.texts, network.weights["cfg_uncond"].float()
     kept = request.negative_texts or tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in texts)
     return replace(request, texts=texts[1:] + texts[:1], negative_texts=kept)
 
 
 def longest(request: Request, network: Network) -> Request:
-    return replace(request, negative_texts=(Rows(network.weights["cfg_uncond"]),) * len(request.texts))
+    return replace(request, negative_texts=(Rows(network.weights["cfg_uncond"].float()),) * len(request.texts))
 
 
 def ours(request: Request, network: Network) -> Request:
