@@ -182,8 +182,8 @@ def first_weight(rows: Tensor, pyramid: ScalePyramid, guidance: Any, first: int,
     return INFINITY.guide(rows, pyramid, replace(guidance, weights=weights), first, last)
 
 
-def over_positions(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
-    return INFINITY.filter_logits(logits_BnV.mT, top_k, top_p).mT
+def over_bits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    return INFINITY.filter_logits(logits_BnV.unflatten(1, (-1, 4)).mT, top_k, top_p).mT.flatten(1, 2)
 
 
 def level_before(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
@@ -227,7 +227,11 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "weight of the first scale everywhere": (replace(INFINITY, guide=first_weight), "guidance", REQUEST),
     "bits negated": (reordered(lambda bits: 1 - bits), "bits", REQUEST),
     "input of the nearest": (replace(INFINITY, next_input=coarse), "resize", REQUEST),
-    "filter over positions": (replace(INFINITY, filter_logits=over_positions), "filter", replace(REQUEST, top_p=0.9)),
+    "filter over a position's bits": (
+        replace(INFINITY, filter_logits=over_bits),
+        "filter",
+        replace(REQUEST, top_p=0.9),
+    ),
     "one number for all": (replace(INFINITY, draw=one_number), "draw", REQUEST),
 }
 
