@@ -4,7 +4,7 @@ Promise: plain lists of cases; a missing, extra or stale file or entry is report
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -69,7 +69,8 @@ _INFINITY_CASE: dict[str, Any] = {
 
 def cases(models: str) -> tuple[AnyStated, ...]:
     """Return the cases of one file; `models` is one of `FILES`."""
-    return tuple({"digits": _digits, "filled": _tiny, "infinity": _infinity}[models]())
+    made: dict[str, Callable[[], Iterator[AnyStated]]] = {"digits": _digits, "filled": _tiny, "infinity": _infinity}
+    return tuple(made[models]())
 
 
 def files_of(platform: str) -> list[str]:
@@ -110,7 +111,7 @@ def _tiny() -> Iterator[GoldenCase]:
 
 
 def _infinity() -> Iterator[InfinityStated]:
-    for values in (
+    listed: list[dict[str, Any]] = [
         {"id": "plain", "image": True},
         {"id": "rounds", "bf16_cross_attention": True, "seed": 2},
         {"id": "hidden", "cfg_insertion_layer": [0, -2], "top_k": 900, "top_p": 0.9, "seed": 3},
@@ -120,7 +121,8 @@ def _infinity() -> Iterator[InfinityStated]:
         {"id": "others", "network": "others", "cfg_insertion_layer": [-1], "seed": 7},
         {"id": "unfused", "network": "unfused", "seed": 8},
         {"id": "teacher", "sampler": "teacher", "network": "patchify", "seed": None},
-    ):
+    ]
+    for values in listed:
         whole = _INFINITY_CASE | values
         yield InfinityStated(whole["id"], whole, INFINITY[whole["network"]])
 

@@ -82,7 +82,8 @@ def _others(
     """Yield (component, clause, tokens_n) of every known other way to draw some scales from their logits."""
     channels = evidence.models.pyramid.channels
     over_bits = {"drawn with a filter over a position's bits, not over values": partial(_over_bits, channels)}
-    for clause, change in {**FILTERS, **(over_bits if channels > 1 else {})}.items():
+    changes: dict[str, Callable[[Tensor, int, float], Tensor]] = FILTERS | (over_bits if channels > 1 else {})
+    for clause, change in changes.items():
         if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
             yield "filter", clause, draw(law_nV, E_nV)
     token_n, likeliest_n = evidence.actual.tokens_BL[image, : len(right_nV)], right_nV.argmax(-1)

@@ -263,7 +263,8 @@ _ROWS_TA = torch.randn(sum(_LENGTHS), _A, generator=torch.Generator().manual_see
 def _rectangles(case: Case) -> ScalePyramid:
     """Return standing and lying rectangles in turns, patchified where there are several and networks are deep."""
     patchified = case.depth > 1 and len(case.patch_nums) > 2
-    sides = tuple((pn, max(pn - 1, 1))[:: 1 - k % 2 * 2] for k, pn in enumerate(case.patch_nums))
+    both = [(pn, max(pn - 1, 1)) for pn in case.patch_nums]
+    sides = tuple((w, h) if k % 2 else (h, w) for k, (h, w) in enumerate(both))
     return ScalePyramid(sides=sides, channels=_BITS * (4 if patchified else 1))
 
 
