@@ -23,9 +23,9 @@ Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from harness.judge._verdict import Divergence, Judgement
 from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
-from harness.protocol import Guidance, Request, ScaleGuidance
+from harness.protocol import Guidance, Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 from harness.rounding import Budget
@@ -78,7 +78,7 @@ class TokensSeen:
         shown, labels_B = evidence.expected.shown, evidence.numbers.labels(models.target.config.classes)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
         steps, allowed_S = family_of(models.target), allowed_by(evidence.budget, models, request)
-        anew = _asked_anew(models, request, labels_B, tokens_BL)
+        anew = partial(_guided_by, models, request, labels_B, tokens_BL)
         return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed_S, steps, guided_by=anew)
 
     @classmethod
@@ -90,21 +90,12 @@ class TokensSeen:
         rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
         allowed_S, steps = allowed_by(budget, models, request), family_of(models.target)
-        anew = _asked_anew(models, request, labels_B, tokens_BL)
+        anew = partial(_guided_by, models, request, labels_B, tokens_BL)
         return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L, anew)
 
 
-def _asked_anew(
-    models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor
-) -> Callable[[Guidance], Tensor]:
-    """Return what asks the target along tokens once more, under other guidance by scale."""
-
-    def guided_by(guidance: Guidance) -> Tensor:
-        assert isinstance(guidance, ScaleGuidance)
-        other = replace(request, scale_guidance=guidance)
-        return rows_along(models.target, models, other, labels_B, tokens_BL)[1]
-
-    return guided_by
+def _guided_by(models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor, guidance: Any) -> Tensor:
+    return rows_along(models.target, models, replace(request, scale_guidance=guidance), labels_B, tokens_BL)[1]
 
 
 def bet_on(evidence: Evidence, judgement: Judgement) -> Bets:
