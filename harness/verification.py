@@ -234,7 +234,9 @@ def _add_laws(
     if count and (tried is None or tried.left or tried.late or tried.cases != count):
         own = question.in_process or is_own_decoder(question.decoder)
         dtype = "float32" if is_published(question.decoder) else ""
-        where = LawsPlace(str(models.device), None if own else question.terms.limits, dtype)
+        where = LawsPlace(
+            str(models.device), None if own else question.terms.limits, dtype, models.target.config.family
+        )
         with watch("laws", len(LAWS)) as bar:
             try:
                 tried = try_laws_quickly(

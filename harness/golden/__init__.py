@@ -4,6 +4,7 @@ from harness.golden._case_results import CaseResult, FileResult, golden_totals
 from harness.golden._cases import recorded_networks
 from harness.golden._check import AnyCase, check_recording, read_recordings, recorded_cases
 from harness.golden._infinity import InfinityCase
+from harness.golden._metadata import GoldenCase
 from harness.golden._plan import golden_inventory, planned_ids, stale_entries
 from harness.golden._record import (
     WHOLE_FILE,

@@ -21,7 +21,8 @@ from harness.errors import InputError
 from harness.golden._allowance import Allowances, allowances
 from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
 from harness.golden._cases import RecordedCase, parse
-from harness.golden._infinity import InfinityCase, InfinityStated, judge_infinity, parse_infinity
+from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, judge_infinity, parse_infinity
+from harness.golden._metadata import GoldenCase
 from harness.golden._smooth import judge_smooth
 from harness.golden._store import Recording, read_recording, unverified
 from harness.judge import Divergence
@@ -87,17 +88,20 @@ def read_recordings(paths: Sequence[Path]) -> list[Recording]:
     return [read_recording(path) for path in paths]
 
 
+def understood(stated: AnyStated, models: str, device: torch.device) -> AnyCase:
+    """Fit one case of either family to its networks. Raises `InputError` as the family does."""
+    return parse_infinity(stated, device) if isinstance(stated, InfinityStated) else parse(stated, models, device)
+
+
 def recorded_cases(recording: Recording, device: torch.device) -> list[AnyCase]:
     """Return every case, understood. Raises `InputError` for one that is not, or for two of one id."""
     models, cases = recording.metadata.get("models", ""), list[AnyCase]()
     for stated in recording.cases:
-        if isinstance(stated, InfinityStated):
-            case: AnyCase = parse_infinity(stated, device)
-        else:
+        if isinstance(stated, GoldenCase) and stated.count is None:
             tokens = recording.tensors.get(f"{stated.id}/tokens")
             # drawn labels: the tensors tell how many
-            images = len(tokens) if tokens is not None and tokens.dim() else 1
-            case = parse(stated if stated.count is not None else replace(stated, count=images), models, device)
+            stated = replace(stated, count=len(tokens) if tokens is not None and tokens.dim() else 1)  # noqa: PLW2901
+        case = understood(stated, models, device)
         if case.id in {other.id for other in cases}:
             raise InputError("golden", str(recording.path), f"case {case.id} is listed twice", "record it again")
         cases.append(case)

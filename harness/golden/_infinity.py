@@ -22,7 +22,7 @@ from harness.golden._cases import RecordedCase, TensorShapes
 from harness.golden._metadata import MOST, MOST_NUMBERS, REMEDY, GoldenCase, check_weights, naming
 from harness.models import ModelPair
 from harness.models.infinity import autoencoder, transformer
-from harness.models.infinity.autoencoder import InfinityAutoencoder
+from harness.models.infinity.autoencoder import InfinityAutoencoder, from_map
 from harness.models.infinity.transformer import InfinityConfig
 from harness.models.var.sizes import count_scalars, filled_weights
 from harness.protocol import Request, Rows, ScaleGuidance
@@ -155,7 +155,7 @@ class InfinityCase:
         bits_BL, draws = recorded["bits"].flatten(1).long(), self.config.pyramid.draws
         for si in range(self.forced):
             map_BChw = recorded[f"forced/{si}"].permute(0, 3, 1, 2)
-            bits_BL[:, draws.span(si)] = autoencoder.from_map(map_BChw, self.config.patch).long()
+            bits_BL[:, draws.span(si)] = from_map(map_BChw, self.config.patch).long()
         return bits_BL
 
 
@@ -242,8 +242,7 @@ def judge_infinity(case: InfinityCase, recorded: Mapping[str, Tensor], result: C
 
 def _judge_sequential(case: InfinityCase, recorded: Mapping[str, Tensor], result: CaseResult) -> None:
     pyramid, noise = case.config.pyramid, case.models.noise(case.request)
-    E = [noise.exponential(si, TOKEN, "judge") for si in pyramid]
-    ends_S2 = torch.stack([torch.stack((each.flatten()[0], each.flatten()[-1])) for each in E])
+    ends_S2, E = _noise_ends(case), [noise.exponential(si, TOKEN, "judge") for si in pyramid]
     result.compare("noise", ends_S2, recorded["noise_ends"], LIMITS["noise"] * ends_S2, -1)
     forced_BL, bits_BL = case.forced_bits(recorded), recorded["bits"].flatten(1).long()
     request, models = case.request, case.models
@@ -272,9 +271,18 @@ def _judge_sequential(case: InfinityCase, recorded: Mapping[str, Tensor], result
     if case.image:
         raw_B3hw, theirs_B3hw = case.codec.latent_to_raw_image(run.f_hat_BCPP), recorded["decoded_unclamped"]
         result.delta_image = result.compare("image", raw_B3hw, theirs_B3hw, LIMITS["image"], -1)
-        bytes_Bhw3 = (((theirs_B3hw.clamp(-1, 1) + 1) / 2) * 255).to(torch.uint8).flip(1).permute(0, 2, 3, 1)
-        if not torch.equal(bytes_Bhw3, recorded["image_bgr_u8"]):
+        if not torch.equal(_bytes(theirs_B3hw), recorded["image_bgr_u8"]):
             result.defect("image", "image_bgr_u8 is not decoded_unclamped, clamped, truncated, blue first")
+
+
+def _noise_ends(case: InfinityCase) -> Tensor:
+    """First and last number (S,2) of every scale."""
+    noise = case.models.noise(case.request)
+    return torch.stack([noise.exponential(si, TOKEN, "ends").flatten()[[0, -1]] for si in case.config.pyramid])
+
+
+def _bytes(raw_B3hw: Tensor) -> Tensor:
+    return (((raw_B3hw.clamp(-1, 1) + 1) / 2) * 255).to(torch.uint8).flip(1).permute(0, 2, 3, 1)
 
 
 def _judge_teacher(case: InfinityCase, recorded: Mapping[str, Tensor], result: CaseResult) -> None:
@@ -295,6 +303,35 @@ def _judge_teacher(case: InfinityCase, recorded: Mapping[str, Tensor], result: C
         result.compare("inputs", raw_BlN, expected_BlN, LIMITS["map"], si)
     theirs_BLV = recorded["logits"].flatten(1, 2)
     result.delta_logits = result.compare("logits", rows_BLV, theirs_BLV, LIMITS[case.config.rounds], -1)
+
+
+@torch.inference_mode()
+def produce_infinity(case: InfinityCase) -> dict[str, Tensor]:
+    """Run one case on texts, latent maps and forced bits that its seed draws; return what is recorded, by name."""
+    pyramid, models, made = case.config.pyramid, case.models, dict[str, Tensor]()
+    shape, generator = case.shapes()["bits"][1], torch.Generator().manual_seed(case.request.seed)
+    for name, (dtype, sizes) in case.shapes().items():
+        if name.startswith(("text", "raw", "forced/")):
+            drawn = torch.randn(sizes, generator=generator)
+            made[name] = (drawn if dtype == torch.float32 else drawn > 0).to(models.device, dtype)
+    case = case.with_texts(made)
+    labels_B = torch.arange(case.request.B, device=models.device)
+    if case.sampler == "teacher":
+        bits_BL, _ = case.codec.quantizer.encode(made["raw"], pyramid)
+        rows_BLV, _, f_hats = teacher_forced(models.target, models.vae, case.request, labels_B, bits_BL, pyramid.S)
+        step = family_of(models.target).next_input
+        made["inputs"] = torch.cat([step(f_hats[si], si, pyramid) for si in range(1, pyramid.S)], 1)
+    else:
+        noise, empty = models.noise(case.request), {"bits": torch.zeros(shape, device=models.device)}
+        forced_BL = case.forced_bits(made | empty)[:, : pyramid.draws.begin(case.forced)]
+        run = sample_sequential(models.target, models.vae, case.request, noise, forced_BL)
+        bits_BL, rows_BLV, made["f_hat"] = run.tokens_BL, run.shown.guided_BLV, run.f_hat_BCPP
+        made["noise_ends"] = _noise_ends(case)
+        made |= {f"f_hat/{si}": run.shown.f_hat_SBCPP[si] for si in range(pyramid.S - 1)}
+    if case.image and case.sampler != "teacher":
+        made["decoded_unclamped"] = case.codec.latent_to_raw_image(made["f_hat"])
+        made["image_bgr_u8"] = _bytes(made["decoded_unclamped"])
+    return made | {"bits": bits_BL.view(shape).to(torch.uint8), "logits": rows_BLV.view(*shape, 2)}
 
 
 AnyStated = GoldenCase | InfinityStated

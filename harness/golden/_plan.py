@@ -4,7 +4,7 @@ Promise: plain lists of cases; a missing, extra or stale file or entry is report
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,14 +13,17 @@ import torch
 
 from harness.errors import InputError
 from harness.golden._case_results import FileResult
-from harness.golden._cases import CPU, recorded_networks
+from harness.golden._cases import CPU
+from harness.golden._check import understood
+from harness.golden._infinity import AnyStated, InfinityStated
 from harness.golden._metadata import DrawSettings, GoldenCase, Recipe
 from harness.golden._store import Recording, content_digest
 from harness.models import ModelPair
 
-FILES = {"digits": "golden-digits", "filled": "golden-tiny"}
+FILES = {"digits": "golden-digits", "filled": "golden-tiny", "infinity": "golden-infinity"}
 PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
 KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, all files or none
+ALONE = {"infinity": "cpu"}  # what one class alone has
 
 PLAIN, FILTERED, SMOOTH = (
     DrawSettings(100, 1.5),
@@ -43,9 +46,36 @@ NETWORKS = {
 }
 
 
-def cases(models: str) -> tuple[GoldenCase, ...]:
-    """Return the cases of one file; `models` is "digits" or "filled"."""
-    return tuple({"digits": _digits, "filled": _tiny}[models]())
+_PLAIN: dict[str, Any] = {
+    "D": 32, "H": 2, "depth": 3, "block_chunks": 3, "mlp_ratio": 4.0, "d": 4, "dv": 4, "text_channels": 128,
+    "text_maxlen": 6, "shared_aln": True, "cross_attn_layer_scale": -1.0, "nm0": False, "cos_attn": True,
+    "head_depth": 1, "head_aln": True, "fused_norm": True, "rms_norm": False, "swiglu": False,
+    "add_lvl_only_first_chunk": 1, "rope_normalized": 2, "patchify": 0, "scale_mul_offset": 0.0, "vae_ch": 32,
+    "vae_mult": [1, 2], "vae_res_blocks": 1, "parameters": 100718, "vae_parameters": 622439,
+}  # fmt: skip
+_UNFUSED = _PLAIN | {"fused_norm": False, "rope_normalized": 0}
+_PATCHIFY = _PLAIN | {"dv": 16, "patchify": 1, "parameters": 101894}
+_OTHERS = _PLAIN | {
+    "shared_aln": False, "cross_attn_layer_scale": 0.1, "nm0": True, "cos_attn": False, "head_depth": 2,
+    "add_lvl_only_first_chunk": 0, "rope_normalized": 1, "parameters": 113968,
+}  # fmt: skip
+INFINITY = {"plain": _PLAIN, "patchify": _PATCHIFY, "others": _OTHERS, "unfused": _UNFUSED}
+_INFINITY_CASE: dict[str, Any] = {
+    "sampler": "sequential", "network": "plain", "schedule": [[1, 1], [2, 1], [3, 4], [4, 3]], "full_sides": [8, 6],
+    "B": 1, "text_lens": [3], "negative_lens": None, "seed": 1, "cfg": [2.0, 1.0, 3.0, 2.0], "tau": [1, 0.5, 1, 0.7],
+    "top_k": 0, "top_p": 0.0, "cfg_insertion_layer": [0], "gt_leak": 0, "bf16_cross_attention": False, "image": False,
+}  # fmt: skip
+
+
+def cases(models: str) -> tuple[AnyStated, ...]:
+    """Return the cases of one file; `models` is one of `FILES`."""
+    made: dict[str, Callable[[], Iterator[AnyStated]]] = {"digits": _digits, "filled": _tiny, "infinity": _infinity}
+    return tuple(made[models]())
+
+
+def files_of(platform: str) -> list[str]:
+    """Return the groups of networks of which a platform class has a file."""
+    return [models for models in FILES if ALONE.get(models, platform) == platform]
 
 
 def planned_ids() -> list[str]:
@@ -80,6 +110,23 @@ def _tiny() -> Iterator[GoldenCase]:
             yield replace(speculative, id=name, draft_len=draft_len, bonus=draft_len == 2)
 
 
+def _infinity() -> Iterator[InfinityStated]:
+    listed: list[dict[str, Any]] = [
+        {"id": "plain", "image": True},
+        {"id": "rounds", "bf16_cross_attention": True, "seed": 2},
+        {"id": "hidden", "cfg_insertion_layer": [0, -2], "top_k": 900, "top_p": 0.9, "seed": 3},
+        {"id": "negative", "B": 2, "text_lens": [2, 6], "negative_lens": [4, 1], "seed": 4},
+        {"id": "forced", "network": "patchify", "gt_leak": 2, "seed": 5},
+        {"id": "unguided", "network": "patchify", "cfg": [1.0] * 4, "top_k": 1, "seed": 6},
+        {"id": "others", "network": "others", "cfg_insertion_layer": [-1], "seed": 7},
+        {"id": "unfused", "network": "unfused", "seed": 8},
+        {"id": "teacher", "sampler": "teacher", "network": "patchify", "seed": None},
+    ]
+    for values in listed:
+        whole = _INFINITY_CASE | values
+        yield InfinityStated(whole["id"], whole, INFINITY[whole["network"]])
+
+
 def _handed(case: GoldenCase, entries: Iterable[int]) -> Iterator[GoldenCase]:
     """Yield a case of the hand-off under every mode, mask and entry; its id begins every one of theirs."""
     for mode, masks in MASKS:
@@ -97,7 +144,7 @@ def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
 
 
 def _paths(platform: str, folder: Path) -> list[Path]:
-    return [path_of(models, platform, folder) for models in FILES]
+    return [path_of(models, platform, folder) for models in files_of(platform)]
 
 
 def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path], list[FileResult]]:
@@ -175,7 +222,7 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
 
 def pairs_of(models: str, device: torch.device = CPU) -> list[ModelPair]:
     """Return the networks that the planned cases of one file use."""
-    return list(dict.fromkeys(recorded_networks(case, models, device) for case in cases(models)))
+    return list(dict.fromkeys(understood(case, models, device).models for case in cases(models)))
 
 
 def weights_digest(models: str) -> str:

@@ -23,17 +23,28 @@ from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import _plan as plan
 from harness.golden._case_results import NOT_RECORDED, CaseResult
-from harness.golden._cases import CPU, RecordedCase, parse, recorded_networks
-from harness.golden._check import check_case, check_recording, one_case_a_core, read_recordings, recorded_cases, rounds
-from harness.golden._metadata import GoldenCase
+from harness.golden._cases import CPU
+from harness.golden._check import (
+    AnyCase,
+    check_case,
+    check_recording,
+    one_case_a_core,
+    read_recordings,
+    recorded_cases,
+    rounds,
+    understood,
+)
+from harness.golden._infinity import FORMAT as INFINITY
+from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, produce_infinity
 from harness.golden._plan import GOLDENS
 from harness.golden._store import KIND, Recording, as_bytes, canonical, content_digest, read_recording, unverified
 from harness.judge import Evidence, Verdict, differences, judge, largest_difference
 from harness.laws import run_conformance
 from harness.models import ModelPair
-from harness.protocol import Request, Settings, Trace
+from harness.models.infinity.transformer import InfinityConfig
+from harness.protocol import Settings, Trace
 from harness.provenance import device_name, git_says, versions
-from harness.reference import HandOff, sample_cachefree, sample_handoff
+from harness.reference import HandOff, family_of, sample_cachefree, sample_handoff
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
 from harness.speculative.sampler import build_decoder
@@ -100,19 +111,20 @@ def failing_laws(models: ModelPair) -> list[str]:
     A recording must come from samplers that agree with each other: with a cache and without one, speculative and
     sequential, hand-off and the limits in which it is sequential.
     """
-    request = Request((0, 1), 7)
+    config, request = models.target.config, family_of(models.target).example(models, 2, 7)
     target = sample_sequential(models.target, models.vae, request, models.noise(request))
     failing = []
     if not torch.equal(sample_cachefree(models.target, models.vae, request, models.noise(request)), target.tokens_BL):
         failing.append("decoding with a cache = decoding without one")
     budget = quick_budget(models)
     S = models.pyramid.S
-    for draft_len in sorted({1, (S + 1) // 2, S}):
+    alone = isinstance(config, InfinityConfig) and (config.rule != 2 or not config.fused)  # the reference's to decode
+    for draft_len in [] if alone else sorted({1, (S + 1) // 2, S}):
         decoded = run_in_process(build_decoder(models, Settings(draft_len)), models, request)
         judged = judge(Evidence(models, request, decoded, target, budget)) if isinstance(decoded, Trace) else decoded
         if judged.defects:
             failing.append(f"speculative decoding, draft_len={draft_len} = sequential decoding ({judged.defects[0]})")
-    for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")):
+    for hand_off in (HandOff(0, 3), HandOff(0, 0, "recorded")) if config.family == "var" else ():
         handed = sample_handoff(models, request, models.noise(request), hand_off)
         if not torch.equal(handed.tokens_BL, target.tokens_BL):
             failing.append(f"hand-off at entry 0 ({hand_off.mode}, mask {hand_off.sd_mask}) = sequential decoding")
@@ -141,7 +153,7 @@ class Change:
     image: float = NOT_RECORDED  # largest difference; NaN where not compared
 
 
-def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | None) -> str:
+def kind_of_change(planned: AnyStated, before: Recording, judged: CaseResult | None) -> str:
     """Return what has become of a case, "" for nothing but rounding; one whose settings are others is not judged."""
     recorded = {case.id: case for case in before.cases}.get(planned.id)
     if recorded is None:
@@ -154,14 +166,16 @@ def kind_of_change(planned: GoldenCase, before: Recording, judged: CaseResult | 
     return "values" if judged.defects else ""
 
 
-def change(planned: GoldenCase, models: str, what: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> Change:
+def change(planned: AnyStated, models: str, what: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> Change:
     """Measure one change; `new` and `old` are the tensors of the case, by the name after its id."""
     if what == "added" or any(difference.kind != "value" for difference in differences(new, old)):
         return Change(planned.id, what)
-    pyramid = recorded_networks(planned, models, CPU).pyramid
-    positions = torch.nonzero(new["tokens"] != old["tokens"])[:, 1].tolist()
-    first = pyramid.level_of(min(positions)) if positions else -1
-    f_hat, image = (largest_difference(new[key], old[key]) for key in ("f_hat", "image"))
+    draws, drawn = understood(planned, models, CPU).models.pyramid.draws, "bits" if "bits" in new else "tokens"
+    positions = torch.nonzero((new[drawn] != old[drawn]).flatten(1))[:, 1].tolist()
+    first = draws.level_of(min(positions)) if positions else -1
+    f_hat, image = (
+        largest_difference(new[key], old[key]) if key in new else NOT_RECORDED for key in ("f_hat", "image")
+    )
     return Change(planned.id, what, first, len(positions), f_hat, image)
 
 
@@ -171,7 +185,7 @@ class Regeneration:
 
     path: Path  # where
     models: str  # its group of networks
-    cases: tuple[GoldenCase, ...]  # of the plan; what is not asked for stays as it is on disk
+    cases: tuple[AnyStated, ...]  # of the plan; what is not asked for stays as it is on disk
     tensors: dict[str, Tensor]  # of cases that changed, made here; of all others, those on disk
     weights: str  # digest
     changes: tuple[Change, ...]  # what differs from what is on disk, rounding apart
@@ -199,32 +213,33 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
         kinds = {name: kind or "values" for name, kind in kinds.items()}
     stays = {name for name in on_disk if not fnmatchcase(name, only) or kinds.get(name) == ""}
     anew = [case for case in planned if kinds.get(case.id)]
-    listed = [case if case.id in kinds else on_disk.get(case.id) for case in planned]
+    listed = [case if case.id in kinds else on_disk[case.id] for case in planned if case.id in kinds.keys() | on_disk]
     listed += [on_disk[name] for name in on_disk if name in stays and name not in ids]
     tensors = {name: tensor for name, tensor in before.tensors.items() if name.split("/")[0] in stays}
     with one_case_a_core(device) as pool:
-        produced = pool.map(produce, [parse(case, models, device) for case in anew])
+        produced = pool.map(produce, [understood(case, models, device) for case in anew])
         tensors |= dict(chain.from_iterable(produced))
-    cases = tuple(case for case in listed if isinstance(case, GoldenCase))
-    after = Recording(path, {}, cases, tensors)
+    after = Recording(path, {}, tuple(listed), tensors)
     changes = [Change(name, "removed") for name in sorted(on_disk.keys() - ids - stays)]
     changes += [change(case, models, kinds[case.id], after.of(case.id), before.of(case.id)) for case in anew]
     changes += [Change(WHOLE_FILE, "changed by hand")] if by_hand else []
     changes += [Change(WHOLE_FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
-    return Regeneration(path, models, cases, tensors, weights, tuple(changes), plan.origins(before, stays))
+    return Regeneration(path, models, after.cases, tensors, weights, tuple(changes), plan.origins(before, stays))
 
 
-def _kinds(planned: Sequence[GoldenCase], models: str, before: Recording, device: torch.device) -> dict[str, str]:
+def _kinds(planned: Sequence[AnyStated], models: str, before: Recording, device: torch.device) -> dict[str, str]:
     """Return what has become of every planned case, by id; those of unchanged settings are judged."""
-    unchanged = [parse(case, models, device) for case in planned if case in before.cases]
+    unchanged = [understood(case, models, device) for case in planned if case in before.cases]
     with one_case_a_core(device) as pool:
         judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
     return {case.id: kind_of_change(case, before, judged.get(case.id)) for case in planned}
 
 
 @torch.inference_mode()
-def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
+def produce(case: AnyCase) -> list[tuple[str, Tensor]]:
     """Run one case; return what is recorded of it, by full name."""
+    if isinstance(case, InfinityCase):
+        return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in produce_infinity(case).items()]
     trace = case.run()
     tensors = {
         "tokens": trace.tokens_BL.to(torch.int16),
@@ -243,7 +258,7 @@ def produce(case: RecordedCase) -> list[tuple[str, Tensor]]:
 
 def regenerate_all(device: torch.device, folder: Path = plan.GOLDENS, only: str = "*") -> list[Regeneration]:
     """Return every file of the plan as this code would write it now; arguments and errors as of `regenerate`."""
-    return [regenerate(models, device, folder, only) for models in plan.FILES]
+    return [regenerate(models, device, folder, only) for models in plan.files_of(device.type)]
 
 
 def changed_goldens(
@@ -261,12 +276,12 @@ def changed_goldens(
         raise InputError("device", device.type, rule, "add it to golden/plan.py")
     if not folder.is_dir():
         raise InputError("folder", str(folder), "is not there", "make it first")
-    for models in plan.FILES:
+    for models in plan.files_of(device.type):
         check_writable(plan.path_of(models, device.type, folder), "folder")
     if wrong := contradicted(device):
         rule = "are contradicted: outside truth outranks any golden"
         raise InputError("recordings", "; ".join(wrong), rule, "mend the code first (golden check FILE)")
-    pairs = [pair for models in plan.FILES for pair in plan.pairs_of(models, device)]
+    pairs = [pair for models in plan.files_of(device.type) for pair in plan.pairs_of(models, device)]
     with one_case_a_core(device) as pool:
         failing = list(chain.from_iterable(pool.map(laws, pairs)))
     if failing:
@@ -287,4 +302,6 @@ def write_golden(after: Regeneration, reason: str, device: torch.device, code: P
         "weights": after.weights, "digest": content_digest(after.tensors, canonical(after.cases)),
         "origins": json.dumps([asdict(group) for group in groups], sort_keys=True),
     }  # fmt: skip
+    networks = {case.values["network"]: case.network for case in after.cases if isinstance(case, InfinityStated)}
+    provenance |= {"format": INFINITY, "networks": json.dumps(networks)} if networks else {}
     write_whole(after.path, as_bytes(provenance, after.cases, after.tensors))

@@ -41,21 +41,32 @@ class Alternative:
     source: TokenSource = TokenSource.DRAFT
     required: bool = False  # CONSISTENT needs enough images to find it
 
+    @property
+    def between(self) -> bool:
+        """Whether its guidance acts between blocks: no weights of the target's rows give its law, but a pass does."""
+        return any(place < 0 for place in _places(self.guidance))
+
+
+def _places(guidance: Guidance | None) -> tuple[int, ...]:
+    return guidance.places if isinstance(guidance, ScaleGuidance) else (0,)
+
 
 def usual_alternatives(request: Request, V: int) -> tuple[Alternative, ...]:
     """Return the alternatives that are bet on, for a request and a codebook of V tokens."""
-    made = []
-    if request.R > request.B:
+    made, places = [], _places(request.guidance)
+    between, acts = any(place < 0 for place in places), any(place <= 0 for place in places)
+    if request.R > request.B and acts:
         made += [
             Alternative(words, guidance=guidance, required=abs(step) == 0.2)
-            for step in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)
+            for step in ((-0.2, 0.2) if between else (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5))  # a pass each
             for words, guidance in (_moved(request.guidance, step),)
         ]
         made.append(Alternative("conditional and unconditional rows were swapped", swapped=True))
     off = unguided(request.guidance)
-    if request.guidance != off:
+    if request.guidance != off and acts:
         made.append(Alternative("there were no guidance", guidance=off))
-        made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in SHIFTS]
+        shifts = () if between else SHIFTS
+        made += [Alternative(f"guidance were that of the scale {word}", later=by) for by, word in shifts]
     made += [
         Alternative(f"the temperature were {tau:g}", temperature=tau, required=abs(tau - 1) == abs(0.95 - 1))
         for tau in (0.9, 0.95, 0.98, 1.02, 1.05, 1.1)

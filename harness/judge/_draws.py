@@ -6,6 +6,7 @@ race, a filter is named only where it explains who wins. What nothing explains i
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,7 +80,10 @@ def _others(
     evidence: Evidence, image: int, scales: int, right_nV: Tensor, E_nV: Tensor
 ) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (component, clause, tokens_n) of every known other way to draw some scales from their logits."""
-    for clause, change in FILTERS.items():
+    channels = evidence.models.pyramid.channels
+    over_bits = {"drawn with a filter over a position's bits, not over values": partial(_over_bits, channels)}
+    changes: dict[str, Callable[[Tensor, int, float], Tensor]] = FILTERS | (over_bits if channels > 1 else {})
+    for clause, change in changes.items():
         if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
             yield "filter", clause, draw(law_nV, E_nV)
     token_n, likeliest_n = evidence.actual.tokens_BL[image, : len(right_nV)], right_nV.argmax(-1)
@@ -100,6 +104,11 @@ def _others(
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))
+
+
+def _over_bits(channels: int, logits_lV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Filter along the wrong axis: the bits of a position in the place of the values of a bit."""
+    return filter_logits(logits_lV.unflatten(0, (-1, channels)).mT, min(top_k, channels), top_p).mT.flatten(0, 1)
 
 
 def _inverse_temperature(law_nV: Tensor, E_nV: Tensor, token_n1: Tensor) -> float:

@@ -21,11 +21,11 @@ Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -68,6 +68,8 @@ class TokensSeen:
     allowed_S: tuple[float, ...]  # how far rounding may move a guided logit, by scale
     steps: FamilySteps  # what is done with the networks
     before_L: Tensor | None = None  # tokens of the image before the first one, if any
+    # the target's guided_BLV along the tokens if its guidance, which acts between blocks, were another
+    guided_by: Callable[[Guidance], Tensor] | None = None
 
     @classmethod
     def of(cls, evidence: Evidence) -> Self:
@@ -75,8 +77,9 @@ class TokensSeen:
         models, request, tokens_BL = evidence.models, evidence.request, evidence.actual.tokens_BL
         shown, labels_B = evidence.expected.shown, evidence.numbers.labels(models.target.config.classes)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
-        allowed_S = allowed_by(evidence.budget, models, request)
-        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed_S, family_of(models.target))
+        steps, allowed_S = family_of(models.target), allowed_by(evidence.budget, models, request)
+        anew = partial(_guided_by, models, request, labels_B, tokens_BL)
+        return cls(request, tokens_BL, shown.rows_RLV, shown.guided_BLV, draft_RLV, allowed_S, steps, guided_by=anew)
 
     @classmethod
     def along(
@@ -87,7 +90,12 @@ class TokensSeen:
         rows_RLV, guided_BLV = rows_along(models.target, models, request, labels_B, tokens_BL)
         draft_RLV = rows_along(models.draft, models, request, labels_B, tokens_BL)[0]
         allowed_S, steps = allowed_by(budget, models, request), family_of(models.target)
-        return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L)
+        anew = partial(_guided_by, models, request, labels_B, tokens_BL)
+        return cls(request, tokens_BL, rows_RLV, guided_BLV, draft_RLV, allowed_S, steps, before_L, anew)
+
+
+def _guided_by(models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor, guidance: Any) -> Tensor:
+    return rows_along(models.target, models, replace(request, scale_guidance=guidance), labels_B, tokens_BL)[1]
 
 
 def bet_on(evidence: Evidence, judgement: Judgement) -> Bets:
@@ -147,6 +155,8 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
         span = pyramid.draws.span(si)
         some_l = weight_BL[-1, span][:: math.ceil((span.stop - span.start) / DRAWS_UNDER)]
         some_l.fill_((span.stop - span.start) / len(some_l))
+    asked = dict.fromkeys(a.guidance for a in alternatives if a.between and a.guidance is not None)
+    anew = {guidance: seen.guided_by(guidance) for guidance in asked if seen.guided_by is not None}
     won_ABL = torch.zeros(A, B, L, dtype=torch.float64, device=device)
     under_2A, forbidden = torch.zeros(2, A, dtype=torch.float64), list[tuple[int, int]]()
     of_laws, of_law = CHUNK if device.type == "cpu" else CHUNK_OF_GPU
@@ -160,7 +170,7 @@ def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternat
             new = slice(1 if begin else 0, None)  # the draw before them is looked at, not bet on
             weight_n = weight_BL[at_2n[0], at_2n[1]]
             weight_n[: new.start] = 0
-            draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]])
+            draws = _Draws(seen, S, at_2n, scale_L[at_2n[1]], anew)
             won_An, some_2A = draws.bet(alternatives, weight_n, of_laws)
             won_ABL[:, at_2n[0, new], at_2n[1, new]] = won_An[:, new]
             under_2A += some_2A.cpu()
@@ -183,8 +193,10 @@ class _Draws:
     It holds the K most likely tokens of every draw, ascending; K is the most that the filter keeps anywhere.
     """
 
-    def __init__(self, seen: TokensSeen, S: int, at_2n: Tensor, scale_n: Tensor) -> None:
-        image_n, draw_n = at_2n
+    def __init__(
+        self, seen: TokensSeen, S: int, at_2n: Tensor, scale_n: Tensor, anew: Mapping[Guidance, Tensor]
+    ) -> None:
+        (image_n, draw_n), self.anew = at_2n, anew
         self.seen, self.S, self.image_n, self.draw_n, self.scale_n = seen, S, image_n, draw_n, scale_n
         self.token_n = seen.tokens_BL[image_n, draw_n]
         self.request = request = seen.request.at(int(scale_n[0]))
@@ -215,7 +227,15 @@ class _Draws:
     def laws(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return the probabilities (A, n, K) of alternatives of one kind; what is missing to 1 is other tokens'."""
         a = alternatives[0]
+        if a.between:
+            return self._of_passes(alternatives)
         return (self._of_sources if a.share else self._of_filters if a.filters else self._of_rows)(alternatives)
+
+    def _of_passes(self, alternatives: Sequence[Alternative]) -> Tensor:
+        """Return laws of other guidance between blocks; the filter keeps what it keeps under the target's."""
+        made = [self.anew[a.guidance][self.image_n, self.draw_n] for a in alternatives if a.guidance is not None]
+        logits_AnK = torch.stack([each.to(self.probs_nK).gather(1, self.columns_nK) for each in made])
+        return logits_AnK.masked_fill_(self.probs_nK == 0, -torch.inf).softmax(-1)
 
     def _of_rows(self, alternatives: Sequence[Alternative]) -> Tensor:
         """Return laws of other guidance or temperature; the filter keeps what it keeps under the target's."""
@@ -303,7 +323,9 @@ class _Draws:
         No more than `most` numbers of laws are in hand at once.
         """
         some, last_m = max(1, most // self.probs_nK.numel()), torch.nonzero(weight_n)[:, 0]
-        kinds = [list(kind) for _, kind in groupby(alternatives, lambda a: (a.share > 0, len(a.filters) > 0))]
+        kinds = [
+            list(kind) for _, kind in groupby(alternatives, lambda a: (a.between, a.share > 0, len(a.filters) > 0))
+        ]
         parts = [kind[a : a + some] for kind in kinds for a in range(0, len(kind), some)]
         made = [self._bet_on(self.laws(part), last_m) for part in parts]
         won_An, under_2Am = torch.cat([each[0] for each in made]), torch.cat([each[1] for each in made], 1)

@@ -127,7 +127,7 @@ def caches(subject: Subject, case: Case) -> bool:
     d = 1 + case.seed % 2
     labels = (0, 1) if case.seed // 2 % 2 else (1, 0)
     case = replace(case, patch_nums=(1, 2, 3, 4, 5), labels=labels, order="image", bonus=True, draft_len=d)
-    draft = Scripted(case.models.target, ((0, d + 1), (1, 0)))
+    draft = Scripted.of(case, ((0, d + 1), (1, 0)))
     decoded = decode_drafted(subject, case, draft)
     require_shown_rounds(decoded)
     for image in range(case.B):

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models import ModelPair
+from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
+from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
 from harness.models.network import Condition, Network, TransformerConfig
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import random_weights
 from harness.models.var.transformer import Transformer, transformer_shapes
-from harness.protocol import Guidance, NoiseOrder, Request, Settings, Trace
+from harness.protocol import Guidance, NoiseOrder, Request, Rows, ScaleGuidance, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.reference import FamilySteps, family_of
@@ -30,7 +32,7 @@ from harness.reference.sequential import sample_sequential
 QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial
 # acceptance and first-scale rejection all happen often (tests/meta/test_strategies.py counts them).
-_CHANGE = {"close": 0.03, "near": 0.15}
+_CHANGE = {"close": 0.03, "near": 0.15, "single": 0.03}  # the last one where no weight is a position's
 _C, CLASSES = 4, 3
 
 # All pyramids of 1 to 5 scales with sides to 6, fewest tokens first.
@@ -97,6 +99,11 @@ class Case:
     exact: bool = True  # False: every law takes networks of `dtype`, and rounding is allowed for (`allowed`)
     family: str = "var"  # of the networks, one of `FAMILIES`
 
+    def __post_init__(self) -> None:
+        if (known := FAMILIES.get(self.family)) and known.V:
+            object.__setattr__(self, "V", known.V)
+            object.__setattr__(self, "top_k", min(self.top_k, known.V))
+
     def __repr__(self) -> str:
         """Name what differs from the defaults, so that a minimal case is a short line."""
         named = [(field, getattr(self, field.name)) for field in fields(self)]
@@ -129,7 +136,7 @@ class Case:
 
     def guidance(self, cfg: float, pyramid: ScalePyramid) -> Guidance:
         """Return the guidance that a value of `cfg` stands for."""
-        return FAMILIES[self.family].guidance(cfg, pyramid)
+        return FAMILIES[self.family].guidance(self, cfg, pyramid)
 
     @property
     def steps(self) -> FamilySteps:
@@ -243,7 +250,51 @@ class CaseFamily:
     pyramid: Callable[[Case], ScalePyramid]
     models: Callable[[Case], ModelPair]  # float64 or float32, on the CPU
     request: Callable[[Case], Request]
-    guidance: Callable[[float, ScalePyramid], Guidance]  # that a value of `cfg` stands for
+    guidance: Callable[[Case, float, ScalePyramid], Guidance]  # that a value of `cfg` stands for
+    V: int = 0  # of every case; 0 = the case's own
+
+
+# Of Infinity: bits a position, or a quarter where patchified, and texts of unequal lengths, 128 wide as pool heads are.
+# The last text is what an unconditional row beside it reads, as the last label is no class in VAR.
+_BITS, _LENGTHS, _A, _PLACES = 2, (3, 5, 1, 2), 128, ((0,), (0, -1), (-1,))
+_ROWS_TA = torch.randn(sum(_LENGTHS), _A, generator=torch.Generator().manual_seed(0)).split(_LENGTHS)
+
+
+def _rectangles(case: Case) -> ScalePyramid:
+    """Return standing and lying rectangles in turns, patchified where there are several and networks are deep."""
+    patchified = case.depth > 1 and len(case.patch_nums) > 2
+    both = [(pn, max(pn - 1, 1)) for pn in case.patch_nums]
+    sides = tuple((w, h) if k % 2 else (h, w) for k, (h, w) in enumerate(both))
+    return ScalePyramid(sides=sides, channels=_BITS * (4 if patchified else 1))
+
+
+def _of_infinity(case: Case) -> ModelPair:
+    h, w = case.pyramid.sides[-1]
+    config = InfinityConfig(
+        case.pyramid, 2 * case.depth, case.D, 2, _BITS, _A, max(_LENGTHS), ffn=256, pool_heads=1, chunks=2,
+        full=(h + 3, w + 2), shared_adaln=case.shared_adaln, l2_norm=case.l2_norm, levels_once=case.shared_adaln,
+    )  # fmt: skip
+    target, sizes = (
+        _told_apart(InfinityTransformer, infinity_shapes, config, 1000 * case.weights),
+        binary_config(_BITS, 32, (1,), res_blocks=0, has_encoder=False),
+    )
+    vae = InfinityAutoencoder(sizes, random_weights(infinity_autoencoder_shapes(sizes), 1000 * case.weights + 2))
+    return ModelPair(_draft_of(target, case.draft, 1000 * case.weights), target, vae)
+
+
+def _request_of_texts(case: Case) -> Request:
+    texts = tuple(map(Rows, _ROWS_TA))
+    negative = (*texts[1:3], texts[0], texts[3]) if case.order == "batch" else ()
+    return Request(
+        case.labels, case.seed, top_k=case.top_k, top_p=case.top_p, order=case.order, texts=texts,
+        negative_texts=negative, scale_guidance=_by_scale(case, case.cfg, case.pyramid),
+    )  # fmt: skip
+
+
+def _by_scale(case: Case, cfg: float, pyramid: ScalePyramid) -> ScaleGuidance:
+    """Return weights that grow from 1 on but for one scale, where guidance is off, and temperatures that differ."""
+    weights = tuple(1.0 if si == 1 else 1 + cfg * (si + 1) / pyramid.S for si in pyramid)
+    return ScaleGuidance(weights, tuple(1.0 + 0.25 * (si % 3) for si in pyramid), _PLACES[case.seed % 3])
 
 
 FAMILIES = {
@@ -251,34 +302,39 @@ FAMILIES = {
         lambda case: ScalePyramid(case.patch_nums),
         _of_var,
         lambda case: Request(case.labels, case.seed, case.cfg, case.top_k, case.top_p, order=case.order),
-        lambda cfg, pyramid: cfg,
-    )
+        lambda case, cfg, pyramid: cfg,
+    ),
+    "infinity": CaseFamily(_rectangles, _of_infinity, _request_of_texts, _by_scale, V=2),
 }
+_TELLING = ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight")
 
 
-def _transformer_weights(config: TransformerConfig, seed: int) -> Transformer:
+def _told_apart(network: Any, shapes: Callable[[Any], Any], config: Any, seed: int) -> Any:
     """Return a network of random weights whose positions, scales and labels move every logit far beyond rounding."""
-    weights = random_weights(transformer_shapes(config), seed)
-    for name in ("pos_1LC", "pos_start", "lvl_embed.weight", "class_emb.weight"):
+    weights = random_weights(shapes(config), seed)
+    for name in weights.keys() & _TELLING:
         weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)
+    if "cfg_uncond" in weights:
+        weights["cfg_uncond"] = torch.cat((_ROWS_TA[-1], _ROWS_TA[0]))
     weights["head.weight"] = 1.5 * weights["head.weight"]
-    return Transformer(config, weights)
+    return network(config, weights)
 
 
-def _draft_of(target: Transformer, quality: str, seed: int) -> Transformer:
+def _draft_of(target: Any, quality: str, seed: int) -> Any:
     """Return a draft of one of `QUALITIES`. Raises `InputError` for another word."""
+    like = type(target), transformer_shapes if isinstance(target, Transformer) else infinity_shapes
     if quality == "identical":
         return target
     if quality == "far":
-        return _transformer_weights(replace(target.config, depth=1), seed + 1)
+        return _told_apart(*like, replace(target.config, depth=getattr(target.config, "chunks", 1)), seed + 1)
     if quality == "adversarial":
         negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
         return replace(target, weights=negated)
-    if quality == "single":
+    if quality == "single" and "pos_1LC" in target.weights:
         return replace(target, weights=_few_positions_moved(target, seed))
     if quality not in _CHANGE:
         raise InputError("draft", quality, f"must be one of {', '.join(QUALITIES)}", "pass near")
-    other = _transformer_weights(target.config, seed + 1).weights
+    other = _told_apart(*like, target.config, seed + 1).weights
     share = _CHANGE[quality]
     mixed = {name: w * math.sqrt(1 - share * share) + share * other[name] for name, w in target.weights.items()}
     return replace(target, weights=mixed)
@@ -299,7 +355,7 @@ def _few_positions_moved(target: Transformer, seed: int) -> dict[str, Tensor]:
 
 def random_models(config: TransformerConfig, seed: int, quality: str) -> ModelPair:
     """Return a target, a draft of one of `QUALITIES`, and a quantiser whose φ layout goes with the seed."""
-    target = _transformer_weights(config, 1000 * seed)
+    target = _told_apart(Transformer, transformer_shapes, config, 1000 * seed)
     layout, phi = (("shared", 4), ("one", 1), ("per-scale", config.pyramid.S))[seed % 3]
     vae_config = AutoencoderConfig(
         config.V, config.C, 32, (1,), res_blocks=0, phi=phi, phi_layout=layout, has_encoder=False

@@ -98,6 +98,7 @@ class How(TypedDict, total=False):
     dtype: str  # of all networks, rounding allowed for: float32 for code that computes in nothing else
     device: str  # of the networks
     shrink_s: float  # seconds that a failure may be simplified for
+    family: str  # of the networks: var, infinity
     workers: int  # processes that share the laws; 1 = this process alone, 0 = one a GPU that the device stands for
 
 
@@ -126,7 +127,7 @@ def run_conformance(
     options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
     sides: Sequence[Any] = how.get("patch_nums", ())
     pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
-    where = how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S)
+    where = how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S), how.get("family", "var")
     scope = Scope(examples, seed, pyramids, *where)
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))

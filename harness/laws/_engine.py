@@ -14,7 +14,7 @@ import torch
 
 from harness.errors import InputError
 from harness.judge import Verdict, worst_verdict
-from harness.laws._case import CHOICES, Case
+from harness.laws._case import CHOICES, FAMILIES, Case
 from harness.laws._law import Law, NotOffered, Subject, Violation
 from harness.models import parse_mode
 from harness.protocol.pyramid import ScalePyramid
@@ -170,6 +170,7 @@ class Scope:
     dtype: str = ""
     device: str = "cpu"  # of the networks
     shrink_s: float = SHRINK_S  # seconds that a failure may be simplified for
+    family: str = "var"  # of the networks, one of `FAMILIES`
     # values of a field that are tried then (of 1,000 seeds the first ones), and passes over all fields, if one helps
     values, passes = 32, 8
 
@@ -180,6 +181,8 @@ class Scope:
             parse_mode("dtype", self.dtype)
         if not 0 <= self.shrink_s < float("inf"):
             raise InputError("shrink_s", self.shrink_s, "must be a number of seconds", "pass shrink_s=60")
+        if self.family not in FAMILIES:
+            raise InputError("family", self.family, f"must be one of {', '.join(FAMILIES)}", "pass family=infinity")
         for sides in self.patch_nums:
             ScalePyramid(sides)
 
@@ -199,7 +202,7 @@ class Scope:
 
     def fitted(self, case: Case) -> Case:
         """Return a case on the scope's device, all networks in its dtype."""
-        case = replace(case, device=self.device)
+        case = replace(case, device=self.device, family=self.family)
         return replace(case, dtype=self.dtype, draft_dtype="", exact=False) if self.dtype else case
 
     def choices(self, name: str) -> Sequence[Any]:

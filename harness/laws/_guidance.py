@@ -52,8 +52,16 @@ def formula(subject: Subject, case: Case) -> bool:
 def off(subject: Subject, case: Case) -> bool:
     """cfg = 0, and any cfg at scale 0, give the conditional logits to the bit."""
     parts, pyramid = subject.parts(case, "guide"), case.pyramid
-    if isinstance(case.request.guidance, ScaleGuidance):
-        raise NotOffered("guidance by scale")
+    guidance = case.guidance(case.cfg or 1.0, pyramid)
+    if isinstance(guidance, ScaleGuidance):  # a scale may be off among others that are on
+        off = [si for si in pyramid if guidance.weights[si] == 1]
+        for si in off:
+            rows_RlV, plain = _window(case, si, si), replace(guidance, temperatures=())
+            actual = parts.guide(rows_RlV.clone(), pyramid, plain, si, si)
+            require_equal("guided", actual, rows_RlV[: case.B], f"scale {si}, weight 1")
+        if not off:
+            raise NotOffered("guidance by scale that is on at all scales")
+        return True
     for first, last in case.windows:
         rows_RnV = _window(case, first, last)
         actual = parts.guide(rows_RnV.clone(), pyramid, 0.0, first, last)
@@ -68,11 +76,11 @@ def off(subject: Subject, case: Case) -> bool:
 def refusal(subject: Subject, case: Case) -> bool:
     """An odd number of guidance rows is refused."""
     parts = subject.parts(case, "guide")
-    odd_RnV = _rows(case, 1)[:-1]
+    odd_RnV = _window(case, 0, 0)[:-1]
     if case.B == 1:
-        odd_RnV = _rows(replace(case, labels=(0, 0)), 1)[:3]
+        odd_RnV = _window(replace(case, labels=(0, 0)), 0, 0)[:3]
     try:
-        actual = parts.guide(odd_RnV, case.pyramid, case.request.guidance, 0, 0)
+        actual = parts.guide(odd_RnV, case.pyramid, case.guidance(case.cfg or 1.0, case.pyramid), 0, 0)
     except (HarnessError, ValueError):
         return True
     require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")

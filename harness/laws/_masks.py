@@ -97,7 +97,8 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
             k_cHKc, v_cHKc = (t[:1, :, :K].repeat(1 + end, 1, 1, 1) for t in (k_RHLc, v_RHLc))
             v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
             cache.layers[layer] = (k_cHKc, v_cHKc)
-    every = condition.rows(torch.zeros(1 + end, dtype=torch.int64, device=case.at))
+    # halves are no halves here: what guidance between blocks mixes is no column of a mask
+    every = replace(condition.rows(torch.zeros(1 + end, dtype=torch.int64, device=case.at)), guidance=None)
     hidden_cnD = network.hidden(x_cnD, every, cache, mask_11nK, case.steps.positions(network, *window))
     rows_cnV: Tensor = network.logits(hidden_cnD, every).unflatten(1, (end - K, -1)).flatten(2)  # draws of a position
     return (rows_cnV[1:] - rows_cnV[:1]).abs().amax(-1)

@@ -62,6 +62,10 @@ def query(subject: Subject, case: Case) -> bool:
             x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
             require_equal("x", x_RnD, expected, f"window {first}..{last}", FLOAT64)
             require_equal("argument", given_BnC, raw_BLC[:, window], f"window {first}..{last}")
+            places = case.steps.positions(network, first, last)
+            if places is not None and hasattr(parts, "positions"):
+                actual = {"positions": parts.positions(network, first, last)}
+                require_same(actual, {"positions": places}, f"window {first}..{last}", part="positions")
     return case.pyramid.S > 1
 
 
@@ -112,7 +116,7 @@ def long(subject: Subject, case: Case) -> bool:
     # the draft is the target but for scale 0: all that follows is drafted at once, and accepted
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     case = replace(case.long, draft_len=NINE[-1], bonus=False, labels=(case.labels[0] % CLASSES,), order="image")
-    draft = Scripted(case.models.target, ((case.labels[0], 0),))
+    draft = Scripted.of(case, ((case.labels[0], 0),))
     decoded = decode_drafted(subject, case, draft)
     require_shown_rounds(decoded)
     wanted = max((turn.drafted for turn in decoded.rounds[0] if turn.first), default=0)

@@ -50,7 +50,7 @@ def _filters(subject: Subject, case: Case) -> bool:
         wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
         require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
     require_equal("argument", logits_BnV, kept_BnV, "filter_logits wrote into its argument")
-    return case.V > 2
+    return True
 
 
 _FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
@@ -70,7 +70,7 @@ def race(subject: Subject, case: Case) -> bool:
     chosen_Bn1 = torch.randint(case.V, (case.B, 9, 1), generator=case.generator()).to(case.at)
     close_BnV = probs_BnV * torch.ones_like(probs_BnV).scatter(-1, chosen_Bn1, 1 - 1e-5)
     require_equal("tokens", parts.draw(probs_BnV, close_BnV), chosen_Bn1[..., 0], "races near a tie")
-    return case.V > 2
+    return True
 
 
 @law("randomness.boundary", "draw")
@@ -187,4 +187,4 @@ def rule(subject: Subject, case: Case) -> bool:
         span = case.pyramid.draws.span(si)
         _, expected_Bl = choose(shown.guided_BLV[:, span], case.request, noise, si, greedy)
         require_tokens(decoded.tokens_BL[:, span], expected_Bl, f"scale {si}")
-    return case.V > 2 and case.pyramid.S > 1
+    return case.pyramid.S > 1

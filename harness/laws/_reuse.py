@@ -90,6 +90,8 @@ def alternating(subject: Subject, case: Case) -> bool:
 def labels(subject: Subject, case: Case) -> bool:
     """Labels that are not given are the request's own draw, decode after decode of one decoder."""
     models = case.models
+    if not models.target.config.classes:
+        raise NotOffered("nothing draws labels")
     base = replace(case.request, labels=None, order="batch", count=3)
     given = replace(base, labels=(2, 0, 1))
     decoder, met = subject.decoder(case), set[tuple[int, ...]]()

@@ -153,7 +153,8 @@ def edges(subject: Subject, case: Case) -> bool:
     for rounds in subject.decode(tied, models=models).rounds:
         rejected = [turn for turn in rounds if turn.accepted < turn.drafted]
         require(not rejected, f"policy {tied.policy}, all tokens equally likely: a scale was rejected: {rejected[:1]}")
-    for policy, rank, top_k, is_accepted in _RANKS if case.exact else ():
+    known = [each for each in _RANKS if each[1] <= case.V]
+    for policy, rank, top_k, is_accepted in known if case.exact else ():
         ranked = replace(case, policy=policy, cfg=0.0, top_k=top_k, top_p=0.0)
         where = f"policy {policy}, top_k {top_k}, every drafted token the target's number {rank}"
         for rounds in decode_drafted(subject, ranked, Ranked(ranked.models.target, rank)).rounds:
@@ -290,7 +291,7 @@ def length(subject: Subject, case: Case) -> bool:
 def _grows_and_shrinks(subject: Subject, case: Case) -> None:
     """Require that a dynamic length ends at HIGH while all is accepted, and goes down by one after a rejection."""
     case = replace(case, policy="coupled", labels=(0, 1), order="image", bonus=False)
-    draft = Scripted(case.models.target, ((0, 4),))  # of label 0, in the third round
+    draft = Scripted.of(case, ((0, 4),))  # of label 0, in the third round
     for draft_len, expected in _GROWN.items():
         rounds = decode_drafted(subject, case, draft, draft_len).rounds
         seen = tuple(tuple(turn.drafted for turn in turns) for turns in rounds)

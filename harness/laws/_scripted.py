@@ -8,14 +8,14 @@ that is the target: it is right there, and the law has nothing to say.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from harness.errors import InputError
 from harness.laws._case import Case
-from harness.laws._law import NotOffered, Subject
+from harness.laws._law import FLOAT64, NotOffered, Subject
 from harness.models.network import Around, Condition
 from harness.protocol import Request, Trace
 
@@ -28,18 +28,23 @@ class Scripted(Around):
     """The target as its own draft, wrong where a script says."""
 
     script: Script
+    cond_LD: Tensor  # by label
+
+    @classmethod
+    def of(cls, case: Case, script: Script) -> Self:
+        """Return the draft of a case's networks."""
+        network, labels = case.models.target, (0, 1, 2, 3)
+        whole = replace(case, labels=labels)
+        return cls(network, script, whole.condition(network).cond_RD[: len(labels)])
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
         rows_RnV = self.network.logits(h_RnD, condition).clone()
-        pyramid, n = self.network.pyramid, h_RnD.shape[1]
-        table_LD = self.network.weights.get("class_emb.weight")
-        if table_LD is None:
-            raise NotOffered("no classes by which a draft is scripted")
-        label_R = (condition.cond_RD[:, None] == table_LD).all(-1).long().argmax(1)
+        pyramid, n = self.network.pyramid.draws, rows_RnV.shape[1]
         for label, si in self.script:
-            if n in (pyramid.tokens(si), pyramid.end(si)):  # alone in its pass, or after all scales before it
-                rows, l = torch.nonzero(label_R == label).flatten(), pyramid.tokens(si)
+            if n in (pyramid.counts[si], pyramid.end(si)):  # alone in its pass, or after all scales before it
+                same_R = (condition.cond_RD - self.cond_LD[label]).abs().amax(1) < FLOAT64
+                rows, l = torch.nonzero(same_R).flatten(), pyramid.counts[si]
                 scale_RlV = rows_RnV[rows, n - l :]
                 rows_RnV[rows, n - l :] = scale_RlV.scatter_add(
                     -1, scale_RlV.argmin(-1, keepdim=True), torch.full_like(scale_RlV[..., :1], _SURE)

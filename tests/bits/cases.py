@@ -54,5 +54,5 @@ CASES = CaseFamily(
     lambda case: layout(case.patch_nums),
     lambda case: bits_pair(layout(case.patch_nums), case.weights, case.draft),
     request_of,
-    guidance_of,
+    lambda case, cfg, pyramid: guidance_of(cfg, pyramid),
 )

@@ -17,13 +17,12 @@ LISTED = [
     Case(labels=(2,), weights=1, draft_len=2, bonus=True, top_p=0.9, order="batch", policy="rejection", seed=1, **SOME),
 ]
 OF_VAR = {
-    "guidance.off", "positions.long", "work.least", "batch.caches", "numbers.transformer", "numbers.encode",
+    "guidance.off", "numbers.transformer", "numbers.encode",
     "numbers.pixels", "numbers.precision",
 }  # fmt: skip
-# they need a third value, or 680 positions, or walk every branch (test_decode.py has a smaller one), or ask noise alone
+# they need 680 positions, or walk every branch (test_decode.py has a smaller one), or ask noise alone
 ELSEWHERE = {
-    "randomness.filter", "randomness.race", "randomness.rule", "acceptance.real", "acceptance.exact", "rules.length",
-    "streams.independent", "streams.law", "rules.edges",
+    "acceptance.real", "acceptance.exact", "rules.length", "streams.independent", "streams.law",
 }  # fmt: skip
 
 

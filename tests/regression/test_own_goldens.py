@@ -53,9 +53,10 @@ def test_together_they_are_small_enough_for_git():
 
 
 def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():
-    cases = [case for models in plan.FILES for case in plan.cases(models)]
+    of_var = plan.files_of("cuda")
+    cases = [case for models in of_var for case in plan.cases(models)]
     assert {case.sampler for case in cases} == {"sequential", "test3", "speculative"}
-    for models in plan.FILES:
+    for models in of_var:
         handed = [case for case in plan.cases(models) if case.sampler == "test3"]
         assert {(c.mode, c.sd_mask) for c in handed} == {("recorded", m) for m in range(6)} | {
             ("corrected", m) for m in range(1, 6)
@@ -65,6 +66,9 @@ def test_the_plan_covers_samplers_modes_masks_entries_and_layouts():
     assert {case.recipe.shared_adaln for case in tiny} == {case.recipe.l2_norm for case in tiny} == {True, False}
     assert {case.recipe.phi for case in tiny} == {"1 shared", "4 shared", "one a scale"}
     assert len({tuple(case.recipe.patch_nums) for case in tiny}) == 4
+    of_infinity = [case.values for case in plan.cases("infinity")]
+    assert {values["network"] for values in of_infinity} == set(plan.INFINITY)
+    assert {values["sampler"] for values in of_infinity} == {"sequential", "teacher"}
     for network in plan.NETWORKS:
         entries = {c.entry_num for c in tiny if c.id.startswith(f"{network}-handoff")}
         assert entries == set(range(len(plan.NETWORKS[network].patch_nums)))

@@ -9,6 +9,7 @@ Source: the Infinity page, §2 (names), §3 (arithmetic), §5 (guidance between 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar, Self
 
 import torch
@@ -209,13 +210,15 @@ class InfinityTransformer(StoredNetwork):
         """Let the positions of every row attend to the row's own text; no mask. Queries, text and result round."""
         v_bias, H = self.weights[f"{name}v_bias"], q_RnHc.shape[2]
         bias_2D = torch.cat((torch.zeros_like(v_bias), v_bias))
-        kv_T = F.linear(torch.cat(list(texts)), self.weights[f"{name}mat_kv.weight"], bias_2D)
-        rows = []
-        for q_nHc, kv_t in zip(q_RnHc, kv_T.split([len(text) for text in texts]), strict=True):
-            k_1Htc, v_1Htc = self._rounded(kv_t).view(1, len(kv_t), 2, H, -1).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(self._rounded(q_nHc).transpose(0, 1)[None], k_1Htc, v_1Htc)
-            rows.append(self._rounded(out[0]).transpose(0, 1).flatten(1))
-        return self._linear(f"{name}proj", torch.stack(rows))
+        kv_T = self._rounded(F.linear(torch.cat(list(texts)), self.weights[f"{name}mat_kv.weight"], bias_2D))
+        q_RHnc, rows, first, begin = self._rounded(q_RnHc).transpose(1, 2), [], 0, 0
+        for length, same in groupby(map(len, texts)):  # neighbours of one length together
+            last = first + sum(1 for _ in same)
+            end = begin + (last - first) * length
+            k_rHtc, v_rHtc = kv_T[begin:end].view(last - first, length, 2, H, -1).permute(2, 0, 3, 1, 4)
+            rows.append(F.scaled_dot_product_attention(q_RHnc[first:last], k_rHtc, v_rHtc))
+            first, begin = last, end
+        return self._linear(f"{name}proj", self._rounded(torch.cat(rows)).transpose(1, 2).flatten(2))
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x.bfloat16().to(x.dtype) if self.config.rounds else x

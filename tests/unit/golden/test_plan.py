@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ TINY = plan.path_of("filled", "cpu")
 STATED = {"device_name": "CPU", "commit": "abc", "reason": "why"}
 
 
-@pytest.mark.parametrize("platform", plan.KEPT)
-@pytest.mark.parametrize("models", plan.FILES)
+@pytest.mark.parametrize(
+    ("models", "platform"), [(models, platform) for platform in plan.KEPT for models in plan.files_of(platform)]
+)
 def test_the_committed_goldens_are_of_the_planned_cases_in_their_order(models: str, platform: str):
     path = plan.path_of(models, platform)
     assert read_recording(path).cases == plan.cases(models)
@@ -139,7 +141,7 @@ def test_every_weight_of_every_planned_pair_is_in_the_digest(monkeypatch: pytest
     planned = {"filled": few, "digits": few[:1]}
     monkeypatch.setattr(plan, "cases", lambda models: planned[models])
     made = {id(case): recorded_networks(case, "filled") for case in few}
-    monkeypatch.setattr(plan, "recorded_networks", lambda case, models, device: made[id(case)])
+    monkeypatch.setattr(plan, "understood", lambda case, models, device: SimpleNamespace(models=made[id(case)]))
     digests = {weights_digest("filled"), weights_digest("digits")}
     for case in few:
         for part in ("draft", "target", "vae"):
@@ -165,21 +167,24 @@ def test_no_goldens_of_a_platform_are_told_with_the_folder(tmp_path: Path, monke
     assert sorted(Path(result.path).name for result in results) == [
         "golden-digits-cpu.safetensors",
         "golden-digits-cuda.safetensors",
+        "golden-infinity-cpu.safetensors",
     ]
 
 
 def test_what_is_missing_or_in_nobody_s_plan_is_told_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plan, "KEPT", ("cpu",))
-    digits, tiny, note = (tmp_path / name for name in ("golden-digits-cpu.safetensors", TINY.name, "notes.txt"))
+    names = ("golden-digits-cpu.safetensors", "golden-infinity-cpu.safetensors", TINY.name, "notes.txt")
+    digits, infinity, tiny, note = (tmp_path / name for name in names)
     lacks = ["golden is missing: restore or record it"]
     files, results = golden_inventory("cpu", tmp_path / "nowhere")
-    assert (files, [result.defects for result in results]) == ([], [lacks, lacks])
+    assert (files, [result.defects for result in results]) == ([], [lacks, lacks, lacks])
     for path in (tiny, note):
         path.write_bytes(b"")
     assert golden_inventory("cpu", tmp_path) == (
         [tiny],
         [
             FileResult(str(digits), defects=lacks),
+            FileResult(str(infinity), defects=lacks),
             FileResult(str(note), defects=["golden is not in the plan: remove it, or plan it"]),
         ],
     )

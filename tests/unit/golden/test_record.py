@@ -53,8 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(plan, "cases", lambda models: {"filled": PLANNED}[models])
     monkeypatch.setattr(record, "git_says", git)
     monkeypatch.setattr(record, "contradicted", contradicted)
-    for module in (cases, record):
-        monkeypatch.setattr(module, "recorded_networks", networks)
+    monkeypatch.setattr(cases, "recorded_networks", networks)
     monkeypatch.delenv("CI", raising=False)
     made = tmp_path / "goldens"
     made.mkdir()

@@ -112,10 +112,10 @@ def test_a_case_that_cannot_be_understood_is_named(tmp_path: Path):
         read_recording(path)
 
 
-@pytest.mark.parametrize("models", plan.FILES)
-def test_the_committed_goldens_have_the_digest_that_they_state(models: str):
+@pytest.mark.parametrize("platform", plan.KEPT)
+def test_the_committed_goldens_have_the_digest_that_they_state(platform: str):
     """What a digest is made of may never change unnoticed: every recording there is would be one changed by hand."""
-    for platform in plan.KEPT:
+    for models in plan.files_of(platform):
         recording = read_recording(plan.path_of(models, platform))
         assert recording.own
         assert recording.digest() == recording.metadata["digest"]

@@ -38,7 +38,7 @@ def seen_of(request: Request = REQUEST, near: float = 1.0) -> TokensSeen:
 
 def draws_of(seen: TokensSeen) -> _Draws:
     n, scale_L = torch.arange(N * DRAWS.L), torch.tensor(DRAWS.levels())
-    return _Draws(seen, S, torch.stack((n // DRAWS.L, n % DRAWS.L)), scale_L[n % DRAWS.L])
+    return _Draws(seen, S, torch.stack((n // DRAWS.L, n % DRAWS.L)), scale_L[n % DRAWS.L], {})
 
 
 def law_nV(draws: _Draws, alternative: Alternative) -> Tensor:

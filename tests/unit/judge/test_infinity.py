@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Terms, verify
+from harness import LikelihoodTest, Terms, verify
+from harness.judge._alternatives import usual_alternatives
 from harness.judge._verdict import Verdict
 from harness.models import ModelPair
 from harness.models.infinity.transformer import InfinityTransformer
@@ -19,6 +21,7 @@ from harness.models.network import Condition, Network
 from harness.protocol import Request, Rows, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import _infinity as plain
+from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
 from harness.speculative.parts import INFINITY, Parts
 from harness.speculative.sampler import SpeculativeDecoder, build_decoder
@@ -122,17 +125,22 @@ def asked(change: Callable[[Request, Network], Request]) -> Parts:
 
 
 def other_texts(request: Request, network: Network) -> Request:
-    texts, nothing_XA = request.texts, network.weights["cfg_uncond"]
+    texts, nothing_XA = request.texts, network.weights["cfg_uncond"].float()
     kept = request.negative_texts or tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in texts)
     return replace(request, texts=texts[1:] + texts[:1], negative_texts=kept)
 
 
 def longest(request: Request, network: Network) -> Request:
-    return replace(request, negative_texts=(Rows(network.weights["cfg_uncond"]),) * len(request.texts))
+    return replace(request, negative_texts=(Rows(network.weights["cfg_uncond"].float()),) * len(request.texts))
 
 
 def ours(request: Request, network: Network) -> Request:
     return replace(request, negative_texts=request.texts)
+
+
+def next_length(request: Request, network: Network) -> Request:
+    nothing_XA, lengths = network.weights["cfg_uncond"], [len(rows.numbers_TA) for rows in request.texts]
+    return replace(request, negative_texts=tuple(Rows(nothing_XA[:n]) for n in lengths[1:] + lengths[:1]))
 
 
 def one_place(*places: int) -> Callable[[Request, Network], Request]:
@@ -141,6 +149,10 @@ def one_place(*places: int) -> Callable[[Request, Network], Request]:
 
 def area(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     return F.interpolate(f_hat, pyramid.sides[si], mode="area").flatten(2).mT
+
+
+def coarse(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    return F.interpolate(f_hat, pyramid.sides[si], mode="nearest").flatten(2).mT
 
 
 def nearest(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
@@ -163,6 +175,21 @@ def turned(bits_BlN: Tensor) -> Tensor:
 
 def without_temperature(rows: Tensor, pyramid: ScalePyramid, guidance: Any, first: int, last: int) -> Tensor:
     return INFINITY.guide(rows, pyramid, replace(guidance, temperatures=()), first, last)
+
+
+def first_weight(rows: Tensor, pyramid: ScalePyramid, guidance: Any, first: int, last: int) -> Tensor:
+    weights = guidance.weights[:1] * pyramid.S
+    return INFINITY.guide(rows, pyramid, replace(guidance, weights=weights), first, last)
+
+
+def over_bits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
+    return INFINITY.filter_logits(logits_BnV.unflatten(1, (-1, 4)).mT, top_k, top_p).mT.flatten(1, 2)
+
+
+def level_before(network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
+    x_RnD = INFINITY.build_combined_query(network, condition, raw_BnC, first, last)
+    levels = torch.tensor(network.pyramid.levels()[network.pyramid.begin(first) : network.pyramid.end(last)])
+    return x_RnD - network.lvl_SD[levels] + network.lvl_SD[(levels - 1).clamp_min(0)]
 
 
 def one_number(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
@@ -189,6 +216,22 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "bits reversed": (reordered(lambda bits: bits.flip(-1)), "bits", REQUEST),
     "bits channel by channel": (reordered(lambda b: b.mT.reshape(b.shape)), "bits", REQUEST),
     "rows and columns of a patch exchanged": (reordered(turned), "bits", REQUEST),
+    "level of the scale before": (replace(INFINITY, build_combined_query=level_before), "level", REQUEST),
+    "negative text of the next image": (
+        asked(lambda request, _: replace(request, negative_texts=request.texts)),
+        "text",
+        REQUESTS[3],
+    ),
+    "unconditional rows of the next text's length": (asked(next_length), "unconditional length", REQUEST),
+    "guidance a block later": (asked(one_place(-1)), "guidance place", at(-2)),
+    "weight of the first scale everywhere": (replace(INFINITY, guide=first_weight), "guidance", REQUEST),
+    "bits negated": (reordered(lambda bits: 1 - bits), "bits", REQUEST),
+    "input of the nearest": (replace(INFINITY, next_input=coarse), "resize", REQUEST),
+    "filter over a position's bits": (
+        replace(INFINITY, filter_logits=over_bits),
+        "filter",
+        replace(REQUEST, top_p=0.9),
+    ),
     "one number for all": (replace(INFINITY, draw=one_number), "draw", REQUEST),
 }
 
@@ -203,6 +246,27 @@ def test_a_planted_bug_is_caught_and_named(name: str):
     first = result.first_divergence
     assert first is not None
     assert first.component == component, first
+
+
+@pytest.mark.parametrize("places", [(-1,), (0, -1)])
+def test_guidance_between_blocks_is_bet_on_by_passes_of_its_own(places: tuple[int, ...]):
+    models, asked_for = single(), at(*places)
+    stronger = replace(asked_for.scale_guidance, weights=tuple(w + 0.5 for w in GUIDANCE.weights))
+    tests = LikelihoodTest(models, asked_for), LikelihoodTest(models, asked_for)
+    for test, guidance in zip(tests, (asked_for.scale_guidance, stronger), strict=True):
+        request = replace(asked_for, labels=(0, 1, 2, 0) * 16, scale_guidance=guidance)
+        decoded = sample_sequential(models.target, models.vae, request, models.noise(request))
+        test.take(decoded.tokens_BL, request.labels)
+    right, wrong = tests
+    assert right.verdict is not Verdict.DEFECT
+    assert all(math.isfinite(n) for a, n in right.wealth.images_to_find().items() if a.required)
+    assert right.images_to_find()["guidance weights were +0.2"] < 1000
+    assert wrong.verdict is Verdict.DEFECT
+    assert "guidance weights were +0.2" in str(wrong)
+
+
+def test_guidance_that_acts_nowhere_is_not_bet_on():
+    assert not any("guidance" in each.words for each in usual_alternatives(at(1), 2))
 
 
 def test_the_design_that_is_asked_unasked_meets_places_texts_and_filters():

@@ -20,14 +20,14 @@ SCRIPT = ((0, 1), (1, 0), (1, 3))
 @pytest.mark.parametrize("seed", range(3))
 def test_the_draft_is_wrong_where_the_script_says_and_nowhere_else(policy: str, seed: int):
     case = Case((1, 2, 3, 4), V=8, labels=(0, 1), draft_len=2, policy=policy, seed=seed)
-    decoded = decode_drafted(Subject(build_decoder), case, Scripted(case.models.target, SCRIPT))
+    decoded = decode_drafted(Subject(build_decoder), case, Scripted.of(case, SCRIPT))
     seen = [[(turn.first, turn.drafted, turn.accepted) for turn in turns] for turns in decoded.rounds]
     assert seen == [[(0, 2, 1), (2, 2, 2)], [(0, 2, 0), (1, 2, 2), (3, 1, 0)]]
 
 
 def test_the_script_is_about_the_draft_alone():
     """A decoder that recomputes every prefix meets the same script, and gives the same tokens."""
-    draft = Scripted(CASE.models.target, SCRIPT)
+    draft = Scripted.of(CASE, SCRIPT)
     tokens = [decode_drafted(Subject(factory), CASE, draft).tokens_BL for factory in (build_decoder, naive)]
     assert tokens[0].equal(tokens[1])
     assert tokens[0].equal(Subject(build_decoder).decode(CASE).tokens_BL)
@@ -51,4 +51,4 @@ def test_a_decoder_that_takes_no_draft_of_another_class_is_not_asked():
         return build_decoder(models, settings)
 
     with pytest.raises(NotOffered, match=r"no draft of another class: .*a Transformer, please"):
-        decode_drafted(Subject(strict), CASE, Scripted(CASE.models.target, SCRIPT))
+        decode_drafted(Subject(strict), CASE, Scripted.of(CASE, SCRIPT))
