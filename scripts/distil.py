@@ -19,6 +19,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import harness.models
-from harness.models import ModelPair, autocast_of, load_pair
+from harness.errors import InputError
+from harness.models import DIGITS, ModelPair, autocast_of, load_pair, parse_mode
 from harness.models.var.transformer import Transformer, transformer_shapes
 from harness.protocol import Request
 from harness.reference import block_causal, family_of, filter_logits, prefix_inputs
 from harness.reference.sequential import GrowingCache, Progress, sample_sequential, walked
 from harness.rounding import set_precision
 
-DIGITS = Path(harness.models.__file__).parent / "digits"
 RATE, DECAYS, AVERAGE, WARM, EVERY = 2e-3, (0.9, 0.99), 0.999, 100, 100
 NEW = 0.02  # standard deviation of the weights of a new block, which changes nothing until it has learned to
 
@@ -180,9 +180,17 @@ class Apprentice:
             self.step += 1
             with torch.no_grad():
                 share = min(AVERAGE, self.step / (self.step + 10))
-                for name, weight in self.weights.items():
-                    self.average[name].lerp_(weight, 1 - share)
+                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - share)
             yield self.step, loss.detach()
+
+
+def guidance_of(text: str) -> tuple[float, float]:
+    """Return the smallest and the largest guidance value of LOW:HIGH, or of one value. Raises `InputError`."""
+    with suppress(ValueError):
+        low, _, high = text.partition(":")
+        if -math.inf < float(low) <= float(high or low) < math.inf:
+            return float(low), float(high or low)
+    raise InputError("cfg", text, "must be LOW:HIGH or one value", "pass --cfg 0.25:1.5")
 
 
 def write(draft: Transformer, into: Path, dtype: torch.dtype) -> None:
@@ -207,16 +215,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, default=0, help="blocks of the draft; new ones are added at its end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--mode", default="float32", help="autocast-bfloat16 is several times faster on CUDA")
+    parser.add_argument("--dtype", default="float32", help="autocast-bfloat16 is several times faster on CUDA")
     for side in ("draft", "target", "vae"):
         parser.add_argument(f"--{side}", type=Path, default=DIGITS / f"{side}.safetensors", help="a checkpoint")
     given = parser.parse_args(arguments)
+    try:
+        learn(given)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def learn(given: argparse.Namespace) -> None:
+    """Do what the command line says. Raises `InputError`."""
     set_precision(given.device == "cuda")  # TF32: what is learned is measured afterwards, in float32
-    models = load_pair(given.draft, given.target, given.vae).in_mode(given.device, given.mode)
-    low, _, high = given.cfg.partition(":")
-    lesson = Lesson(models, given.entry, (float(low), float(high or low)), given.top_k, given.top_p, given.batch)
+    if parse_mode("dtype", given.dtype)[0] != torch.float32:
+        raise InputError("dtype", given.dtype, "keeps no float32 weights, which learn", "pass float32 or an autocast")
+    models = load_pair(given.draft, given.target, given.vae).in_mode(given.device, given.dtype)
+    lesson = Lesson(models, given.entry, guidance_of(given.cfg), given.top_k, given.top_p, given.batch)
+    if not 0 <= given.entry < models.pyramid.S:
+        raise InputError("entry", given.entry, f"must lie in 0..{models.pyramid.S - 1}", "pass --entry 5")
+    if given.depth and given.depth < models.draft.config.depth:
+        rule = f"is less than the {models.draft.config.depth} blocks that the draft has"
+        raise InputError("depth", given.depth, rule, "drop it, or pass more")
+    lesson.request(torch.Generator()).check_for(models.target.config)
     apprentice = Apprentice(lesson, given.depth, given.seed)
     state = given.into.with_name(given.into.name + ".state")
+    if given.resume and not state.exists():
+        raise InputError("resume", True, f"nothing was kept in {state}", "drop it to begin")
     if given.resume:
         apprentice.go_on(torch.load(state, map_location=models.device, weights_only=True))
     before, start, losses = apprentice.seconds, time.perf_counter(), list[Tensor]()
