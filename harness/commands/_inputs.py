@@ -13,7 +13,7 @@ import torch
 from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, files_of
 from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
-from harness.models import CLOSE_NOISE, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
+from harness.models import CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
 from harness.models.infinity.checkpoint import Told, load_infinity, load_texts
 from harness.models.infinity.schedules import parse_schedule
 from harness.models.infinity.transformer import infinity_config
@@ -66,6 +66,9 @@ def _from_files(networks: Pair) -> ModelPair:
     for name, path in files_of(networks).items():
         if path is not None and not os.path.exists(path):  # a name that is too long is none
             raise InputError(name, str(path), "no such file", "see how it is spelt")
+    draft_alone = given.keys() == {"draft"} and not networks.schedule
+    if draft_alone:  # another draft of the target that ships
+        given |= {name: str(DIGITS / f"{name}.safetensors") for name in ("target", "vae")}
     for name in ("draft", "target", "vae"):
         if name not in given:
             raise InputError(name, None, "own checkpoints come as three files", f"pass --{name} FILE")
@@ -76,7 +79,8 @@ def _from_files(networks: Pair) -> ModelPair:
             raise InputError(name, getattr(networks, name), rule, "drop it")
         told = Told(schedule.sides, schedule.full, heads=heads[0] if heads else 0)
         return load_infinity(given["draft"], given["target"], given["vae"], told)
-    return load_pair(given["draft"], given["target"], given["vae"], "custom", sides, heads)
+    name = "digits, another draft" if draft_alone else "custom"
+    return load_pair(given["draft"], given["target"], given["vae"], name, sides, heads)
 
 
 def find_device(text: str) -> torch.device:

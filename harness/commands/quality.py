@@ -133,7 +133,8 @@ def means_for(networks: Pair, features: Path | None, real: Path | None, nats_suf
     """
     from harness.quality import NO_MEANS, Means, check_torchmetrics, digits_means, load_inception, load_statistics
 
-    name = networks.models if not networks.given_files() else "custom"
+    draws_digits = networks.given_files().keys() <= {"draft"}  # features are of images, whoever drafts them
+    name = networks.models if draws_digits else "custom"
     knows_digits = name in ("digits", "digits-close")
     if nats_suffice and features is None and not knows_digits:
         return NO_MEANS

@@ -5,6 +5,7 @@ import sys
 
 from harness.models._pair import (
     CLOSE_NOISE,
+    DIGITS,
     ModelPair,
     close_pair,
     load_digits,

@@ -25,6 +25,7 @@ from harness.protocol.noise import RecordedNumbers, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 
 # Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
+DIGITS = Path(str(files("harness.models") / "digits"))  # the trained pair that ships
 CLOSE_NOISE = 0.002
 MOST_NOISE = 10
 # Sizes of the draft that must be the target's.
@@ -191,8 +192,8 @@ def pair_checksums(models: ModelPair) -> dict[str, int]:
 
 def load_digits() -> ModelPair:
     """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
-    folder = Path(str(files("harness.models") / "digits"))
-    return load_pair(folder / "draft.safetensors", folder / "target.safetensors", folder / "vae.safetensors", "digits")
+    draft, target, vae = (DIGITS / f"{name}.safetensors" for name in ("draft", "target", "vae"))
+    return load_pair(draft, target, vae, "digits")
 
 
 @torch.inference_mode()

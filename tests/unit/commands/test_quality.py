@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from harness.decoders._factory import OWN_DECODER
+from harness.models import load_digits
 from harness.protocol._decoder import Settings
+from harness.quality import digits_means
 from harness.quality._distances import Estimate
 from harness.quality._rows import QualityRow
 from harness.quality._study import NO_MEANS, USUAL_IMAGES, Measured, Study
@@ -165,6 +169,24 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else there(name))
     assert command(monkeypatch, "quality") == 2
     assert 'pip install "sdvar-harness[quality]"' in capsys.readouterr().err
+
+
+def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, tmp_path: Path):
+    digits, file, asked = load_digits(), tmp_path / "draft.safetensors", []
+    weights = {name: weight + 1 for name, weight in digits.draft.weights.items()}
+    save_file(weights, file)
+
+    def run(pair, means, *others):
+        asked.append((pair, means))
+        return found(ZERO)
+
+    monkeypatch.setattr("harness.quality.run_study", run)
+    assert command(monkeypatch, "quality", "--draft", str(file), "--images", "80") == 0
+    (pair, means), (target, vae) = asked[0], (digits.target, digits.vae)
+    assert means.unit == digits_means().unit
+    for side, expected in ((pair.draft, weights), (pair.target, target.weights), (pair.vae, vae.weights)):
+        assert all(torch.equal(side.weights[name], weight) for name, weight in expected.items())
+    assert command(monkeypatch, "quality", "--draft", str(file), "--target", str(file)) == 2  # another target's images
 
 
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):

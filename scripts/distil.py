@@ -1,0 +1,265 @@
+"""Train a draft for its job: in `code:ENTRY` the target decides scales before ENTRY, the draft draws the others.
+
+    python -m scripts.distil draft.safetensors --steps 5000 --device cuda             # from the draft of digits
+    python -m scripts.distil draft.safetensors --steps 10000 --resume --device cuda   # goes on where it stopped
+    sdvar-harness quality --draft draft.safetensors --policies code:5 --max-loss 0.1  # what it loses
+
+The law that is learned is the one that is drawn from: the target's guided and filtered law. What is made small is its
+relative entropy to the draft's guided law, KL(target ‖ draft), the mean over all tokens from ENTRY on. It is taken
+along the target's own images, and, since a draft meets its own mistakes, from a third of the time on in every second
+batch along images whose scales from ENTRY on the draft has drawn. What is kept is a moving average of the weights.
+
+One batch has one guidance value, drawn from a range, so that one draft serves them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.models import DIGITS, ModelPair, autocast_of, load_pair, parse_mode
+from harness.models.var.transformer import Transformer, transformer_shapes
+from harness.protocol import Request
+from harness.reference import block_causal, family_of, filter_logits, prefix_inputs
+from harness.reference.sequential import GrowingCache, Progress, sample_sequential, walked
+from harness.rounding import set_precision
+
+RATE, DECAYS, AVERAGE, WARM, EVERY = 2e-3, (0.9, 0.99), 0.999, 100, 100
+NEW = 0.02  # standard deviation of the weights of a new block, which changes nothing until it has learned to
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a draft is to learn."""
+
+    models: ModelPair  # the target whose law it is, and the draft to begin with
+    entry: int  # the first scale that the draft draws, 0..S-1
+    guidance: tuple[float, float]  # smallest and largest
+    top_k: int  # 0 = off
+    top_p: float  # 0 = off
+    batch: int  # images
+
+    def request(self, generator: torch.Generator) -> Request:
+        """Return a batch to draw: labels and one guidance value, from a generator on the CPU."""
+        low, high = self.guidance
+        cfg = low + (high - low) * float(torch.rand((), generator=generator))
+        labels = torch.randint(self.models.target.config.classes, (self.batch,), generator=generator)
+        return Request(tuple(labels.tolist()), 0, cfg, self.top_k, self.top_p)
+
+
+class Numbers:
+    """Numbers of one batch, straight from a generator of the device: nobody draws this batch again."""
+
+    def __init__(self, request: Request, models: ModelPair, generator: torch.Generator) -> None:
+        self._request, self._models, self._generator = request, models, generator
+
+    def labels(self, classes: int) -> Tensor:
+        """Return int64 labels_B."""
+        return torch.tensor(self._request.labels, device=self._models.device)
+
+    def exponential(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return E_BlV."""
+        shape = self._request.B, self._models.pyramid.draws.counts[si], self._models.target.config.V
+        return torch.empty(shape, device=self._models.device).exponential_(generator=self._generator)
+
+    def uniform(self, si: int, stream: str, reader: str) -> Tensor:
+        """Return u_Bl."""
+        return self.exponential(si, stream, reader)[..., 0].neg().exp()
+
+
+def deeper(draft: Transformer, depth: int, generator: torch.Generator) -> Transformer:
+    """Return the draft with blocks added at the end; they add nothing to its hidden states, since their gates are 0."""
+    config = replace(draft.config, depth=depth)
+    weights = dict(draft.weights)
+    for name, shape in transformer_shapes(config).items():
+        if name not in weights:
+            fresh = torch.randn(shape, generator=generator) * NEW
+            gate = "ada_lin" in name or "ada_gss" in name or name.endswith("bias")
+            weights[name] = fresh.zero_() if gate else fresh
+            if name.endswith("scale_mul_1H11"):
+                weights[name] = torch.full(shape, math.log(4.0))
+    return Transformer(config, {name: weights[name] for name in transformer_shapes(config)})
+
+
+def guided_law(network: Transformer, vae: Any, request: Request, tokens_BL: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the guided logits_BLV of every scale along given tokens, one masked pass; a gradient passes through."""
+    pyramid, family = network.pyramid, family_of(network)
+    condition = family.condition(network, request, labels_B)
+    xs, _ = prefix_inputs(network, vae, condition, tokens_BL, pyramid.S)
+    mask_11LL = block_causal(pyramid, network.device, network.dtype)
+    rows_RLV = network.logits(network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11LL), condition)
+    scales = [rows_RLV[:, pyramid.draws.span(si)] for si in pyramid]
+    return torch.cat([family.guide(rows, request.guidance, si, pyramid.S) for si, rows in enumerate(scales)], 1)
+
+
+class Apprentice:
+    """A draft in training: its weights, their moving average, the optimiser, and where it stands."""
+
+    def __init__(self, lesson: Lesson, depth: int, seed: int) -> None:
+        models = lesson.models
+        self.lesson, self.step, self.seconds = lesson, 0, 0.0
+        self.of_cpu = torch.Generator().manual_seed(seed)
+        self.of_device = torch.Generator(models.device).manual_seed(seed)
+        draft = models.draft
+        draft = deeper(draft.to("cpu", torch.float32), depth, self.of_cpu) if depth > draft.config.depth else draft
+        self.config = draft.config
+        own = {name: weight.to(models.device, torch.float32, copy=True) for name, weight in draft.weights.items()}
+        self.weights = {name: weight.requires_grad_() for name, weight in own.items()}
+        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.optimiser = torch.optim.AdamW(self.weights.values(), RATE, DECAYS, fused=models.device.type == "cuda")
+
+    def draft(self, averaged: bool = False) -> Transformer:
+        """Return the draft as it stands."""
+        autocast = autocast_of(self.lesson.models.target)
+        return Transformer(self.config, self.average if averaged else self.weights, autocast=autocast)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that going on needs."""
+        return {
+            "step": self.step, "seconds": self.seconds,
+            "weights": {name: weight.detach() for name, weight in self.weights.items()}, "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "of_cpu": self.of_cpu.get_state(), "of_device": self.of_device.get_state(),
+        }  # fmt: skip
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up a state. Effects: on all of this."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state["weights"][name])
+                self.average[name].copy_(state["average"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.of_cpu.set_state(state["of_cpu"].cpu())
+        self.of_device.set_state(state["of_device"].cpu())
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def images(self, request: Request, own: bool) -> Tensor:
+        """Return tokens_BL of the target's images, or of such whose scales from the entry on the draft has drawn."""
+        models, lesson = self.lesson.models, self.lesson
+        numbers = Numbers(request, models, self.of_device)
+        with torch.inference_mode():
+            scales = lesson.entry if own else models.pyramid.S
+            first = walked(Progress(models.target, models.vae, request, numbers), scales)
+        if not own:
+            return first.tokens_BL
+        return sample_sequential(self.draft(), models.vae, request, numbers, first.tokens_BL).tokens_BL
+
+    def train(self, steps: int) -> Iterator[tuple[int, float]]:
+        """Train up to so many steps in all; yield every step and its loss, nats a token."""
+        lesson, models = self.lesson, self.lesson.models
+        begin = models.pyramid.draws.begin(lesson.entry)
+        while self.step < steps:
+            done = self.step / steps
+            for group in self.optimiser.param_groups:
+                group["lr"] = RATE * min(1.0, (self.step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
+            request = lesson.request(self.of_cpu)
+            tokens_BL = self.images(request, own=done >= 1 / 3 and self.step % 2 == 1).clone()
+            labels_B = torch.tensor(request.labels, device=models.device)
+            with torch.no_grad():
+                wanted_BlV = guided_law(models.target, models.vae, request, tokens_BL, labels_B)[:, begin:]
+                wanted_BlV = filter_logits(wanted_BlV, lesson.top_k, lesson.top_p).log_softmax(-1)
+            own_BlV = guided_law(self.draft(), models.vae, request, tokens_BL, labels_B)[:, begin:].log_softmax(-1)
+            nats_BlV = torch.where(wanted_BlV.isfinite(), wanted_BlV.exp() * (wanted_BlV - own_BlV), 0.0)
+            loss = nats_BlV.sum(-1).mean()
+            self.optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+            self.optimiser.step()
+            self.step += 1
+            with torch.no_grad():
+                share = min(AVERAGE, self.step / (self.step + 10))
+                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - share)
+            yield self.step, loss.detach()
+
+
+def guidance_of(text: str) -> tuple[float, float]:
+    """Return the smallest and the largest guidance value of LOW:HIGH, or of one value. Raises `InputError`."""
+    with suppress(ValueError):
+        low, _, high = text.partition(":")
+        if -math.inf < float(low) <= float(high or low) < math.inf:
+            return float(low), float(high or low)
+    raise InputError("cfg", text, "must be LOW:HIGH or one value", "pass --cfg 0.25:1.5")
+
+
+def write(draft: Transformer, into: Path, dtype: torch.dtype) -> None:
+    """Write a checkpoint of the draft; one that is there already is replaced at once, never half."""
+    fresh = into.with_name(into.name + ".part")
+    save_file({name: weight.detach().to("cpu", dtype).contiguous() for name, weight in draft.weights.items()}, fresh)
+    fresh.replace(into)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and write the draft, what going on needs beside it (`.state`), and a line of the log a hundred steps."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("into", type=Path, help="the draft's checkpoint")
+    parser.add_argument("--steps", type=int, default=5000, help="in all; the rate falls to 0 there")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, to go on with --resume")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--entry", type=int, default=5, help="the first scale that the draft draws")
+    parser.add_argument("--cfg", default="0.25:1.5", help="guidance: LOW:HIGH, or one value")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=192, help="images a step")
+    parser.add_argument("--depth", type=int, default=0, help="blocks of the draft; new ones are added at its end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="autocast-bfloat16 is several times faster on CUDA")
+    for side in ("draft", "target", "vae"):
+        parser.add_argument(f"--{side}", type=Path, default=DIGITS / f"{side}.safetensors", help="a checkpoint")
+    given = parser.parse_args(arguments)
+    try:
+        learn(given)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def learn(given: argparse.Namespace) -> None:
+    """Do what the command line says. Raises `InputError`."""
+    set_precision(given.device == "cuda")  # TF32: what is learned is measured afterwards, in float32
+    if parse_mode("dtype", given.dtype)[0] != torch.float32:
+        raise InputError("dtype", given.dtype, "keeps no float32 weights, which learn", "pass float32 or an autocast")
+    models = load_pair(given.draft, given.target, given.vae).in_mode(given.device, given.dtype)
+    lesson = Lesson(models, given.entry, guidance_of(given.cfg), given.top_k, given.top_p, given.batch)
+    if not 0 <= given.entry < models.pyramid.S:
+        raise InputError("entry", given.entry, f"must lie in 0..{models.pyramid.S - 1}", "pass --entry 5")
+    if given.depth and given.depth < models.draft.config.depth:
+        rule = f"is less than the {models.draft.config.depth} blocks that the draft has"
+        raise InputError("depth", given.depth, rule, "drop it, or pass more")
+    lesson.request(torch.Generator()).check_for(models.target.config)
+    apprentice = Apprentice(lesson, given.depth, given.seed)
+    state = given.into.with_name(given.into.name + ".state")
+    if given.resume and not state.exists():
+        raise InputError("resume", True, f"nothing was kept in {state}", "drop it to begin")
+    if given.resume:
+        apprentice.go_on(torch.load(state, map_location=models.device, weights_only=True))
+    before, start, losses = apprentice.seconds, time.perf_counter(), list[Tensor]()
+    log = given.into.with_name(given.into.name + ".log")
+    for step, loss in apprentice.train(given.steps):
+        losses.append(loss)
+        if step % EVERY == 0 or step == given.steps:
+            mean = float(torch.stack(losses[-EVERY:]).mean())
+            apprentice.seconds = before + time.perf_counter() - start
+            line = f"step {step} of {given.steps}: {mean:.4f} nats a token, {apprentice.seconds / 60:.1f} minutes"
+            print(line, file=sys.stderr, flush=True)
+            with log.open("a") as stream:
+                stream.write(line + "\n")
+            if time.perf_counter() - start > 60 * given.minutes:
+                break
+    write(apprentice.draft(averaged=True), given.into, torch.float32)
+    torch.save(apprentice.state(), state)
+
+
+if __name__ == "__main__":
+    main()
