@@ -152,7 +152,10 @@ def test_cases_that_are_swapped_and_tensors_of_no_case_are_defects(
     found = judged(content.save(tmp_path / "bent.safetensors"), tmp_path, monkeypatch)
     wrong = {case["id"] for case in found["files"][0]["cases"] if case["defects"]}
     assert wrong == {"unfused", "rounds"}
-    assert found["files"][0]["defects"] == ["tensor nobody/bits is not expected: it belongs to no case"]
+    stray, name, digest = found["files"][0]["defects"]
+    assert stray == "tensor nobody/bits is not expected: it belongs to no case"
+    assert name.startswith("file name must be golden-infinity-cpu.safetensors")
+    assert digest == "content digest differs: the file was changed by hand"
 
 
 @pytest.mark.parametrize(
