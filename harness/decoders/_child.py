@@ -29,10 +29,8 @@ from harness.decoders._limits import OutOfTimeError
 from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
-from harness.models import load_digits
 from harness.processes import given
-from harness.protocol import Implementation, Request
-from harness.reference.sequential import sample_sequential
+from harness.protocol import Implementation
 from harness.rounding import precision_unchanged
 
 
@@ -41,17 +39,10 @@ def serve(device: str, conversation: str) -> None:
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the judge has gone
         if device.startswith("cuda"):
             with suppress(Exception):  # of a device that is not there the judge knows better
-                _warm_up(device)
+                torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
         job, *mailbox = given(int(conversation))
         _serve(_read(job), mailbox, int(conversation))
     _leave()
-
-
-def _warm_up(device: str) -> None:
-    """Draw one image of digits, while the judge is still busy: CUDA is started, and its kernels are loaded."""
-    models, request = load_digits().to(device), Request((0,), 0, 1.5, 10, 0.9)
-    sample_sequential(models.target, models.vae, request, models.noise(request))
-    torch.cuda.synchronize(device)
 
 
 def _leave() -> None:
