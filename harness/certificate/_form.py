@@ -396,7 +396,7 @@ def _problems(made: Certificate) -> Iterator[str]:
 
 def _leaves(made: Certificate, image: Image) -> tuple[list[bytes], set[int]]:
     """Return the digests of an image's scales, and the draws at which the reference's token is another one."""
-    if image.tokens:
+    if image.tokens and not image.scales:
         tokens_L = made.tokens(image.tokens)
         expected_L = made.tokens(image.expected) if image.expected else tokens_L
         leaves = scale_digests(tokens_L, made.networks.ends, made.networks.V)

@@ -223,7 +223,8 @@ def _decoded(
     tasks = list[tuple[Group | None, list[int], Task]]()
     for group in groups:
         request, rows = requests[group[1]], group[3]
-        whole = request.order != "image" or request.labels is None
+        defective = made.image(group[2][0])[0].defects  # which the batch may have led to
+        whole = bool(defective) or request.order != "image" or request.labels is None
         asked = request if whole else request.only(rows)
         tasks.append((group, rows if whole else list(range(len(rows))), Task(len(tasks), asked, (group[0],))))
     for decode in (made.decodes[k] for k in wrong):

@@ -228,7 +228,7 @@ def write(
 
 
 def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:
-    """Return where outputs are to be, by option. Raises `InputError` for one that cannot be, or budgets that are not."""
+    """Return where outputs are to be, by option. Raises `InputError`, for bad budgets, too."""
     from harness.report.html import check_page
 
     files = {name: getattr(outputs, name) for name in ("json", "run", "html", "certificate")}
