@@ -2,8 +2,8 @@
 
     python scripts/check_certificate.py CERTIFICATE
 
-It checks the form, the digest, the root over all tokens, the challenges and the counts; it computes no image. Of a signed
-certificate it reads the statement, and leaves the signature to others. Exit status: 0 it holds together, 2 it does not.
+It checks the form, the digest, the root over all tokens, the challenges and the counts; it computes no image. Of a
+signed certificate it reads the statement, and leaves the signature to others. Exit status: 0 it holds together, 2 not.
 """
 
 import base64

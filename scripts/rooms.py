@@ -43,7 +43,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "verification": (*RUNS, "runs", "laws", "quality", "report"),
     "plugin": (*RUNS, "runs", "laws", "report", "verification"),
-    "commands": (*RUNS, "runs", "laws", "mutants", "golden", "certificate", "quality", "bench", "report", "verification"),
+    "commands": (
+        *RUNS, "runs", "laws", "mutants", "golden", "certificate", "quality", "bench", "report", "verification",
+    ),
 }  # fmt: skip
 
 OUTSIDE = {"harness": tuple(room for room in DOORS if room != "commands"), "harness.__main__": tuple(DOORS)}

@@ -1,13 +1,9 @@
 """A certificate of a run: its form, light; how one is `made` and `checked` are modules apart, which import PyTorch."""
 
 from harness.certificate._form import (
-    BEGINS,
-    CHALLENGED,
-    Asked,
     Certificate,
-    Decoded,
-    Image,
     check_extra,
+    is_certificate,
     read_certificate,
     read_key,
     signed,

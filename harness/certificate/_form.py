@@ -245,6 +245,15 @@ def read_key(path: Path, private: bool = False) -> Any:
     return key
 
 
+def is_certificate(path: Path) -> bool:
+    """Tell whether a file begins as one; no file, or none that can be read, does not."""
+    try:
+        with path.open("rb") as stream:
+            return path.is_file() and stream.read(len(BEGINS[1])).startswith(BEGINS)
+    except OSError:
+        return False
+
+
 def read_certificate(path: Path, key: Path | None = None, believed: bool = True) -> tuple[Certificate, list[Any], bool]:
     """Return what a certificate says, its subject, and whether it is signed.
 
