@@ -1,7 +1,6 @@
 """A certificate of a run: its form, light; how one is `made` and `checked` are modules apart, which import PyTorch."""
 
 from harness.certificate._form import (
-    Certificate,
     check_extra,
     is_certificate,
     read_certificate,

@@ -63,7 +63,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SettingStated:
     """One setting."""
 
     contract: str  # A, B or C
@@ -103,7 +103,7 @@ class Certificate:
 
     digest: str
     decoder: Mapping[str, str | bool]
-    settings: tuple[Asked, ...]
+    settings: tuple[SettingStated, ...]
     requests: tuple[Mapping[str, Any], ...]
     networks: Layout
     weights: Mapping[str, str]

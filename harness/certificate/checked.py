@@ -30,7 +30,7 @@ from harness.runs import Task, VerifyWork
 from harness.schema import typed
 
 
-class Answer(StrEnum):
+class CheckAnswer(StrEnum):
     """What came of a check; the exit status of the command line follows from it."""
 
     SAME = "REPRODUCED"
@@ -44,15 +44,15 @@ class Answer(StrEnum):
         return {"REFUTED": 1, "UNVERIFIABLE": 3}.get(self.value, 0)
 
 
-BEST_FIRST = (Answer.SAME, Answer.TIES, Answer.UNKNOWN, Answer.REFUTED)
-Found = tuple[Answer, str]  # and what was found where, in words
+BEST_FIRST = (CheckAnswer.SAME, CheckAnswer.TIES, CheckAnswer.UNKNOWN, CheckAnswer.REFUTED)
+Found = tuple[CheckAnswer, str]  # and what was found where, in words
 
 
 @dataclass(frozen=True)
 class Checked:
     """What came of a certificate."""
 
-    answer: Answer
+    answer: CheckAnswer
     why: str  # what was found where; empty where all is as it says
     images: int  # that were computed anew
 
@@ -75,7 +75,7 @@ def check_certificate(
     """
     why = _unlike(made, models) or ("" if again is None else _other_decoder(made, subject, models, again))
     if why:
-        return Checked(Answer.UNKNOWN, why, 0)
+        return Checked(CheckAnswer.UNKNOWN, why, 0)
     images = list(dict.fromkeys((*made.challenged, *_first_wrong(made))))
     try:
         requests = [typed(request_of(values)) for values in made.requests]
@@ -91,7 +91,9 @@ def check_certificate(
     if again is not None:
         found += list(_decoded(made, models, requests, budget, images, again))
     found += _unmet(made, found, again)
-    answer, why = max(found, key=lambda each: BEST_FIRST.index(each[0]), default=(Answer.UNKNOWN, "it holds no tokens"))
+    answer, why = max(
+        found, key=lambda each: BEST_FIRST.index(each[0]), default=(CheckAnswer.UNKNOWN, "it holds no tokens")
+    )
     return Checked(answer, why, len(images))
 
 
@@ -171,7 +173,7 @@ def _along(
     judged, along = judge_along(Evidence(models, alone, actual, run, budget, greedy, noise=numbers), contract, False)
     if contract is Contract.LAW:
         if judged.defects and not made.image(images[0])[0].defects:
-            yield Answer.REFUTED, str(judged.defects[0])
+            yield CheckAnswer.REFUTED, str(judged.defects[0])
         return
     draws = models.pyramid.draws
     ties = {(tie.image, models.pyramid.draw(tie.position, tie.channel)) for tie in judged.ties}
@@ -186,13 +188,13 @@ def _along(
         if bad:
             why = next((str(d) for d in judged.defects if d.image == b and d.scale == draws.level_of(bad[0])), "")
             says = f"token {tokens_bL[b, bad[0]]}, where the reference draws {here_bL[b, bad[0]]}"
-            yield Answer.REFUTED, f"{where}, scale {draws.level_of(bad[0])}, draw {bad[0]}: {says}; {why}"
+            yield CheckAnswer.REFUTED, f"{where}, scale {draws.level_of(bad[0])}, draw {bad[0]}: {says}; {why}"
         elif (far := _beyond(along, numbers, b, moved, expected_L)) >= 0:
             says = f"the reference is said to draw {expected_L[far]}, and draws {here_bL[b, far]}"
-            yield Answer.REFUTED, f"{where}, scale {draws.level_of(far)}, draw {far}: {says}"
+            yield CheckAnswer.REFUTED, f"{where}, scale {draws.level_of(far)}, draw {far}: {says}"
         else:
             count = f"{len(moved)} draws came out otherwise, within rounding"
-            yield (Answer.TIES, f"{where}: {count}") if len(moved) else (Answer.SAME, "")
+            yield (CheckAnswer.TIES, f"{where}: {count}") if len(moved) else (CheckAnswer.SAME, "")
 
 
 def _beyond(along: Evidence, numbers: Noise, b: int, moved_n: Any, expected_L: Any) -> int:
@@ -236,18 +238,18 @@ def _decoded(
             row = opened.do(task).rows[0]
             if of is None:
                 yield (
-                    (Answer.SAME, "met")
+                    (CheckAnswer.SAME, "met")
                     if row.judgement.defects
-                    else (Answer.UNKNOWN, "its first defect was not met here")
+                    else (CheckAnswer.UNKNOWN, "its first defect was not met here")
                 )
                 continue
             stated, contract = made.image(of[2][0])[0], made.settings[of[0]].contract
             if row.refused:
-                yield Answer.UNKNOWN, f"the decoder refuses request {of[1]}: {row.refused}"
+                yield CheckAnswer.UNKNOWN, f"the decoder refuses request {of[1]}: {row.refused}"
             elif row.judgement.defects and not stated.defects:
-                yield Answer.REFUTED, f"request {of[1]}, setting {of[0]}: {row.judgement.defects[0]}"
+                yield CheckAnswer.REFUTED, f"request {of[1]}, setting {of[0]}: {row.judgement.defects[0]}"
             elif not row.tokens:
-                yield Answer.UNKNOWN, f"the decoder draws nothing of request {of[1]}: {row.judgement.defects[0]}"
+                yield CheckAnswer.UNKNOWN, f"the decoder draws nothing of request {of[1]}: {row.judgement.defects[0]}"
             else:
                 here_bL = row.tokens_xBL(task.request.B, models.pyramid.draws.L)[0][rows]
                 claims = contract == "A" and not row.judgement.defects
@@ -260,26 +262,26 @@ def _compared(made: form.Certificate, models: ModelPair, group: Group, here_bL: 
         stated = made.image(image)[2]
         differ = np.flatnonzero(made.tokens(stated.tokens) != here_bL[b])
         if not len(differ):
-            yield Answer.SAME, ""
+            yield CheckAnswer.SAME, ""
             continue
         where = f"image {image} differs from scale {models.pyramid.draws.level_of(int(differ[0]))} on"
         if claims and not _wrong(made, stated):
-            yield Answer.TIES, f"{where}, by ties"
+            yield CheckAnswer.TIES, f"{where}, by ties"
         else:
-            yield Answer.UNKNOWN, f"{where}, and nothing says whether by rounding"
+            yield CheckAnswer.UNKNOWN, f"{where}, and nothing says whether by rounding"
 
 
 def _unmet(made: form.Certificate, found: list[Found], again: Again | None) -> list[Found]:
     """Return what of a certificate's claims nothing of the above has to do with."""
     claims = [made.settings[decode.setting].contract == "A" for decode in made.decodes if decode.images]
     if again is None and not all(claims):
-        return [(Answer.UNKNOWN, "tokens under contracts B and C need the decoder: pass --decode")]
+        return [(CheckAnswer.UNKNOWN, "tokens under contracts B and C need the decoder: pass --decode")]
     if (
         made.verdict == "DEFECT"
         and not any(decode.wrong_tokens for decode in made.decodes)
-        and (Answer.SAME, "met") not in found
+        and (CheckAnswer.SAME, "met") not in found
     ):
         first = next((decode.first for decode in made.decodes if decode.defects), next(iter(made.early), ""))
         rest = "" if again else ": pass --decode"
-        return [(Answer.UNKNOWN, f"tokens alone do not show its defect ({shortened(first, 160)}){rest}")]
+        return [(CheckAnswer.UNKNOWN, f"tokens alone do not show its defect ({shortened(first, 160)}){rest}")]
     return []

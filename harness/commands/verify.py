@@ -245,7 +245,7 @@ def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJud
     file = outputs.certificate
     if file is None:
         for name in sorted({"key", "challenged"} & outputs.given):
-            raise InputError(name, getattr(outputs, name), "is of a certificate", "pass --certificate FILE, too")
+            raise InputError(name, str(getattr(outputs, name)), "is of a certificate", "pass --certificate FILE, too")
         return None
     if outputs.challenged < 1:
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")

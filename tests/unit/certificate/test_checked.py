@@ -11,7 +11,7 @@ import pytest
 
 from harness.certificate import _form as form
 from harness.certificate import checked
-from harness.certificate.checked import Again, Answer, Checked, check_certificate
+from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
 from harness.models import ModelPair
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from tests.certificates import HERE, MODELS, certificate, rooted, run, with_tie, with_token
@@ -32,13 +32,13 @@ def honest() -> dict[str, Any]:
 
 
 def test_an_honest_one_is_reproduced_by_the_reference_and_by_the_decoder(honest: dict[str, Any]):
-    assert answer(honest) == Checked(Answer.SAME, "", 2)
-    assert answer(honest, Again(OWN, (), HERE)).answer is Answer.SAME
+    assert answer(honest) == Checked(CheckAnswer.SAME, "", 2)
+    assert answer(honest, Again(OWN, (), HERE)).answer is CheckAnswer.SAME
 
 
 @pytest.mark.parametrize("again", [None, Again("tests.doors:wrong_token", (), HERE)])
 def test_a_defect_is_reproduced_too(again: Again | None):
-    assert answer(certificate(run("tests.doors:wrong_token")), again).answer is Answer.SAME
+    assert answer(certificate(run("tests.doors:wrong_token")), again).answer is CheckAnswer.SAME
 
 
 def test_a_token_that_was_never_drawn_is_refuted_at_its_place(honest: dict[str, Any]):
@@ -49,7 +49,7 @@ def test_a_token_that_was_never_drawn_is_refuted_at_its_place(honest: dict[str, 
     honest["predicate"]["challenged"] = list(range(6))  # or another root would challenge others
     _show_all(honest)
     found = answer(rooted(honest))
-    assert found.answer is Answer.REFUTED
+    assert found.answer is CheckAnswer.REFUTED
     assert f"image {image} " in found.why and "scale 2, draw 5" in found.why and f"draws {token}" in found.why
 
 
@@ -66,12 +66,12 @@ def _show_all(statement: dict[str, Any]) -> None:
 def test_a_wrong_token_or_a_tie_that_is_none_is_refuted(honest: dict[str, Any]):
     for is_tie in (True, False):
         found = answer(with_tie(certificate(run()), is_tie))
-        assert found.answer is Answer.REFUTED and "the reference is said to draw" in found.why, is_tie
+        assert found.answer is CheckAnswer.REFUTED and "the reference is said to draw" in found.why, is_tie
 
 
 def test_what_rounding_explains_is_reproduced_up_to_ties(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
     monkeypatch.setattr(checked, "joint_budget", lambda *of: Budget(20.0, 10.0, 1.0, "far too wide"))
-    assert answer(with_tie(honest)).answer is Answer.TIES
+    assert answer(with_tie(honest)).answer is CheckAnswer.TIES
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,27 @@ def test_what_rounding_explains_is_reproduced_up_to_ties(monkeypatch: pytest.Mon
 def test_what_is_not_at_hand_is_said(change: Callable[[dict[str, Any]], None], says: str, honest: dict[str, Any]):
     change(honest["predicate"])
     found = answer(honest)
-    assert (found.answer, found.images) == (Answer.UNKNOWN, 0) and says in found.why
+    assert (found.answer, found.images) == (CheckAnswer.UNKNOWN, 0) and says in found.why
 
 
 def test_other_networks_leave_it_unverifiable(honest: dict[str, Any]):
-    assert answer(honest, models=tiny(Layout((1, 2, 3)), seed=5)).answer is Answer.UNKNOWN
+    assert answer(honest, models=tiny(Layout((1, 2, 3)), seed=5)).answer is CheckAnswer.UNKNOWN
 
 
 def test_under_contract_b_tokens_need_the_decoder():
     of_law = certificate(run(policy="rejection"))
     found = answer(of_law)
-    assert found.answer is Answer.UNKNOWN and "pass --decode" in found.why
-    assert answer(of_law, Again(OWN, (), HERE)).answer is Answer.SAME
+    assert found.answer is CheckAnswer.UNKNOWN and "pass --decode" in found.why
+    assert answer(of_law, Again(OWN, (), HERE)).answer is CheckAnswer.SAME
 
 
 def test_another_decoder_or_other_options_decode_nothing(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
     monkeypatch.setattr(checked, "VerifyWork", None)
     found = answer(honest, Again("tests.doors:wrong_token", (), HERE))
-    assert found.answer is Answer.UNKNOWN and "is not that of the certificate" in found.why
+    assert found.answer is CheckAnswer.UNKNOWN and "is not that of the certificate" in found.why
     honest["predicate"]["settings"][0]["options"] = [["stub", "numpy=/tmp/evil.py"]]
     found = answer(honest, Again(OWN, (), HERE))
-    assert found.answer is Answer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
+    assert found.answer is CheckAnswer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
 
 
 def test_requests_that_are_none_are_bad_input(honest: dict[str, Any]):
@@ -121,8 +121,8 @@ def test_a_defect_of_tensors_alone_needs_the_decoder():
     of_tensors = certificate(run("tests.doors:not_finite"))
     assert of_tensors["predicate"]["counts"]["wrong_tokens"] == 0
     found = answer(of_tensors)
-    assert found.answer is Answer.UNKNOWN and "tokens alone do not show its defect" in found.why
-    assert answer(of_tensors, Again("tests.doors:not_finite", (), HERE)).answer is Answer.SAME
+    assert found.answer is CheckAnswer.UNKNOWN and "tokens alone do not show its defect" in found.why
+    assert answer(of_tensors, Again("tests.doors:not_finite", (), HERE)).answer is CheckAnswer.SAME
 
 
 def test_no_certificate_of_a_decoder_without_source_or_of_code_that_changed(monkeypatch: pytest.MonkeyPatch):
