@@ -20,7 +20,7 @@ import numpy as np
 STATEMENT_KEYS = {"_type", "predicate", "predicateType", "subject"}
 PREDICATE_KEYS = {
     "budget", "challenged", "closest", "counts", "decoder", "decodes", "digest", "early", "evidence", "exercised",
-    "inconclusive", "laws", "networks", "platform", "precision", "requests", "root", "settings", "verdict",
+    "inconclusive", "laws", "networks", "planted", "platform", "precision", "requests", "root", "settings", "verdict",
     "versions", "weights", "whole",
 }  # fmt: skip
 DECODE_KEYS = {

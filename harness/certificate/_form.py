@@ -119,6 +119,7 @@ class Certificate:
     counts: Mapping[str, int]
     evidence: tuple[Mapping[str, Any], ...]
     laws: Mapping[str, Any] | None
+    planted: Mapping[str, int] | None
     closest: tuple[tuple[int, int, float, float], ...]
     decodes: tuple[Decoded, ...]
     root: str

@@ -6,9 +6,11 @@ draws.
 """
 
 import hashlib
+import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,7 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         "counts": {name: result.totals[name] for name in COUNTS},
         "evidence": [{"setting": k, **w.as_dict()} for k, setting in enumerate(result.settings) for w in setting.bets],
         "laws": None if result.laws is None else result.laws.as_dict(),
+        "planted": _planted(result),
         "root": form.merkle_root(leaves),
         "closest": [],
         "decodes": [{**head, "images": [_hidden(image, networks) for image in images]} for head, images in decodes],
@@ -98,11 +101,20 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
     return form.sealed(subject, predicate)
 
 
+def _planted(result: Verification) -> dict[str, int] | None:
+    """Return how many planted bugs the default question finds, as docs/laws.md has it; None of another question."""
+    is_usual = result.covers and result.laws is not None and result.is_whole
+    of = result.record and result.record.networks
+    is_digits = of is not None and (of.title, of.dtype) == ("digits", "float32")
+    stored = files("harness.mutants").joinpath("hunted.json").read_text(encoding="utf-8")
+    return dict(json.loads(stored)) if is_usual and is_digits else None
+
+
 def subject_of(implementation: str, checkout: str, commit: str, path: Path) -> list[dict[str, object]]:
     """Return the digests of a decoder's source, and its commit. Raises `InputError` where nobody finds any of it."""
-    files = source_files(implementation, checkout)
+    sources = source_files(implementation, checkout)
     subject: list[dict[str, object]] = [
-        {"name": name, "digest": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}} for name, file in files
+        {"name": name, "digest": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}} for name, file in sources
     ]
     if not subject:
         rule = f"nobody finds the source of {implementation}"

@@ -14,6 +14,7 @@ from harness.certificate import checked
 from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
 from harness.models import ModelPair
 from harness.rounding import SHIPPED_BUDGETS, Budget
+from harness.runs import LawsTried
 from tests.certificates import HERE, MODELS, certificate, rooted, run, with_tie, with_token
 from tests.helpers import Layout, tiny
 
@@ -148,3 +149,15 @@ def test_it_is_the_same_from_a_run_s_file(tmp_path: Path):
     plan = Plan.of([Settings(2)], [Request((0, 1), seed) for seed in range(3)])
     whole = verify_decodes(MODELS, Decodes(build_decoder, plan, HERE), store=RunFileOptions(file, recipe={}))
     assert certificate(recorded_result(file)) == certificate(whole)
+
+
+@pytest.mark.parametrize(
+    ("title", "covers", "is_said"), [("digits", True, True), ("digits", False, False), ("own", True, False)]
+)
+def test_planted_bugs_are_those_of_the_default_question_alone(title: str, covers: bool, is_said: bool):
+    result = run()
+    assert result.record is not None
+    result.record = replace(result.record, networks=replace(result.record.networks, title=title))
+    result.covers, result.laws = covers, LawsTried(2, 77)
+    stated = certificate(result)["predicate"]["planted"]
+    assert (stated is not None) is is_said and (not is_said or 0 < stated["caught"] <= stated["planted"])
