@@ -140,6 +140,7 @@ def vectors() -> dict[str, tuple[bytes, str]]:
     law = certificate(run(policy="rejection"))
     for each in (good, wrong, law):
         each["subject"] = SUBJECT
+        each["predicate"]["decoder"] |= {"commit": "0" * 40, "changed": False}
     text = sealed(good)
     made = {"identical": text, "defect": sealed(wrong), "law": sealed(law), "tie": sealed(with_tie(_copy(good)))}
     made["signed"] = form.signed(made["identical"], KEY)

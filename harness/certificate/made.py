@@ -104,7 +104,7 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
 def _planted(result: Verification) -> dict[str, int] | None:
     """Return how many planted bugs the default question finds, as docs/laws.md has it; None of another question."""
     is_usual = result.covers and result.laws is not None and result.is_whole
-    of = result.record and result.record.networks
+    of = result.record.networks if result.record is not None else None
     is_digits = of is not None and (of.title, of.dtype) == ("digits", "float32")
     stored = files("harness.mutants").joinpath("hunted.json").read_text(encoding="utf-8")
     return dict(json.loads(stored)) if is_usual and is_digits else None

@@ -80,7 +80,7 @@ def _certified(path: Path) -> RunSummary:
         return RunSummary(path, REFUSED, why=str(error))
     missing = made.exercised.get("missing", ())
     clauses = [
-        next((decode.first for decode in made.decodes if decode.first), ""),
+        next((decode.first for decode in made.decodes if decode.first), next(iter(made.inconclusive), "")),
         f"not asked: {', '.join(map(str, missing))}" if missing else "",
         "its signature is not looked at" if is_signed else "",
     ]
