@@ -26,7 +26,7 @@ STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "urn:sdvar-harness:cer
 PAYLOAD = "application/vnd.in-toto+json"
 BEGINS = (b'{"_type":"', b'{"payload":"')  # of a statement and of an envelope, whose keys are sorted
 NAME, REMEDY = "certificate", "pass a file of verify --certificate"
-MOST_BYTES, MOST_VALUES = 2**24, 400_000  # of a file: what is beyond is refused unread
+MOST_BYTES, MOST_VALUES = 2**24, 60_000  # of a file, some 25,000 images: what is beyond is refused unread
 MOST_DIGITS, MOST_V = 24, 2**31  # of a number, as it is spelt; values of a draw
 CHALLENGED = 16
 WORST_LAST = ("IDENTICAL", "TIE", "CONSISTENT", "INCONCLUSIVE", "DEFECT")
@@ -315,9 +315,14 @@ def base64_of(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
+def values_in(raw: bytes) -> int:
+    """Return how many values a text of JSON may have at most."""
+    return sum(map(raw.count, (b",", b"[", b"{")))
+
+
 def _parsed(raw: bytes) -> Any:
     """Return a JSON document. Raises `ValueError` for one that is too large, or says something twice."""
-    if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+    if values_in(raw) > MOST_VALUES:
         raise ValueError(f"it has more than {MOST_VALUES} values")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

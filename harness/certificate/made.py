@@ -98,7 +98,10 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         predicate["decodes"][decode]["images"][row] = _shown(decodes[decode][1][row], networks)
     made = form.record_of(form.Certificate, {"digest": "", **predicate, "challenged": list(chosen)})
     predicate |= {"challenged": chosen, "closest": _closest(made, models, requests, record.budget)}
-    return form.sealed(subject, predicate)
+    text = form.sealed(subject, predicate)
+    if 4 * len(text) > 3 * form.MOST_BYTES or form.values_in(text) > form.MOST_VALUES:  # an envelope takes a third more
+        raise InputError(form.NAME, str(path), "would be larger than anybody reads", "certify fewer images, or ties")
+    return text
 
 
 def _planted(result: Verification) -> dict[str, int] | None:

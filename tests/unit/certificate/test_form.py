@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ except Exception as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["InputError", "True", "False"]
+
+
+def test_as_many_images_as_anybody_reads_take_two_seconds(tmp_path: Path):
+    statement = json.loads((FOLDER / "identical.json").read_text())
+    decode = statement["predicate"]["decodes"][0]
+    decode["images"] = [{"scales": "0" * 192}] * 29_000
+    path = tmp_path / "many.json"
+    path.write_bytes(sealed(statement))
+    start = time.process_time()
+    with pytest.raises(InputError, match="a decode holds other images than were asked"):
+        read_certificate(path)
+    assert time.process_time() - start < 2
+    decode["images"] *= 2
+    path.write_bytes(sealed(statement))
+    with pytest.raises(InputError, match="it has more than 60000 values"):
+        read_certificate(path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13])
