@@ -17,10 +17,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.certificate import _form as form
+from harness.certificate import _read as reading
 from harness.certificate.made import certificate_of
 from harness.decoders import Terms
 from harness.protocol import Request, Settings
 from harness.runs import Decodes, Plan, RunFileOptions, Verification, verify_decodes
+from harness.schema import record_of
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny
 
@@ -51,8 +53,8 @@ def sealed(statement: dict[str, Any]) -> bytes:
 def rooted(statement: dict[str, Any]) -> dict[str, Any]:
     """Return a statement whose root and challenges are those of its tokens: what a liar who reads the page does."""
     predicate = statement["predicate"]
-    made = form.record_of(form.Certificate, predicate)
-    leaves = [leaf for decode in made.decodes for image in decode.images for leaf in form._leaves(made, image)[0]]
+    made = record_of(form.Certificate, predicate)
+    leaves = [leaf for decode in made.decodes for image in decode.images for leaf in reading._leaves(made, image)[0]]
     predicate["root"] = form.merkle_root(leaves)
     count = len(predicate["challenged"])
     predicate["challenged"] = list(form.challenges(predicate["root"], form.candidates(made), count))
@@ -61,7 +63,7 @@ def rooted(statement: dict[str, Any]) -> dict[str, Any]:
 
 def with_token(statement: dict[str, Any], image: int, draw: int, token: int, field: str = "tokens") -> None:
     """Change one token of an image that is shown, or of what is expected of it."""
-    made = form.record_of(form.Certificate, statement["predicate"])
+    made = record_of(form.Certificate, statement["predicate"])
     decode, row = made.places[image]
     of_image = statement["predicate"]["decodes"][decode]["images"][row]
     tokens_L = made.tokens(of_image.get(field, of_image["tokens"])).copy()
@@ -72,7 +74,7 @@ def with_token(statement: dict[str, Any], image: int, draw: int, token: int, fie
 def with_tie(statement: dict[str, Any], is_tie: bool = True) -> dict[str, Any]:
     """Return a statement whose first challenged image has a token that is not the expected one: a tie, or wrong."""
     predicate = statement["predicate"]
-    made = form.record_of(form.Certificate, predicate)
+    made = record_of(form.Certificate, predicate)
     image = predicate["challenged"][0]
     decode, row = made.places[image]
     token = int(made.tokens(made.image(image)[2].tokens)[-1])
@@ -89,9 +91,9 @@ def with_tie(statement: dict[str, Any], is_tie: bool = True) -> dict[str, Any]:
 
 
 def _hide(predicate: dict[str, Any]) -> None:
-    made = form.record_of(form.Certificate, predicate)
+    made = record_of(form.Certificate, predicate)
     decode, row = made.places[predicate["challenged"][0]]
-    leaves = form._leaves(made, made.decodes[decode].images[row])[0]
+    leaves = reading._leaves(made, made.decodes[decode].images[row])[0]
     predicate["decodes"][decode]["images"][row] = {"scales": b"".join(leaves).hex()}
 
 

@@ -30,6 +30,7 @@ from harness.reference import filter_logits
 from harness.reference.sequential import sample_sequential
 from harness.rounding import Budget, precision
 from harness.runs import COUNTS, JudgedRow, Verification, code_of, source_files
+from harness.schema import record_of
 
 MOST_INTEGER = 2**53 - 1  # of RFC 8785
 CLOSEST = 8  # draws
@@ -91,12 +92,12 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         "closest": [],
         "decodes": [{**head, "images": [_hidden(image, networks) for image in images]} for head, images in decodes],
     }  # fmt: skip
-    made = form.record_of(form.Certificate, {"digest": "", "challenged": [], **predicate})
+    made = record_of(form.Certificate, {"digest": "", "challenged": [], **predicate})
     chosen = form.challenges(made.root, form.candidates(made), challenged)
     for image in chosen:
         decode, row = made.places[image]
         predicate["decodes"][decode]["images"][row] = _shown(decodes[decode][1][row], networks)
-    made = form.record_of(form.Certificate, {"digest": "", **predicate, "challenged": list(chosen)})
+    made = record_of(form.Certificate, {"digest": "", **predicate, "challenged": list(chosen)})
     predicate |= {"challenged": chosen, "closest": _closest(made, models, requests, record.budget)}
     text = form.sealed(subject, predicate)
     if 4 * len(text) > 3 * form.MOST_BYTES or form.values_in(text) > form.MOST_VALUES:  # an envelope takes a third more

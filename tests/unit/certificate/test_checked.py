@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from harness.certificate import _form as form
+from harness.certificate import _read as reading
 from harness.certificate import checked
 from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
 from harness.models import ModelPair
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.runs import LawsTried
+from harness.schema import record_of
 from tests.certificates import HERE, MODELS, certificate, rooted, run, with_tie, with_token
 from tests.helpers import Layout, tiny
 
@@ -22,8 +24,8 @@ OWN = "harness.speculative.sampler:build_decoder"
 
 
 def answer(statement: dict[str, Any], again: Again | None = None, models: ModelPair = MODELS) -> Checked:
-    made = form.record_of(form.Certificate, statement["predicate"])
-    assert list(form._problems(made)) == []  # a liar keeps to the form
+    made = record_of(form.Certificate, statement["predicate"])
+    assert list(reading._problems(made)) == []  # a liar keeps to the form
     return check_certificate(made, statement["subject"], models, SHIPPED_BUDGETS, again)
 
 
@@ -44,7 +46,7 @@ def test_a_defect_is_reproduced_too(again: Again | None):
 
 def test_a_token_that_was_never_drawn_is_refuted_at_its_place(honest: dict[str, Any]):
     image = honest["predicate"]["challenged"][0]
-    made = form.record_of(form.Certificate, honest["predicate"])
+    made = record_of(form.Certificate, honest["predicate"])
     token = int(made.tokens(made.image(image)[2].tokens)[5])
     with_token(honest, image, 5, (token + 1) % 16)
     honest["predicate"]["challenged"] = list(range(6))  # or another root would challenge others
