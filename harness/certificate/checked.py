@@ -126,7 +126,10 @@ def _unlike(made: form.Certificate, models: ModelPair) -> str:
 def _other_decoder(made: form.Certificate, subject: list[Any], models: ModelPair, again: Again) -> str:
     """Return why the decoder here is not that of a certificate; empty where it is."""
     checkout = dict(again.options).get("checkout", "")
-    own = subject_of(again.implementation, checkout, "", Path(form.NAME))
+    try:
+        own = subject_of(again.implementation, checkout, "", Path(form.NAME))
+    except InputError:
+        return f"its decoder is not at hand: nobody finds the source of {again.implementation}"
     stated = [each for each in subject if "sha256" in each["digest"]]
     if own != stated:
         names = [each["name"] for each in (*own, *stated) if (each in own) != (each in stated)]

@@ -108,6 +108,7 @@ def test_another_decoder_or_other_options_decode_nothing(monkeypatch: pytest.Mon
     monkeypatch.setattr(checked, "VerifyWork", None)
     found = answer(honest, Again("tests.doors:wrong_token", (), HERE))
     assert found.answer is CheckAnswer.UNKNOWN and "is not that of the certificate" in found.why
+    assert "nobody finds the source of nowhere:factory" in answer(honest, Again("nowhere:factory", (), HERE)).why
     honest["predicate"]["settings"][0]["options"] = [["stub", "numpy=/tmp/evil.py"]]
     found = answer(honest, Again(OWN, (), HERE))
     assert found.answer is CheckAnswer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
