@@ -24,6 +24,7 @@ import typer
 from harness.commands.bench import bench
 from harness.commands.bisect import bisect
 from harness.commands.calibrate import calibrate
+from harness.commands.check import check_file
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
 from harness.commands.golden import app as golden
@@ -76,6 +77,7 @@ def everything(
 for each in (verify, replay, bisect, report, sample, evidence, parts, init, doctor, bench, calibrate):
     add(app, each)
 app.add_typer(golden, name="golden")
+add(app, check_file, "check")
 for each in (mutants, quality):
     add(app, each)
 

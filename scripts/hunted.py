@@ -86,6 +86,9 @@ def main(words: Sequence[str] | None = None) -> None:
     with multiprocessing.get_context("spawn").Pool() as pool:
         found = pool.map(verified, [row["id"] for row in rows], chunksize=1)
     write_whole(given.into, replaced_parts(given.into, {"mutants": hunt_markdown(rows, found)}).encode())
+    if given.into == DOCS / "laws.md":  # what certificates say of the default question
+        counts = {"caught": sum(bool(each.component) for each in found), "planted": len(found)}
+        write_whole(DOCS.parent / "harness" / "mutants" / "hunted.json", f"{json.dumps(counts)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -34,15 +34,18 @@ DOORS: dict[str, tuple[str, ...]] = {
     "laws": (*RUNS, "runs"),
     "mutants": ("protocol", "models", "speculative", "judge", "decoders", "pool", "runs", "laws"),
     "golden": (*ORACLE, "speculative", "decoders", "pool", "runs", "laws"),
+    "certificate": (*ORACLE, "decoders", "runs", "golden"),
     "quality": (*ORACLE, "speculative", "decoders", "pool", "runs"),
     "bench": (*ORACLE, "speculative", "decoders"),
     "report": (
         "protocol", "models", "speculative", "rounding", "judge", "adapters", "decoders", "pool", "runs", "laws",
-        "mutants", "golden", "quality", "bench",
+        "mutants", "golden", "certificate", "quality", "bench",
     ),
     "verification": (*RUNS, "runs", "laws", "quality", "report"),
     "plugin": (*RUNS, "runs", "laws", "report", "verification"),
-    "commands": (*RUNS, "runs", "laws", "mutants", "golden", "quality", "bench", "report", "verification"),
+    "commands": (
+        *RUNS, "runs", "laws", "mutants", "golden", "certificate", "quality", "bench", "report", "verification",
+    ),
 }  # fmt: skip
 
 OUTSIDE = {"harness": tuple(room for room in DOORS if room != "commands"), "harness.__main__": tuple(DOORS)}

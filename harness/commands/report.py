@@ -11,7 +11,7 @@ from harness.commands.records import Group, Option, command
 from harness.errors import InputError
 from harness.files import check_outputs
 
-FILES = "Files of verify --run, of runs that go on, too; or folders of such files."
+FILES = "Files of verify --run, of runs that go on, too, or --certificate; or folders of such files."
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def report(shown: ReportOptions) -> None:
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """
     from harness import report
+    from harness.certificate import is_certificate
     from harness.report import html
     from harness.runs import RUN_FILE, recorded_result
 
@@ -47,7 +48,7 @@ def report(shown: ReportOptions) -> None:
         runs, names = (recorded_result(files[0]), recorded_result(files[1])), (str(files[0]), str(files[1]))
         report.show_changes(report.changes_between(*runs), names, console)
         page = partial(html.changes_page, runs, names)
-    elif len(files) == 1 and shown.runs == files:
+    elif len(files) == 1 and shown.runs == files and not is_certificate(files[0]):
         result = recorded_result(files[0])
         with RUN_FILE.readable(files[0]):
             report.show_verification(result, console, shown.quiet, shown.verbose)

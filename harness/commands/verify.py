@@ -108,6 +108,9 @@ class VerifyOutputs(Group):
     cluster: options.Cluster = ""
     json: options.Json = None
     html: options.Html = None
+    certificate: Annotated[Path | None, Option("Write a certificate, which `check` checks anywhere.")] = None
+    challenged: Annotated[int, Option("Images whose tokens a certificate holds in any case.", rare=True)] = 16
+    key: Annotated[Path | None, Option("Sign it with this private key (PEM, Ed25519).", rare=True)] = None
     verbose: options.Verbose = False
     quiet: options.Quiet = False
 
@@ -146,22 +149,19 @@ def _verified(
     outputs: VerifyOutputs,
 ) -> int:  # fmt: skip
     """Answer what was asked, show and write it; return the exit status."""
+    from harness.certificate.made import certificate_of
     from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
     from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
     from harness.protocol import Contract
     from harness.report import LongWork
-    from harness.report.html import check_page
     from harness.runs import RunFileOptions, RunInterrupted, take_line
     from harness.signals import silence
     from harness.speculative import parse_policy
     from harness.verification import Question, answer_question, usual_laws, usual_settings
 
-    files = {"json": outputs.json, "run": outputs.run, "html": outputs.html}
-    paths = check_outputs(files, {**options.files_of(networks), "budgets": judging.budgets})
-    check_page(outputs.html)
+    paths, key = checked_paths(networks, judging, outputs), signing_key(outputs, images, judging)
     loss = loss_of(networks, images, judging)
-    check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
     name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
@@ -199,6 +199,8 @@ def _verified(
         except RunInterrupted as stop:
             result, status = stop.result, stop.status
         write(result, paths, store, outputs, None if status else partial(take_line, models=pair, asked=judging.locate))
+        if outputs.certificate is not None and not status:
+            write_certificate(partial(certificate_of, result, pair), paths, outputs, key)
     return status or result.verdict.exit_status
 
 
@@ -223,6 +225,49 @@ def write(
     if "run" in paths and not outputs.quiet:
         command = shlex.join(["sdvar-harness", "replay", str(outputs.run)])
         say(plain_console(), f"kept {paths['run']}; this repeats its defects: {command}", whole=True)
+
+
+def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:
+    """Return where outputs are to be, by option. Raises `InputError`, for bad budgets, too."""
+    from harness.report.html import check_page
+
+    files = {name: getattr(outputs, name) for name in ("json", "run", "html", "certificate")}
+    paths = check_outputs(files, {**options.files_of(networks), "budgets": judging.budgets, "key": outputs.key})
+    check_page(outputs.html)
+    check_readable(judging.budgets, "budgets", "pass a file of sdvar-harness calibrate", "is not there")
+    return paths
+
+
+def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJudging) -> object:
+    """Return the key that signs a certificate; None: nobody does. Raises `InputError` for what none can be made of."""
+    from harness.certificate import check_extra, read_key
+
+    file = outputs.certificate
+    if file is None:
+        for name in sorted({"key", "challenged"} & outputs.given):
+            raise InputError(name, str(getattr(outputs, name)), "is of a certificate", "pass --certificate FILE, too")
+        return None
+    if outputs.challenged < 1:
+        raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
+    if judging.against or judging.against_checkout or images.texts:
+        what = "texts that requests draw from" if images.texts else "decoder in the reference's place"
+        raise InputError("certificate", str(file), f"has no {what}", "drop one of them")
+    check_extra(file)
+    return None if outputs.key is None else read_key(outputs.key, private=True)
+
+
+def write_certificate(
+    made: Callable[[Path, int], bytes], paths: Mapping[str, Path], outputs: VerifyOutputs, key: object
+) -> None:
+    """Write what `made` makes of a path and a number of challenged images; signed, where there is a key."""
+    from harness.certificate import signed
+    from harness.report import write_asked
+
+    def text() -> bytes:
+        statement = made(paths["certificate"], outputs.challenged)
+        return signed(statement, key) if key else statement
+
+    write_asked(paths, outputs.quiet, certificate=text)
 
 
 def stated_loss(judging: VerifyJudging) -> dict[str, float]:

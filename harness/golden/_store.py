@@ -164,12 +164,13 @@ def same_generator(device: torch.device) -> bool:
     """Return whether the device's generator draws the numbers that this class of recordings was made with."""
     known = GENERATORS.get(device.type)
     return known is not None and all(
-        math.isclose(here, there, rel_tol=PROBE_TOLERANCE) for here, there in zip(probe(device), known, strict=True)
+        math.isclose(here, there, rel_tol=PROBE_TOLERANCE)
+        for here, there in zip(generator_probe(device), known, strict=True)
     )
 
 
 @cache
-def probe(device: torch.device) -> tuple[float, ...]:
+def generator_probe(device: torch.device) -> tuple[float, ...]:
     """Return sixteen numbers of a large draw with seed 0."""
     generator = torch.Generator(device=device).manual_seed(0)
     E_n = torch.empty(PROBE, device=device).exponential_(1, generator=generator)

@@ -1,7 +1,8 @@
 """Many runs beside each other: what each came to, and what changed between two.
 
 Promise: a run is read off its file in a few milliseconds, by counts and notes alone; its verdict is the one that
-`verify` printed. A file that cannot be read is a row that says why.
+`verify` printed. A certificate is a row, too, its counts and verdict made anew from its own tokens. A file that cannot
+be read, or does not hold together, is a row that says why.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Self
 
 from rich.console import Console
 
+from harness.certificate import is_certificate, read_certificate
 from harness.errors import InputError, one_line
 from harness.judge import Verdict
 from harness.report._tables import columns_of, name_column, print_table, prose_column
@@ -22,8 +24,8 @@ from harness.report._terminal import say, setting_name
 from harness.runs import RUN_FILE, Verification
 from harness.wording import count_of, date_of
 
-UNREADABLE, UNFINISHED = "UNREADABLE", "UNFINISHED"
-WORST = (Verdict.DEFECT, UNREADABLE, Verdict.INCONCLUSIVE, UNFINISHED, Verdict.CONSISTENT, Verdict.TIE,
+UNREADABLE, UNFINISHED, REFUSED = "UNREADABLE", "UNFINISHED", "REFUSED"  # the last: a certificate
+WORST = (Verdict.DEFECT, REFUSED, UNREADABLE, Verdict.INCONCLUSIVE, UNFINISHED, Verdict.CONSISTENT, Verdict.TIE,
          Verdict.IDENTICAL)  # fmt: skip
 MARK_AT = slice(68, 72)  # of an SQLite file: whose it is
 Change = tuple[str, str, str]  # what, in the first run, in the second
@@ -51,6 +53,8 @@ class RunSummary:
 
 
 def summary_of(path: Path) -> RunSummary:
+    if is_certificate(path):
+        return _certified(path)
     try:
         with RUN_FILE.reading(path) as base:
             keys = "'identity', 'networks', 'outcome'"
@@ -68,13 +72,35 @@ def summary_of(path: Path) -> RunSummary:
         return RunSummary(path, UNREADABLE, why=str(error))
 
 
+def _certified(path: Path) -> RunSummary:
+    """Return what a certificate says, as far as it holds together: nothing is believed, and nothing computed anew."""
+    try:
+        made, _, is_signed = read_certificate(path, believed=False)
+    except InputError as error:
+        return RunSummary(path, REFUSED, why=str(error))
+    missing = made.exercised.get("missing", ())
+    clauses = [
+        next((decode.first for decode in made.decodes if decode.first), next(iter(made.inconclusive), "")),
+        f"not asked: {', '.join(map(str, missing))}" if missing else "",
+        "its signature is not looked at" if is_signed else "",
+    ]
+    named = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
+    counts = made.counts["images"], made.counts["wrong_tokens"]
+    decoder, commit = named
+    why = "; ".join(filter(None, clauses))
+    return RunSummary(path, made.verdict, 0.0, decoder, commit[:7], made.networks.title, *counts, why)
+
+
 def run_files(given: Sequence[Path]) -> list[Path]:
-    """Return the files that are named, and the run files of folders that are. Raises `InputError` for no file."""
+    """Return the files that are named, runs and certificates of folders. Raises `InputError` for no file."""
     files: list[Path] = []
     for path in given:
-        within = sorted(each for each in path.iterdir() if _is_run(each)) if path.is_dir() else [path]
+        inside = path.iterdir() if path.is_dir() else ()
+        within = sorted(each for each in inside if _is_run(each) or is_certificate(each)) if path.is_dir() else [path]
         if not within:
-            raise InputError("run", str(path), "holds no run file", "pass a folder of files of verify --run")
+            raise InputError(
+                "run", str(path), "holds no run file, and no certificate", "pass a folder of files of verify --run"
+            )
         files += within
     return list(dict.fromkeys(files))
 
@@ -104,7 +130,9 @@ class History:
     @property
     def command(self) -> str:
         """The command line that makes the page of the worst, the newest of them."""
-        return f"sdvar-harness report {shlex.quote(str(self.runs[0].file))} --html page.html"
+        file = shlex.quote(str(self.runs[0].file))
+        asks = f"check {file}" if is_certificate(self.runs[0].file) else f"report {file} --html page.html"
+        return f"sdvar-harness {asks}"
 
 
 def show_history(history: History, console: Console, quiet: bool) -> None:

@@ -103,8 +103,7 @@ def weights_of(models: ModelPair) -> dict[str, str]:
 
 def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
     """Return what the code of a decoder, and its checkout, is; of a factory that nobody finds its name alone."""
-    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
-    places = [place for place in (module, Path(checkout) if checkout else None) if place is not None]
+    places = _places(implementation, checkout)
     if not places:
         return CodeIdentity(implementation, checkout=checkout)
     last = places[-1]
@@ -112,6 +111,21 @@ def code_of(implementation: str, checkout: str = "") -> CodeIdentity:
     commit = _git(folder, "rev-parse", "HEAD")
     changed = bool(_git(folder, "status", "--porcelain", "--ignore-submodules=all", "--", sources)) if commit else False
     return CodeIdentity(implementation, "+".join(map(_digest_of, places)), commit, changed, checkout)
+
+
+def source_files(implementation: str, checkout: str = "") -> list[tuple[str, Path]]:
+    """Return the Python files of a decoder's code, and of its checkout: what a digest calls each, and where it is."""
+    return [
+        (f"{place.stem}/{name}" if place.is_dir() else name, path)
+        for place in _places(implementation, checkout)
+        for name, path in _files_of(place)
+    ]
+
+
+def _places(implementation: str, checkout: str) -> list[Path]:
+    """Return where the code of a decoder lies: the top of its factory's module, and its checkout."""
+    module = _place(implementation.partition(":")[0]) if not implementation.startswith(f"{PUBLISHED_PREFIX}:") else None
+    return [place for place in (module, Path(checkout) if checkout else None) if place is not None]
 
 
 def names_of(decoder: tuple[str, Settings], against: Other | None) -> tuple[str, str]:
@@ -145,11 +159,16 @@ def _place(module: str) -> Path | None:
 def _digest_of(place: Path) -> str:
     """Return a digest of a Python file, or of every Python file of a folder; of the first `MOST_FILES` at most."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in [place] if place.is_file() else sorted(place.rglob("*.py"))[:MOST_FILES]:
-        name = place.name if path == place else path.relative_to(place).as_posix()
+    for name, path in _files_of(place):
         digest.update(f"{name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _files_of(place: Path) -> list[tuple[str, Path]]:
+    if place.is_file():
+        return [(place.name, place)]
+    return [(path.relative_to(place).as_posix(), path) for path in sorted(place.rglob("*.py"))[:MOST_FILES]]
 
 
 def _git(folder: Path, *words: str) -> str:

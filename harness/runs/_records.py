@@ -8,11 +8,17 @@ alone; a claim that no round exercised is named, never passed over.
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from harness.errors import HarnessError, InputError
 from harness.judge import Judgement
@@ -170,6 +176,22 @@ class JudgedRow:
     # counts that are others than those of the decoder that it was judged against, a clause each
     changes: tuple[str, ...] = ()
     peak_bytes: int = 0  # high-water mark of memory as the decoder says; 0 where it does not
+    tokens: bytes = b""  # what was compared, as `packed_tokens`; empty where nothing was
+
+    def tokens_xBL(self, images: int, L: int) -> npt.NDArray[np.int32]:
+        """Return the tokens of its images, then, where some differ, the reference's along them.
+
+        Raises `ValueError` or `zlib.error` for what is not of that shape.
+        """
+        size = 4 * images * L
+        raw = zlib.decompressobj().decompress(self.tokens, 2 * size + 1)  # and no more, whatever it says
+        return np.frombuffer(raw, "<i4").reshape(-1, images, L)
+
+
+def packed_tokens(actual_BL: Tensor, expected_BL: Tensor, claimed: bool) -> bytes:
+    """Return a decode's tokens and, where they are `claimed` and some differ, the reference's along them."""
+    both = [actual_BL, expected_BL] if claimed and not torch.equal(actual_BL, expected_BL) else [actual_BL]
+    return zlib.compress(torch.stack(both).to("cpu", torch.int32).numpy().astype("<i4").tobytes())
 
 
 def settings_values(settings: Settings, draft_noise: float | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ CREATE TABLE judged (
     seconds REAL NOT NULL, reference_seconds REAL NOT NULL,
     ended REAL NOT NULL, host_bytes INTEGER NOT NULL, device_bytes INTEGER NOT NULL,
     judgement TEXT NOT NULL, counts TEXT, refused TEXT NOT NULL, changes TEXT NOT NULL,
-    peak_bytes INTEGER NOT NULL,
+    peak_bytes INTEGER NOT NULL, tokens BLOB NOT NULL,
     PRIMARY KEY (task, setting)
 );
 CREATE TABLE exhibits (
@@ -58,7 +58,7 @@ CREATE TABLE pictures (
 """
 RUN_FILE = FileKind(
     application=0x5D7A5ADA,
-    schema=3,  # docs/runs.md describes it; 1 kept no pictures, 2 no seals
+    schema=4,  # docs/runs.md describes it; 1 kept no pictures, 2 no seals, 3 no tokens
     tables=tuple(TABLES.split(";")[:-1]),
     command="verify",
     sealed=True,
@@ -237,7 +237,7 @@ def _columns(row: JudgedRow) -> tuple[object, ...]:
     return (
         row.task, row.setting, judgement.verdict.value, *counted, row.seconds, row.reference_seconds,
         row.ended, row.host_bytes, row.device_bytes, to_json(records.judgement_values(judgement)), counts,
-        row.refused, to_json(row.changes), row.peak_bytes,
+        row.refused, to_json(row.changes), row.peak_bytes, row.tokens,
     )  # fmt: skip
 
 

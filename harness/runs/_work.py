@@ -41,7 +41,7 @@ from harness.reference.sequential import GrowingCache, KnownScales, sample_seque
 from harness.rounding import Budget
 from harness.runs._identity import names_of
 from harness.runs._plan import Task
-from harness.runs._records import Counts, JudgedRow
+from harness.runs._records import Counts, JudgedRow, packed_tokens
 from harness.runs.pictures import Best, Picture, exhibit, pictures
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
@@ -216,7 +216,10 @@ class Verifier:
         actual, judgement = along.actual, row.judgement
         counts = Counts.of(actual, _differing(along, judgement))
         seen = pictures((row.task, row.setting), along, judgement, f_hat_BCPP, self._best)
-        return replace(row, counts=counts, peak_bytes=actual.peak_bytes), shown(along, judgement), seen, seconds
+        sides, claimed = (actual.tokens_BL, along.expected.tokens_BL), judgement.claims_tokens
+        tokens = packed_tokens(*sides, claimed) if judgement.draws else b""
+        row = replace(row, counts=counts, peak_bytes=actual.peak_bytes, tokens=tokens)
+        return row, shown(along, judgement), seen, seconds
 
     def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, list[str], float]:
         """Decode a task under one setting; return remarks and the seconds, too."""

@@ -17,7 +17,7 @@ from harness.golden import _record as record
 from harness.golden._cases import CPU
 from harness.golden._check import read_recordings
 from harness.golden._metadata import GoldenCase
-from harness.golden._store import GENERATORS, content_digest, probe, same_generator
+from harness.golden._store import GENERATORS, content_digest, generator_probe, same_generator
 from tests.helpers import command, recorded
 from tests.regression.tampered import FILTERED, NAMES, PLAIN, SMOOTH, Content, one_line, other_token
 
@@ -260,7 +260,7 @@ def test_another_generator_is_seen_before_anything_is_compared(
     content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert same_generator(torch.device("cpu"))
-    numbers = list(probe(torch.device("cpu")))
+    numbers = list(generator_probe(torch.device("cpu")))
     numbers[-1] *= 1.001
     monkeypatch.setitem(GENERATORS, "cpu", tuple(numbers))
     assert command(monkeypatch, "golden", "check", str(content.save(tmp_path / "far.safetensors"))) == 3

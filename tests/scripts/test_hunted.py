@@ -12,6 +12,7 @@ from harness.laws import LAWS, Case, Violation
 from harness.mutants._hunt import MUTANTS, Caught, Hunt
 from harness.report._mutants import hunt_json
 from scripts.hunted import Found, hunt_markdown, main, verified
+from scripts.pages import DOCS
 
 NAMED = next(mutant for mutant in MUTANTS if mutant.component)
 
@@ -53,3 +54,9 @@ def test_what_stands_between_the_markers_is_replaced(tmp_path: Path):
     hunt.write_bytes(hunted())
     main([str(hunt), "--into", str(page)])
     assert page.read_text() == f"a\n<!-- mutants: begin -->\n{hunt_markdown([], [])}<!-- mutants: end -->\nb\n"
+
+
+def test_a_certificate_says_what_the_page_says():
+    stored = json.loads((DOCS.parent / "harness" / "mutants" / "hunted.json").read_text())
+    page = (DOCS / "laws.md").read_text()
+    assert f"`verify` alone catches {stored['caught']} of {stored['planted']};" in page

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 USUAL = {
     "--models", "--draft", "--target", "--vae", "--seeds", "--labels", "--draft-len", "--policy", "--implementation",
     "--contract", "--device", "--json", "--html", "--cfg", "--top-k", "--top-p", "--images", "--checkout",
-    "--sequential", "--run", "--locate", "--verbose",
+    "--sequential", "--run", "--locate", "--verbose", "--certificate",
 }  # fmt: skip
 DOOR = """
 import contextlib, io, os, sys
@@ -137,7 +137,7 @@ def test_the_help_of_verify_shows_the_usual_options_and_help_all_every_one(
 ):
     usual, whole = (help_of(monkeypatch, capsys, "verify", option) for option in ("--help", "--help-all"))
     every = spelled(("verify",))
-    assert len(every) == 60
+    assert len(every) == 63
     assert {option for option in every if f" {option} " in usual.partition("$")[0]} == USUAL
     assert all(f" {option} " in whole for option in every)
     titles = (

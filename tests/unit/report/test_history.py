@@ -13,13 +13,14 @@ import pytest
 
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
-from harness.report._history import UNFINISHED, UNREADABLE, History, changes_between, run_files, summary_of
+from harness.report._history import REFUSED, UNFINISHED, UNREADABLE, History, changes_between, run_files, summary_of
 from harness.report.html._history import changes_page, history_page
 from harness.runs._recorded import recorded_result
 from harness.runs._runfile import RunFile, RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
 from harness.verification import Question, answer_question
 from harness.wording import date_of
+from tests.certificates import FOLDER as CERTIFICATES
 from tests.helpers import command
 from tests.unit.report.reading import read
 from tests.unit.report.sample_runs import HERE, MODELS, run
@@ -127,7 +128,7 @@ def test_what_changed_between_two_runs(folder: Path, tmp_path: Path, monkeypatch
     ("words", "said"),
     [
         (["--compare", "{}"], "compare=True: takes two runs, and there are 4; pass two files"),
-        (["{}/deeper"], "deeper: holds no run file; pass a folder of files of verify --run"),
+        (["{}/deeper"], "deeper: holds no run file, and no certificate; pass a folder of files of verify --run"),
         (["{}/nothing.db"], "no such file"),
         (["{}", "--html", "{}/right.db"], "is the file of"),
     ],
@@ -170,3 +171,36 @@ def test_a_thousand_runs_take_seconds_and_little_memory(tmp_path: Path):
     assert int(size) < 2_000_000
     assert float(seconds) < 10  # of the processor: other work may share the machine
     assert int(kibibytes) < 2**20
+
+
+def test_certificates_have_a_row_each_and_what_does_not_hold_together_is_refused(tmp_path: Path):
+    names = (
+        "identical",
+        "defect",
+        "tie",
+        "law",
+        "signed",
+        "another-root",
+        "another-digest",
+        "white-space",
+        "nested",
+        "a-key-twice",
+    )
+    for name in names:
+        shutil.copy(CERTIFICATES / f"{name}.json", tmp_path)
+    answered(tmp_path / "run.db")
+    history = History.of(run_files([tmp_path]))
+    verdicts = {run.file.stem: run.verdict for run in history.runs}
+    assert verdicts == {
+        "identical": "IDENTICAL", "defect": "DEFECT", "tie": "TIE", "law": "INCONCLUSIVE", "signed": "IDENTICAL",
+        "run": "IDENTICAL", **dict.fromkeys(names[5:], REFUSED),
+    }  # fmt: skip
+    rows = {run.file.stem: run for run in history.runs}
+    assert "not asked: " in rows["identical"].why and "signature is not looked at" in rows["signed"].why
+    assert (rows["defect"].images, rows["defect"].wrong_tokens) == (6, 3) and "scale 2, position" in rows["defect"].why
+    assert "does not hold together (its root is of other tokens)" in rows["another-root"].why
+    assert (
+        history.runs[0].file.stem == "defect" and history.command == f"sdvar-harness check {tmp_path / 'defect.json'}"
+    )
+    page = read(history_page(history))
+    assert "REFUSED" in page.text and "not asked" in page.text

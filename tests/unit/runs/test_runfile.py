@@ -160,7 +160,7 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path):
     base = sqlite3.connect(tmp_path / "a.db")
     base.execute("PRAGMA user_version = 99")
     base.close()
-    with pytest.raises(InputError, match="has schema 99, and this version reads 3"):
+    with pytest.raises(InputError, match="has schema 99, and this version reads 4"):
         read_run(tmp_path / "a.db")
 
 

@@ -50,8 +50,8 @@ CHANGES = [
     "UPDATE judged SET peak_bytes = 8",
     "DELETE FROM judged WHERE task = 2",
     "INSERT INTO judged SELECT 9, setting, verdict, images, draws, identical, ties, wrong_tokens, defects, seconds, "
-    "reference_seconds, ended, host_bytes, device_bytes, judgement, counts, refused, changes, peak_bytes FROM judged "
-    "LIMIT 1",
+    "reference_seconds, ended, host_bytes, device_bytes, judgement, counts, refused, changes, peak_bytes, tokens "
+    "FROM judged LIMIT 1",
     "UPDATE tasks SET request = replace(request, '1.5', '3.5')",
     "UPDATE settings SET value = replace(value, '2', '3')",
     "UPDATE run SET value = '{}' WHERE key = 'terms'",

@@ -1,0 +1,166 @@
+"""What a check says of honest certificates, of liars who keep to the form, and of what is not at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.certificate import _form as form
+from harness.certificate import _read as reading
+from harness.certificate import checked
+from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
+from harness.models import ModelPair
+from harness.rounding import SHIPPED_BUDGETS, Budget
+from harness.runs import LawsTried
+from harness.schema import record_of
+from tests.certificates import HERE, MODELS, certificate, rooted, run, with_tie, with_token
+from tests.helpers import Layout, tiny
+
+OWN = "harness.speculative.sampler:build_decoder"
+
+
+def answer(statement: dict[str, Any], again: Again | None = None, models: ModelPair = MODELS) -> Checked:
+    made = record_of(form.Certificate, statement["predicate"])
+    assert list(reading._problems(made)) == []  # a liar keeps to the form
+    return check_certificate(made, statement["subject"], models, SHIPPED_BUDGETS, again)
+
+
+@pytest.fixture
+def honest() -> dict[str, Any]:
+    return certificate(run())
+
+
+def test_an_honest_one_is_reproduced_by_the_reference_and_by_the_decoder(honest: dict[str, Any]):
+    assert answer(honest) == Checked(CheckAnswer.SAME, "", 2)
+    assert answer(honest, Again(OWN, (), HERE)).answer is CheckAnswer.SAME
+
+
+@pytest.mark.parametrize("again", [None, Again("tests.doors:wrong_token", (), HERE)])
+def test_a_defect_is_reproduced_too(again: Again | None):
+    assert answer(certificate(run("tests.doors:wrong_token")), again).answer is CheckAnswer.SAME
+
+
+def test_a_token_that_was_never_drawn_is_refuted_at_its_place(honest: dict[str, Any]):
+    image = honest["predicate"]["challenged"][0]
+    made = record_of(form.Certificate, honest["predicate"])
+    token = int(made.tokens(made.image(image)[2].tokens)[5])
+    with_token(honest, image, 5, (token + 1) % 16)
+    honest["predicate"]["challenged"] = list(range(6))  # or another root would challenge others
+    _show_all(honest)
+    found = answer(rooted(honest))
+    assert found.answer is CheckAnswer.REFUTED
+    assert f"image {image} " in found.why and "scale 2, draw 5" in found.why and f"draws {token}" in found.why
+
+
+def _show_all(statement: dict[str, Any]) -> None:
+    """Show the tokens of every image, as a run with as many challenges does."""
+    every = certificate(run(), challenged=6)["predicate"]["decodes"]
+    for decode, whole in zip(statement["predicate"]["decodes"], every, strict=True):
+        decode["images"] = [
+            image if "tokens" in image else other
+            for image, other in zip(decode["images"], whole["images"], strict=True)
+        ]
+
+
+def test_a_wrong_token_or_a_tie_that_is_none_is_refuted(honest: dict[str, Any]):
+    for is_tie in (True, False):
+        found = answer(with_tie(certificate(run()), is_tie))
+        assert found.answer is CheckAnswer.REFUTED and "the reference is said to draw" in found.why, is_tie
+
+
+def test_what_rounding_explains_is_reproduced_up_to_ties(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
+    monkeypatch.setattr(checked, "joint_budget", lambda *of: Budget(20.0, 10.0, 1.0, "far too wide"))
+    assert answer(with_tie(honest)).answer is CheckAnswer.TIES
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p["weights"].update(target="0" * 64), "the target here is another one"),
+        (lambda p: p["networks"].update(family="infinity"), "of the family infinity, are not at hand"),
+        (lambda p: p["platform"].update(device="cuda"), "cpu draws other numbers than cuda"),
+        (lambda p: p["platform"].update(numbers=[1.0] * 16), "draws other numbers than that of cpu"),
+        (lambda p: p["platform"].update(numbers=["x"] * 16), "draws other numbers than that of cpu"),
+    ],
+)
+def test_what_is_not_at_hand_is_said(change: Callable[[dict[str, Any]], None], says: str, honest: dict[str, Any]):
+    change(honest["predicate"])
+    found = answer(honest)
+    assert (found.answer, found.images) == (CheckAnswer.UNKNOWN, 0) and says in found.why
+
+
+def test_other_networks_leave_it_unverifiable(honest: dict[str, Any]):
+    assert answer(honest, models=tiny(Layout((1, 2, 3)), seed=5)).answer is CheckAnswer.UNKNOWN
+
+
+def test_under_contract_b_tokens_need_the_decoder():
+    of_law = certificate(run(policy="rejection"))
+    found = answer(of_law)
+    assert found.answer is CheckAnswer.UNKNOWN and "pass --decode" in found.why
+    assert answer(of_law, Again(OWN, (), HERE)).answer is CheckAnswer.SAME
+
+
+def test_another_decoder_or_other_options_decode_nothing(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
+    monkeypatch.setattr(checked, "VerifyWork", None)
+    found = answer(honest, Again("tests.doors:wrong_token", (), HERE))
+    assert found.answer is CheckAnswer.UNKNOWN and "is not that of the certificate" in found.why
+    assert "nobody finds the source of nowhere:factory" in answer(honest, Again("nowhere:factory", (), HERE)).why
+    honest["predicate"]["settings"][0]["options"] = [["stub", "numpy=/tmp/evil.py"]]
+    found = answer(honest, Again(OWN, (), HERE))
+    assert found.answer is CheckAnswer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
+
+
+def test_requests_that_are_none_are_bad_input(honest: dict[str, Any]):
+    for request in honest["predicate"]["requests"]:
+        request["labels"] = ["x", "y"]
+    with pytest.raises(checked.InputError, match="does not hold together"):
+        answer(honest)
+
+
+def test_a_defect_of_tensors_alone_needs_the_decoder():
+    of_tensors = certificate(run("tests.doors:not_finite"))
+    assert of_tensors["predicate"]["counts"]["wrong_tokens"] == 0
+    found = answer(of_tensors)
+    assert found.answer is CheckAnswer.UNKNOWN and "tokens alone do not show its defect" in found.why
+    assert answer(of_tensors, Again("tests.doors:not_finite", (), HERE)).answer is CheckAnswer.SAME
+
+
+def test_no_certificate_of_a_decoder_without_source_or_of_code_that_changed(monkeypatch: pytest.MonkeyPatch):
+    result = run()
+    record = result.record
+    assert record is not None and record.identity is not None
+    code = replace(record.identity.decoder, source="another")
+    result.record = replace(record, identity=replace(record.identity, decoder=code))
+    with pytest.raises(checked.InputError, match="is not what it was when the run began"):
+        certificate(result)
+    code = replace(record.identity.decoder, source="", implementation="nowhere:factory")
+    result.record = replace(record, identity=replace(record.identity, decoder=code))
+    with pytest.raises(checked.InputError, match="nobody finds the source of nowhere:factory"):
+        certificate(result)
+
+
+def test_it_is_the_same_from_a_run_s_file(tmp_path: Path):
+    from harness.protocol import Request, Settings
+    from harness.runs import Decodes, Plan, RunFileOptions, recorded_result, verify_decodes
+    from harness.speculative.sampler import build_decoder
+
+    file = tmp_path / "run.db"
+    plan = Plan.of([Settings(2)], [Request((0, 1), seed) for seed in range(3)])
+    whole = verify_decodes(MODELS, Decodes(build_decoder, plan, HERE), store=RunFileOptions(file, recipe={}))
+    assert certificate(recorded_result(file)) == certificate(whole)
+
+
+@pytest.mark.parametrize(
+    ("title", "covers", "is_said"), [("digits", True, True), ("digits", False, False), ("own", True, False)]
+)
+def test_planted_bugs_are_those_of_the_default_question_alone(title: str, covers: bool, is_said: bool):
+    result = run()
+    assert result.record is not None
+    result.record = replace(result.record, networks=replace(result.record.networks, title=title))
+    result.covers, result.laws = covers, LawsTried(2, 77)
+    stated = certificate(result)["predicate"]["planted"]
+    assert (stated is not None) is is_said and (not is_said or 0 < stated["caught"] <= stated["planted"])
