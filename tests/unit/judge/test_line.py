@@ -102,7 +102,7 @@ ABOVE = {
             "        h_RnD = network.hidden(", "\n\n\n\n        h_RnD = network.hidden("
         ),
         "mask_nn = torch.zeros(n, n, device=x_RnD.device, dtype=x_RnD.dtype)",
-        "of a mask that hides nothing",
+        "of a wrong mask",
     ),
     "a mask that takes the draft's": (
         TEMPLATE.replace(
