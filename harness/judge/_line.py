@@ -241,7 +241,7 @@ class LineSearch:
     def line(self) -> CodeLine | str:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
         with torch.inference_mode():  # what networks compute once they compute before the decode
-            once = _made_by(self._right(None, 1)[1])
+            once = _made_by(*self._right(None, 1)[1:])
         ramps = [self._pyramid.ramp(si) for si in self._pyramid]
         request = self._decode.request
         look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
@@ -260,12 +260,12 @@ class LineSearch:
     def _searched(self, trace: Trace, steps: list[Operation], once: list[TensorRows]) -> CodeLine | str:
         """Return what `line` does, of a recorded decode."""
         pyramid = self._pyramid
-        expected, right = self._right(trace.tokens_BL, pyramid.S)
+        expected, *right = self._right(trace.tokens_BL, pyramid.S)
         wrong = list(self._decode.wrong_values(trace, expected))
         if not wrong:
             return ""
         weights = list(filter(None, map(rows_of, self._decode.weights)))
-        final = [*_made_by(right), *once, *self._masks(), *weights]
+        final = [*_made_by(*right), *once, *self._masks(), *weights]
         rejected, proposed = list[tuple[int, Tensor, Tensor]](), dict[tuple[int, ...], tuple[Tensor, int]]()
         for scales, tokens_BL in self._proposed(steps, trace.tokens_BL, wrong[0].scale):
             proposed[tuple(tokens_BL.flatten().tolist())] = tokens_BL, scales[-1] + 1
@@ -274,11 +274,11 @@ class LineSearch:
                 pairs = zip(tokens_BL[:, span].cpu(), expected.tokens_BL[:, span].cpu(), strict=True)
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         drafted = list(proposed.values())[-MOST_PROPOSED:]
-        otherwise = [rows for asked in drafted for rows in _made_by(self._right(*asked)[1])]
+        otherwise = [rows for asked in drafted for rows in _made_by(*self._right(*asked)[1:])]
         known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
-        of_reference = Stream(right, [Known((), self._decode.close)], ends)
+        of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
         search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
@@ -288,13 +288,14 @@ class LineSearch:
         found = search.elsewhere(wrong[0])
         return _line_of(*found, wrong[0]) if found else NOT_SEEN.format(wrong[0])
 
-    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation]]:
-        """Return the target's trace of the first scales along tokens, and the operations there of either network."""
-        recorder = OperationRecorder(self._decode.weights)
-        with recorder:
-            self._decode.reference(self._decode.models.draft, tokens_BL, scales)
-            run = self._decode.reference(self._decode.models.target, tokens_BL, scales)
-        return run, recorder.steps
+    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation], list[Operation]]:
+        """Return the target's trace of the first scales along tokens, and the operations there of it and the draft."""
+        recorders = [OperationRecorder(self._decode.weights) for _ in range(2)]
+        models, runs = self._decode.models, list[Trace]()
+        for network, recorder in zip((models.target, models.draft), recorders, strict=True):
+            with recorder:
+                runs.append(self._decode.reference(network, tokens_BL, scales))
+        return runs[0], recorders[0].steps, recorders[1].steps
 
     def _masks(self) -> Iterator[TensorRows]:
         """List the right masks of every window."""
@@ -324,8 +325,8 @@ class LineSearch:
         return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
 
 
-def _made_by(steps: list[Operation]) -> list[TensorRows]:
-    return [rows for step in steps for rows in step.outputs]
+def _made_by(*runs: list[Operation]) -> list[TensorRows]:
+    return [rows for steps in runs for step in steps for rows in step.outputs]
 
 
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:

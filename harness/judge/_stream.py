@@ -42,10 +42,11 @@ class Stream:
             at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])
             mark_N4 = torch.cat([rows.mark_N4 for _, rows in of])
             hash_N, order_N = hash_N.sort(stable=True)
-            first_n = torch.nonzero(hash_N.diff(prepend=hash_N[:1] - 1)).flatten()
-            hash_n, order_n = hash_N[first_n], order_N[first_n]
+            is_first_N, step_N = hash_N.diff(prepend=hash_N[:1] - 1) != 0, step_N[order_N]
+            is_first_N |= step_N == step_N[is_first_N][is_first_N.cumsum(0) - 1]  # all rows of the first step
+            hash_n, order_n, step_n = hash_N[is_first_N], order_N[is_first_N], step_N[is_first_N]
             rows = TensorRows(kind, hash_n, mark_N4[order_n])
-            self._tables[kind] = hash_n, step_N[order_n], at_N[order_n], self.is_known(rows)
+            self._tables[kind] = hash_n, step_n, at_N[order_n], self.is_known(rows)
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0).bool())
 
     def draws(self, number: int) -> bool:
@@ -132,8 +133,8 @@ class Stream:
         """
         mine = self.steps[number].name, self.steps[number].stack
         if mine not in self._usual:
-            others = (n for n, step in enumerate(self.steps) if n != number and (step.name, step.stack) == mine)
-            self._usual[mine] = any(self._leads_to_right(other) for other in islice(others, ALIKE))
+            steps = (n for n, step in enumerate(self.steps) if (step.name, step.stack) == mine)
+            self._usual[mine] = any(self._leads_to_right(other) for other in islice(steps, ALIKE))
         return self._usual[mine]
 
     def _leads_to_right(self, number: int) -> bool:
@@ -152,8 +153,8 @@ class Stream:
         return False
 
     def _unknown(self, step: Operation) -> list[TensorRows]:
-        """Return the rows that a step makes and nobody knows."""
-        every = [part_of(rows, ~self.is_known(rows)) for rows in step.outputs]
+        """Return the rows of real numbers that a step makes and nobody knows: codes of any tokens are right."""
+        every = [part_of(rows, ~self.is_known(rows)) for rows in step.outputs if rows.kind[0] == "real"]
         return [rows for rows in every if len(rows.hash_N)]
 
     def back(self, pending: Rows) -> dict[int, tuple[Tensor | None, Rows]]:
