@@ -113,7 +113,9 @@ class Search:
         return again and (_met(step, again), ", which was right before")
 
     def _misplaced(self, number: int, at_n: Tensor | None, wrong: Wrong) -> Found | None:
-        """Return the operation that handed on, or used again, what is right in another place than the wrong value's."""
+        """Return the operation that handed on what is right in another place than the wrong value's."""
+        if at_n is None:  # of all rows some are of other places
+            return None
         if wrong.is_tokens:
             tokens_l = wrong.expected.flatten().cpu()
             made = self.right.drawn(tokens_l, torch.ones_like(tokens_l))
@@ -128,7 +130,7 @@ class Search:
         return None
 
     def _put_back(self, wrong: list[TensorRows]) -> Found | None:
-        """Return the operation that wrote wrong rows over newer ones."""
+        """Return the operation that wrote wrong rows over newer ones, which were right."""
         steps, hashes = self.along_any.steps, dict[tuple[str, int], list[Tensor]]()
         for each in wrong:
             hashes.setdefault(each.kind, []).append(each.hash_N)
@@ -136,8 +138,11 @@ class Search:
             for rows in (each for each in step.outputs if step.stack and each.at_N is not None):
                 old = part_of(rows, torch.isin(rows.hash_N, torch.cat(hashes.get(rows.kind, [torch.zeros(0)]))))
                 made = min(self.along_any.makers(old), default=number)
-                if any(_covers(old, each) for other in steps[made + 1 : number] for each in other.outputs):
-                    return step, ", which is older than what was there"
+                for new in (each for other in steps[made + 1 : number] for each in other.outputs):
+                    if old.kind == new.kind and old.at_N is not None and new.at_N is not None:
+                        is_other = torch.isin(new.at_N, old.at_N) & ~torch.isin(new.hash_N, old.hash_N)
+                        if bool((self.along_final.is_known(new) & is_other).any()):
+                            return step, ", which is older than what was there"
         return None
 
     def _handed(self, rows: TensorRows, number: int) -> Found:
@@ -186,6 +191,7 @@ class Search:
         right = rows_of(wrong.expected)
         since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
         instead = [step for n, step in hand_on if since is not None and n > since]
+        instead.sort(key=lambda step: step.name not in ("roll", "flip"))
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
@@ -344,13 +350,6 @@ def _met(step: Operation, other: Operation) -> Operation:
         if one != two:
             break
     return step._replace(stack=step.stack[len(step.stack) - depth :]) if depth else step
-
-
-def _covers(old: TensorRows, new: TensorRows) -> bool:
-    """Tell whether rows lie where others were."""
-    if old.at_N is None or new.at_N is None or old.kind != new.kind:
-        return False
-    return bool((torch.isin(new.at_N, old.at_N) & ~torch.isin(new.hash_N, old.hash_N)).any())
 
 
 def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:

@@ -37,7 +37,7 @@ MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
 MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
-BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax")  # besides those number by number
+BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
 
 
 class Frame(NamedTuple):

@@ -84,11 +84,11 @@ class Stream:
     def read(self, number: int, at_n: Tensor | None) -> Iterator[tuple[TensorRows, bool]]:
         """List what went into a step, of each the rows that some of what came out were made of; whether all are."""
         step = self.steps[number]
-        is_whole = not step.outputs or step.outputs[0].kind[0] == "whole"
-        total = torch.Size(step.made[0]).numel() if is_whole else len(step.outputs[0].hash_N)
+        kind, shape = step.outputs[0].kind[0] if step.outputs else "whole", torch.Size(step.made[0])
+        total = len(step.outputs[0].hash_N) if kind == "real" else (shape if kind == "whole" else shape[:-1]).numel()
         for i, rows in enumerate(step.inputs):
             n, keep_N = len(rows.hash_N), None
-            if at_n is None or rows.kind[0] != "real" or len(step.made) != 1:
+            if at_n is None or rows.kind[0] in ("mask", "truth") or not (len(step.made) == 1 or step.by_row):
                 pass
             elif step.attends and i in (1, 2):  # keys and values as far as the last of the scales, where they are right
                 (*_, own, _), (*_, K, _) = step.read[:2]
@@ -106,6 +106,9 @@ class Stream:
         """Return the steps that made what is wrong of a step's inputs."""
         step = self.steps[number]
         read = [(rows.kind[0], self.makers(rows, number), is_whole) for rows, is_whole in self.read(number, at_n)]
+        if step.by_row and at_n is not None:  # what is true of numbers, and their order, are rows of the same numbers
+            read = [(kind, of if kind == "real" else self._alike(number, of, at_n), is_whole and kind == "real")
+                    for kind, of, is_whole in read]  # fmt: skip
         # numbers by position are rows of many: what is asked for alone leads on, where it is wrong, too
         parts = [(kind, of) for kind, of, is_whole in read if of and not is_whole]
         makers = parts if step.by_row and parts else [(kind, of) for kind, of, _ in read]
@@ -114,6 +117,11 @@ class Stream:
         # what a right mask hides need not be right: a wrong one comes before all else
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
         return merged(masks or [of for _, of in makers])
+
+    def _alike(self, number: int, makers: Rows, at_n: Tensor) -> Rows:
+        """Return the rows of steps that are those of another one, where they make as much."""
+        shape = self.steps[number].made[0]
+        return {n: at_n if self.steps[n].by_row and self.steps[n].made[0] == shape else None for n in makers}
 
     def unseen(self, number: int) -> str:
         """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
@@ -180,7 +188,8 @@ class Stream:
                 step = self.steps[number]
                 # a softmax of right logits is right, though it makes more of what rounding moved
                 usual = number not in pending and ("softmax" in step.name or self._is_usual(number))
-                if step.moves or usual:
+                compares = all(rows.kind[0] == "truth" for rows in step.outputs)  # of windows no two are alike
+                if step.moves or usual or compares:
                     right.add(number)
                 elif step.stack:
                     firsts[number] = at_n
