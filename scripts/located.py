@@ -6,7 +6,7 @@ The truth is written down before: the lines of the bug's definition, and of the 
 modules and in `_mutant`, which replace a part. A line is right within 3 of those, a stack where one of its frames is.
 Of every bug the first case of a list is taken in which a value of its decode is wrong: digits, four scales, then ten.
 Bugs that decoder and reference share, and those that show no wrong value in any case, are not counted; one that shows
-it only after another decode is counted, and never found.
+it only after another decode is searched in a decoder that has made that.
 """
 
 from __future__ import annotations
@@ -116,11 +116,11 @@ def outcome(where: dict[str, Truth], id: str) -> tuple[str, str]:
     """Return what came of one bug's search in a word, and what was said."""
     torch.set_num_threads(1)
     mutant = next(each for each in MUTANTS if each.id == id)
-    if (case := asked(mutant, False)) is None:
-        return ("unseen", "") if asked(mutant, True) is None else ("missed", "shows it only after another decode")
-    _, models, settings, request = case
+    if (case := asked(mutant, False) or asked(mutant, True)) is None:
+        return "unseen", ""
+    decoder, models, settings, request = case
     _line.what_was_tried = lambda decode: ""  # decodes of its own, which name no line
-    line = search_line(mutant(models, settings), models, request, settings.greedy)
+    line = search_line(decoder, models, request, settings.greedy)
     if not isinstance(line, CodeLine):
         return "missed", line or "no value is wrong"
     places = [tuple(frame.split(", in ")[0].rsplit(":", 1)) for frame in line.stack]

@@ -22,7 +22,7 @@ from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._form import unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._replaced import what_was_tried
-from harness.judge._stream import Stream
+from harness.judge._stream import Rows, Stream, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode
 from harness.protocol import Trace
 from harness.reference import block_causal
@@ -60,6 +60,9 @@ class Search:
 
     along_any: Stream  # what is right along the final tokens or along drafted ones is known
     along_final: Stream  # what is right along the final tokens is known
+    right: Stream  # the reference's operations along the final tokens; nothing is known
+    weights: list[TensorRows]
+    close: float
     rejected: list[tuple[int, Tensor, Tensor]]  # scale, tokens of the draft, the target's
 
     def computed(self, wrong: Wrong) -> Found | None:
@@ -69,24 +72,102 @@ class Search:
             return None
         made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            made = set(filter(stream.draws, made)) or (made if rows.kind[1] >= LEAST else set())
-        for number in stream.firsts(made):
+            tokens_l, is_l = wrong.actual.flatten().cpu(), (wrong.actual != wrong.expected).flatten().cpu()
+            made = stream.drawn(tokens_l, is_l) or (made if rows.kind[1] >= LEAST else {})
+        back = stream.back(made)
+        for number, at_n in stream.firsts(back, made).items():
             step = stream.steps[number]
+            read = [rows for rows, _ in stream.read(number, at_n)] if step.attends else []
+            drafted = [part_of(rows, ~self.along_final.is_known(rows)) for rows in read]
+            if found := self._put_back([*stream.rows(back), *drafted]):
+                return found
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = caller_of(step) or self._open(number)
+            above = caller_of(step) or self._masked(number) or self._again(number, wrong)
+            above = above or self._misplaced(number, at_n, wrong)
             return above or (step, stream.unseen(number))
         return None
 
-    def _open(self, number: int) -> Found | None:
-        """Return the operation that made a mask that hides nothing."""
-        step = self.along_any.steps[number]
-        masks = (rows for rows in step.inputs[3:] if step.attends and not bool(rows.mark_N4.any()))
-        maker = next((_maker_of(mask, self.along_any.steps[:number]) for mask in masks), None)
-        return maker and (maker, ", of a mask that hides nothing")
+    def _masked(self, number: int) -> Found | None:
+        """Return the operation that made a wrong mask, which hides nothing or is no window's."""
+        stream, stack = self.along_any, self.along_any.steps[number].stack
+        near = (n for n in reversed(range(number + 1)) if stream.steps[n].attends and stream.steps[n].stack == stack)
+        if (number := next(near, -1)) < 0:
+            return None
+        for rows in stream.steps[number].inputs[3:]:
+            if not (bool(rows.mark_N4.any()) if rows.kind[0] == "real" else bool(stream.is_known(rows).all())):
+                maker = _maker_of(rows, stream.steps[:number])
+                return maker and (maker, ", of a wrong mask")
+        return None
+
+    def _again(self, number: int, wrong: Wrong) -> Found | None:
+        """Return an operation, seen from the function that called for it once more, after it had made what is right."""
+        step, rows = self.along_any.steps[number], rows_of(wrong.expected)
+        if rows is None or not any(share(each, rows) for each in step.inputs):
+            return None
+        makers = [self.along_any.steps[n] for n in self.along_any.makers(rows)]
+        again = next((maker for maker in makers if maker.stack[:1] == step.stack[:1]), None)
+        return again and (_met(step, again), ", which was right before")
+
+    def _misplaced(self, number: int, at_n: Tensor | None, wrong: Wrong) -> Found | None:
+        """Return the operation that handed on what is right in another place than the wrong value's."""
+        if at_n is None:  # of all rows some are of other places
+            return None
+        if wrong.is_tokens:
+            tokens_l = wrong.expected.flatten().cpu()
+            made = self.right.drawn(tokens_l, torch.ones_like(tokens_l))
+        else:
+            rows = rows_of(wrong.expected)
+            made = self.right.makers(rows) if rows else {}
+        placed = Known([*self.right.rows(self.right.back(made)), *self.weights], self.close)
+        for rows, _ in self.along_any.read(number, at_n) if made else ():
+            other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
+            if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
+                return self._handed(other, number)
+        return None
+
+    def _put_back(self, wrong: list[TensorRows]) -> Found | None:
+        """Return the operation that wrote wrong rows over newer ones, which were right."""
+        steps, hashes = self.along_any.steps, dict[tuple[str, int], list[Tensor]]()
+        for each in wrong:
+            hashes.setdefault(each.kind, []).append(each.hash_N)
+        for number, step in enumerate(steps):
+            for rows in (each for each in step.outputs if step.stack and each.at_N is not None):
+                old = part_of(rows, torch.isin(rows.hash_N, torch.cat(hashes.get(rows.kind, [torch.zeros(0)]))))
+                made = min(self.along_any.makers(old), default=number)
+                for new in (each for other in steps[made + 1 : number] for each in other.outputs):
+                    if old.kind == new.kind and old.at_N is not None and new.at_N is not None:
+                        is_other = torch.isin(new.at_N, old.at_N) & ~torch.isin(new.hash_N, old.hash_N)
+                        if bool((self.along_final.is_known(new) & is_other).any()):
+                            return step, ", which is older than what was there"
+        return None
+
+    def _handed(self, rows: TensorRows, number: int) -> Found:
+        """Return the first operation that handed rows on to a step, that of a new line where there is one."""
+        steps, links, storage = self.along_any.steps, list[int](), rows.storage
+        origin = number
+        for n in reversed(range(number)):
+            if any(each.storage == storage and share(each, rows) for each in steps[n].outputs):
+                sources = [each.storage for each in steps[n].inputs if share(each, rows)]
+                if not sources or (steps[n].by_row and len(steps[n].read) > 1 and steps[n].name != "where"):
+                    origin = n
+                    break
+                links.append(n)
+                storage = storage if storage in sources else sources[0]
+        links = [n for n in links if steps[n].stack and steps[n].stack != steps[origin].stack]
+        if not links and steps[origin].stack and not steps[origin].inputs:
+            links = [origin]
+        if not links:
+            return _met(steps[number], steps[origin]), ", of what is right in another place"
+        for link in links:
+            for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
+                return _maker_of(index, steps[:link]) or steps[link], ", by an index of another place"
+        before = {(step.name, step.stack) for step in steps[:origin]}
+        link = next((n for n in reversed(links) if (steps[n].name, steps[n].stack) not in before), links[-1])
+        return steps[link], ", of what is right in another place"
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -110,14 +191,15 @@ class Search:
         right = rows_of(wrong.expected)
         since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
         instead = [step for n, step in hand_on if since is not None and n > since]
+        instead.sort(key=lambda step: step.name not in ("roll", "flip"))
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
         return step and (caller_of(step) or (step, ", which is right in another place"))
 
-    def _taken(self, pending: set[int]) -> Found | None:
+    def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps
-        for number in self.along_final.firsts(pending):
+        for number in self.along_final.firsts(self.along_final.back(pending), pending):
             function = steps[number].stack[0].function
             near = [step for step in steps[max(0, number - NEAR) : number + 1] if step.stack]
             whole = [each for step in near if step.stack[0].function == function for each in step.whole]
@@ -133,11 +215,11 @@ class Search:
     def _compared(self, whole: list[Tensor]) -> Found | None:
         """Return the operation that met both, where numbers hold a draft's tokens and not the target's."""
         for si, theirs, right in self.rejected:
-            is_held = any(_places(each, theirs) and not _places(each, right) for each in whole)
+            is_held = any(places_of(each, theirs) and not places_of(each, right) for each in whole)
             if not is_held or self._drawn(theirs) > self._drawn(right):  # what the target draws comes after
                 continue
             for step in self.along_final.steps:
-                places = [set().union(*(_places(each, one) for each in step.whole)) for one in (theirs, right)]
+                places = [set().union(*(places_of(each, one) for each in step.whole)) for one in (theirs, right)]
                 if places[0] & places[1] and step.stack and not step.moves:
                     why = f", made of drafted tokens of scale {si} that are not the target's: "
                     chosen = self._chosen(theirs, right)
@@ -149,7 +231,7 @@ class Search:
         steps = self.along_final.steps
         for number, step in enumerate(steps):
             mask = next((rows for rows in step.inputs if rows.kind[0] == "truth"), None)
-            (came, _), (left, lost) = ([any(_places(each, one) for each in of) for one in (theirs, right)]
+            (came, _), (left, lost) = ([any(places_of(each, one) for each in of) for one in (theirs, right)]
                                        for of in (step.whole[:-1], step.whole[-1:]))  # fmt: skip
             if mask is not None and bool(mask.hash_N.any()) and came and left and not lost:
                 return _maker_of(mask, steps[:number])
@@ -165,7 +247,7 @@ class LineSearch:
     def line(self) -> CodeLine | str:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
         with torch.inference_mode():  # what networks compute once they compute before the decode
-            once = _made_by(self._right(None, 1)[1])
+            once = _made_by(*self._right(None, 1)[1:])
         ramps = [self._pyramid.ramp(si) for si in self._pyramid]
         request = self._decode.request
         look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
@@ -184,11 +266,12 @@ class LineSearch:
     def _searched(self, trace: Trace, steps: list[Operation], once: list[TensorRows]) -> CodeLine | str:
         """Return what `line` does, of a recorded decode."""
         pyramid = self._pyramid
-        expected, right = self._right(trace.tokens_BL, pyramid.S)
+        expected, *right = self._right(trace.tokens_BL, pyramid.S)
         wrong = list(self._decode.wrong_values(trace, expected))
         if not wrong:
             return ""
-        final = [*_made_by(right), *once, *self._masks(), *filter(None, map(rows_of, self._decode.weights))]
+        weights = list(filter(None, map(rows_of, self._decode.weights)))
+        final = [*_made_by(*right), *once, *self._masks(), *weights]
         rejected, proposed = list[tuple[int, Tensor, Tensor]](), dict[tuple[int, ...], tuple[Tensor, int]]()
         for scales, tokens_BL in self._proposed(steps, trace.tokens_BL, wrong[0].scale):
             proposed[tuple(tokens_BL.flatten().tolist())] = tokens_BL, scales[-1] + 1
@@ -197,11 +280,12 @@ class LineSearch:
                 pairs = zip(tokens_BL[:, span].cpu(), expected.tokens_BL[:, span].cpu(), strict=True)
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         drafted = list(proposed.values())[-MOST_PROPOSED:]
-        otherwise = [rows for asked in drafted for rows in _made_by(self._right(*asked)[1])]
+        otherwise = [rows for asked in drafted for rows in _made_by(*self._right(*asked)[1:])]
         known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
-        search = Search(along_any, along_final, rejected)
+        of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
+        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
@@ -210,13 +294,14 @@ class LineSearch:
         found = search.elsewhere(wrong[0])
         return _line_of(*found, wrong[0]) if found else NOT_SEEN.format(wrong[0])
 
-    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation]]:
-        """Return the target's trace of the first scales along tokens, and the operations there of either network."""
-        recorder = OperationRecorder(self._decode.weights)
-        with recorder:
-            self._decode.reference(self._decode.models.draft, tokens_BL, scales)
-            run = self._decode.reference(self._decode.models.target, tokens_BL, scales)
-        return run, recorder.steps
+    def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation], list[Operation]]:
+        """Return the target's trace of the first scales along tokens, and the operations there of it and the draft."""
+        recorders = [OperationRecorder(self._decode.weights) for _ in range(2)]
+        models, runs = self._decode.models, list[Trace]()
+        for network, recorder in zip((models.target, models.draft), recorders, strict=True):
+            with recorder:
+                runs.append(self._decode.reference(network, tokens_BL, scales))
+        return runs[0], recorders[0].steps, recorders[1].steps
 
     def _masks(self) -> Iterator[TensorRows]:
         """List the right masks of every window."""
@@ -246,13 +331,25 @@ class LineSearch:
         return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
 
 
-def _made_by(steps: list[Operation]) -> list[TensorRows]:
-    return [rows for step in steps for rows in step.outputs]
+def _made_by(*runs: list[Operation]) -> list[TensorRows]:
+    return [rows for steps in runs for step in steps for rows in step.outputs]
 
 
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
+
+
+def _met(step: Operation, other: Operation) -> Operation:
+    """Return an operation seen from the innermost function that called for both."""
+    depth = 0
+    for one, two in zip(reversed(step.stack), reversed(other.stack), strict=False):
+        if one[::2] != two[::2]:
+            break
+        depth += 1
+        if one != two:
+            break
+    return step._replace(stack=step.stack[len(step.stack) - depth :]) if depth else step
 
 
 def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
@@ -274,10 +371,3 @@ def _is_view(step: Operation) -> bool:
 
 def _has(every: list[TensorRows], rows: TensorRows) -> bool:
     return any(each.kind == rows.kind and _in_order(each.hash_N, rows.hash_N) for each in every)
-
-
-def _places(whole: Tensor, part: Tensor) -> set[int]:
-    """Return where tokens stand among whole numbers in one piece; a single one does only alone."""
-    if len(part) == 1 or len(whole) < len(part):
-        return {0} if torch.equal(whole, part) else set()
-    return set(torch.nonzero((whole.unfold(0, len(part), 1) == part).all(1)).flatten().tolist())

@@ -37,6 +37,7 @@ MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
 MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
+BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
 
 
 class Frame(NamedTuple):
@@ -62,6 +63,7 @@ class TensorRows(NamedTuple):
     hash_N: Tensor
     mark_N4: Tensor  # zeros of what is not real
     storage: int = 0  # where it lay
+    at_N: Tensor | None = None  # and every row, where an operation wrote it there
 
 
 class Operation(NamedTuple):
@@ -76,6 +78,7 @@ class Operation(NamedTuple):
     made: list[tuple[int, ...]]  # and of what came out
     whole: list[Tensor]  # of both, whole numbers in one row
     given: tuple[Any, ...] = ()  # what was seen of the variables of every frame
+    by_row: bool = False  # a row that came out was made of the row in its place alone, where as many went in
 
     def __str__(self) -> str:
         return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
@@ -115,6 +118,9 @@ class OperationRecorder(TorchDispatchMode):
             made = written or list(tensors_in(result))
             is_view = not written and not {_storage(each) for each in read}.isdisjoint(map(_storage, made))
             outputs = [] if "empty" in name else self._rows_of(made)  # what was left in that memory is nobody's value
+            if written and len(outputs) == len(made):
+                pairs = zip(made, outputs, strict=True)
+                outputs = [rows._replace(at_N=_addresses(each, len(rows.hash_N))) for each, rows in pairs]
             both = (*read, *made)
             small = [each for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
             whole = [each.flatten().cpu().clone() for each in small]
@@ -124,7 +130,8 @@ class OperationRecorder(TorchDispatchMode):
         stack, given = tuple(each for _, each in frames), ()
         if self._look is not None:
             given = tuple(self._look(frame.f_locals) for frame, _ in frames)
-        self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given))
+        by_row = torch.Tag.pointwise in getattr(func, "tags", ()) or any(word in name for word in BY_ROW)
+        self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given, by_row))
         return result
 
     def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
@@ -160,6 +167,15 @@ def recorded(mode: TorchDispatchMode, work: Callable[[], Result]) -> Result:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _addresses(tensor: Tensor, count: int) -> Tensor:
+    """Return where each of a tensor's rows begins."""
+    at_N = torch.full((1,), tensor.data_ptr())
+    for n, step in zip(tensor.shape, tensor.stride(), strict=True):
+        if len(at_N) < count:
+            at_N = (at_N[:, None] + torch.arange(n) * step * tensor.element_size()).flatten()
+    return at_N
 
 
 @cache

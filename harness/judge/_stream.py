@@ -3,7 +3,7 @@
 Promise: a step is named for what went in and came out of it alone; which lines there are is nobody's concern here.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -13,6 +13,11 @@ from harness.judge._recorder import LEAST, Frame, Known, Operation, TensorRows
 
 AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
 UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
+
+
+# Which rows of what a step makes are asked for, by its number; None: all.
+Rows = dict[int, Tensor | None]
+IN_ORDER = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "clone", "contiguous", "_to_copy"}
 
 
 class Stream:
@@ -25,63 +30,108 @@ class Stream:
             for rows in step.outputs:
                 self._made.setdefault(rows.kind, []).append((number, rows))
         self._usual: dict[tuple[str, tuple[Frame, ...]], bool] = {}
-        self._tables: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._tables: dict[tuple[str, int], tuple[Tensor, ...]] = {}
 
-    def _table(self, kind: tuple[str, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows of one kind: hash, step that made it first, whether it is right."""
+    def _table(self, kind: tuple[str, int]) -> tuple[Tensor, ...]:
+        """Return the rows of one kind: hash, step that made it first, its place there, whether it is right."""
         if kind not in self._tables and (of := self._made.get(kind)):
             if kind[0] == "whole":  # few numbers are made anywhere: tokens are drawn
                 of = sorted(of, key=lambda each: not self.draws(each[0]))
             hash_N = torch.cat([rows.hash_N for _, rows in of])
             step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
+            at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])
             mark_N4 = torch.cat([rows.mark_N4 for _, rows in of])
             hash_N, order_N = hash_N.sort(stable=True)
-            first_n = torch.nonzero(hash_N.diff(prepend=hash_N[:1] - 1)).flatten()
-            hash_n, order_n = hash_N[first_n], order_N[first_n]
+            is_first_N, step_N = hash_N.diff(prepend=hash_N[:1] - 1) != 0, step_N[order_N]
+            is_first_N |= step_N == step_N[is_first_N][is_first_N.cumsum(0) - 1]  # all rows of the first step
+            hash_n, order_n, step_n = hash_N[is_first_N], order_N[is_first_N], step_N[is_first_N]
             rows = TensorRows(kind, hash_n, mark_N4[order_n])
-            self._tables[kind] = hash_n, step_N[order_n], self._is_known(rows)
-        return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+            self._tables[kind] = hash_n, step_n, at_N[order_n], self.is_known(rows)
+        return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0).bool())
 
     def draws(self, number: int) -> bool:
         """Tell whether a step reads real numbers."""
         return any(rows.kind[0] == "real" for rows in self.steps[number].inputs)
 
-    def makers(self, rows: TensorRows, before: int | None = None) -> set[int]:
+    def drawn(self, tokens_l: Tensor, is_l: Tensor) -> Rows:
+        """Return the step that drew tokens, the last of those that drew the fewest, and the places of some there."""
+        found: list[tuple[int, int, int]] = []
+        for number, step in enumerate(self.steps):
+            if self.draws(number) and len(step.whole) == 1 and step.made[0]:
+                row = step.made[0][-1] if step.made[0][-1] in self._ends else 0
+                found += [(len(step.whole[0]), -number, place) for place in places_of(step.whole[0], tokens_l, row)]
+        return {-number: place + torch.nonzero(is_l).flatten() for _, number, place in sorted(found)[:1]}
+
+    def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
-        if before is not None and rows.kind[0] == "whole" and rows.kind[1] < LEAST:
-            return self._latest(rows, before)
-        hash_N, step_N, known_N = self._table(rows.kind)
+        latest = self._latest(rows, before) if before is not None and rows.kind[0] == "whole" else {}
+        if latest or (before is not None and rows.kind[0] == "whole" and rows.kind[1] < LEAST):
+            return latest
+        hash_N, step_N, at_N, known_N = self._table(rows.kind)
         here_N = torch.isin(hash_N, rows.hash_N.to(hash_N.dtype))
         if before is not None:
             here_N &= ~known_N & (step_N < before)
-        return set(step_N[here_N].tolist())
+        step_n, at_n = step_N[here_N], at_N[here_N]
+        return {n: at_n[step_n == n] if rows.kind[0] == "real" else None for n in step_n.unique().tolist()}
 
-    def _latest(self, rows: TensorRows, before: int) -> set[int]:
-        """Return the last step before one that made few whole numbers there: others make the same."""
+    def _latest(self, rows: TensorRows, before: int) -> Rows:
+        """Return the last step before one that made whole numbers there: others make the same."""
         made = reversed(self._made.get(rows.kind, []))
         here = (number for number, each in made if number < before and each.storage == rows.storage)
-        number = next(here, None) if not bool(self._is_known(rows).all()) else None
-        return set() if number is None else {number}
+        number = next(here, None) if not bool(self.is_known(rows).all()) else None
+        return {} if number is None else {number: None}
 
-    def makers_of(self, number: int) -> set[int]:
+    def read(self, number: int, at_n: Tensor | None) -> Iterator[tuple[TensorRows, bool]]:
+        """List what went into a step, of each the rows that some of what came out were made of; whether all are."""
+        step = self.steps[number]
+        kind, shape = step.outputs[0].kind[0] if step.outputs else "whole", torch.Size(step.made[0])
+        total = len(step.outputs[0].hash_N) if kind == "real" else (shape if kind == "whole" else shape[:-1]).numel()
+        for i, rows in enumerate(step.inputs):
+            n, keep_N = len(rows.hash_N), None
+            if at_n is None or rows.kind[0] in ("mask", "truth") or not (len(step.made) == 1 or step.by_row):
+                pass
+            elif step.attends and i in (1, 2):  # keys and values as far as the last of the scales, where they are right
+                (*_, own, _), (*_, K, _) = step.read[:2]
+                if n * own == total * K and K in self._ends:
+                    last = K - own + int((at_n % own).max()) if len(step.read) > 3 else K - 1
+                    end = min(end for end in self._ends if end > last)
+                    keep_N = torch.isin(torch.arange(n) // K, at_n // own) & (torch.arange(n) % K < end)
+            elif (n == total and (step.by_row or step.attends)) or (step.name in IN_ORDER and n % total == 0):
+                keep_N = torch.isin(torch.arange(n) * total // n, at_n)
+            elif step.name in IN_ORDER and total % n == 0:
+                keep_N = torch.isin(torch.arange(n), at_n * n // total)
+            yield (rows, True) if keep_N is None else (part_of(rows, keep_N), False)
+
+    def makers_of(self, number: int, at_n: Tensor | None = None) -> Rows:
         """Return the steps that made what is wrong of a step's inputs."""
         step = self.steps[number]
-        makers = [(rows.kind[0], self.makers(rows, number)) for rows in step.inputs]
+        read = [(rows.kind[0], self.makers(rows, number), is_whole) for rows, is_whole in self.read(number, at_n)]
+        if step.by_row and at_n is not None:  # what is true of numbers, and their order, are rows of the same numbers
+            read = [(kind, of if kind == "real" else self._alike(number, of, at_n), is_whole and kind == "real")
+                    for kind, of, is_whole in read]  # fmt: skip
+        # numbers by position are rows of many: what is asked for alone leads on, where it is wrong, too
+        parts = [(kind, of) for kind, of, is_whole in read if of and not is_whole]
+        makers = parts if step.by_row and parts else [(kind, of) for kind, of, _ in read]
         if step.attends and step.read[1][-2] not in self._ends:  # of too many keys the mask is wrong for their sake
-            return set().union(*(of for kind, of in makers if kind == "real"))
+            return merged(of for kind, of in makers if kind == "real")
         # what a right mask hides need not be right: a wrong one comes before all else
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
-        return set().union(*(masks or [of for _, of in makers]))
+        return merged(masks or [of for _, of in makers])
+
+    def _alike(self, number: int, makers: Rows, at_n: Tensor) -> Rows:
+        """Return the rows of steps that are those of another one, where they make as much."""
+        shape = self.steps[number].made[0]
+        return {n: at_n if self.steps[n].by_row and self.steps[n].made[0] == shape else None for n in makers}
 
     def unseen(self, number: int) -> str:
         """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
         for rows in (each for each in self.steps[number].inputs if each.kind[0] == "real"):
             made = {self.steps[each].name for each in self.makers(rows, number)}
-            if made <= {"lift_fresh"} and not bool(self._is_known(rows).all()):
+            if made <= {"lift_fresh"} and not bool(self.is_known(rows).all()):
                 return UNSEEN
         return ""
 
-    def _is_known(self, rows: TensorRows) -> Tensor:
+    def is_known(self, rows: TensorRows) -> Tensor:
         return torch.stack([known.has(rows) for known in self._known]).any(0)
 
     def _is_usual(self, number: int) -> bool:
@@ -104,34 +154,72 @@ class Stream:
             if not any(share(one, other) for one in step.inputs for other in reached):
                 continue
             real = [rows for rows in step.outputs if rows.kind[0] == "real" and rows.kind[1] >= LEAST]
-            told = [self._is_known(rows) & (rows.mark_N4[:, 3] > 0) for rows in real]
+            told = [self.is_known(rows) & (rows.mark_N4[:, 3] > 0) for rows in real]
             if told and not step.moves and bool(torch.cat(told).all()):
                 return True
             reached += self._unknown(step)
         return False
 
-    def _unknown(self, step: Operation) -> list[tuple[tuple[str, int], Tensor]]:
-        """Return kinds and hashes of the rows that a step makes and nobody knows."""
-        every = [(rows.kind, rows.hash_N[~self._is_known(rows)]) for rows in step.outputs]
-        return [(kind, hash_n) for kind, hash_n in every if len(hash_n)]
+    def _unknown(self, step: Operation) -> list[TensorRows]:
+        """Return the rows of real numbers that a step makes and nobody knows: codes of any tokens are right."""
+        every = [part_of(rows, ~self.is_known(rows)) for rows in step.outputs if rows.kind[0] == "real"]
+        return [rows for rows in every if len(rows.hash_N)]
 
-    def firsts(self, pending: set[int]) -> list[int]:
+    def back(self, pending: Rows) -> dict[int, tuple[Tensor | None, Rows]]:
+        """Return the steps that some go back to, of each the rows asked for and what made what is wrong of them."""
+        found, waiting = dict[int, tuple[Tensor | None, Rows]](), dict(pending)
+        while waiting:
+            number = max(waiting)  # what reads it comes after it
+            at_n = waiting.pop(number)
+            found[number] = at_n, self.makers_of(number, at_n)
+            waiting = merged((waiting, found[number][1]))
+        return found
+
+    def rows(self, back: dict[int, tuple[Tensor | None, Rows]]) -> list[TensorRows]:
+        """Return what steps made, of each the rows asked for."""
+        made = ((rows, at_n) for number, (at_n, _) in back.items() for rows in self.steps[number].outputs)
+        return [rows if at_n is None else part_of(rows, at_n[at_n < len(rows.hash_N)]) for rows, at_n in made]
+
+    def firsts(self, back: dict[int, tuple[Tensor | None, Rows]], pending: Collection[int]) -> Rows:
         """Return the steps that some go back to, whose own inputs are all right, in the order of time."""
-        wrong, made_by = frozenset(pending), dict[int, set[int]]()
-        while pending:
-            number = pending.pop()
-            made_by[number] = self.makers_of(number)
-            pending |= made_by[number] - made_by.keys()
-        right, firsts = set[int](), list[int]()
-        for number in sorted(made_by):
-            if not made_by[number] - right:
+        right, firsts = set[int](), dict[int, Tensor | None]()
+        for number, (at_n, made_by) in sorted(back.items()):
+            if not made_by.keys() - right:
                 step = self.steps[number]
                 # a softmax of right logits is right, though it makes more of what rounding moved
-                is_right = step.moves or (number not in wrong and ("softmax" in step.name or self._is_usual(number)))
-                (right.add if is_right else firsts.append)(number)
-        return [number for number in firsts if self.steps[number].stack]
+                usual = number not in pending and ("softmax" in step.name or self._is_usual(number))
+                compares = all(rows.kind[0] == "truth" for rows in step.outputs)  # of windows no two are alike
+                if step.moves or usual or compares:
+                    right.add(number)
+                elif step.stack:
+                    firsts[number] = at_n
+        return firsts
 
 
-def share(one: TensorRows, other: tuple[tuple[str, int], Tensor]) -> bool:
-    """Tell whether rows of a tensor are among others, which are given by kind and hashes."""
-    return one.kind == other[0] and bool(torch.isin(one.hash_N, other[1]).any())
+def share(one: TensorRows, other: TensorRows) -> bool:
+    """Tell whether two tensors have a row in common."""
+    return one.kind == other.kind and bool(torch.isin(one.hash_N, other.hash_N).any())
+
+
+def part_of(rows: TensorRows, keep_N: Tensor) -> TensorRows:
+    """Return some of the rows of a tensor."""
+    at_n = None if rows.at_N is None else rows.at_N[keep_N]
+    return rows._replace(hash_N=rows.hash_N[keep_N], mark_N4=rows.mark_N4[keep_N], at_N=at_n)
+
+
+def merged(every: Iterable[Rows]) -> Rows:
+    """Return all steps and rows that several name."""
+    made: Rows = {}
+    for number, at_n in (pair for each in every for pair in each.items()):
+        before = made.get(number, at_n)
+        made[number] = None if at_n is None or before is None else torch.cat((before, at_n)).unique()
+    return made
+
+
+def places_of(whole: Tensor, part: Tensor, alone: int = 0) -> set[int]:
+    """Return where tokens stand among whole numbers in one piece; a single one does every `alone` numbers, or alone."""
+    if len(part) == 1 and alone:
+        return set((torch.nonzero(whole[::alone] == part).flatten() * alone).tolist())
+    if len(part) == 1 or len(whole) < len(part):
+        return {0} if torch.equal(whole, part) else set()
+    return set(torch.nonzero((whole.unfold(0, len(part), 1) == part).all(1)).flatten().tolist())

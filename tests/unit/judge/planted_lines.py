@@ -135,7 +135,7 @@ OTHERS = (
     Planted("corners aligned", 'mode="bicubic"', 'mode="bicubic", align_corners=True'),
     Planted("phi of another scale", "phi(h, si,", "phi(h, max(si - 1, 0),"),
     Planted("codes flipped", "codes(idx_l[None],", "codes(idx_l[None].flip(1),"),
-    Planted("temperature", "guided_lV.softmax(-1), self", "(guided_lV / 0.9).softmax(-1), self"),
+    Planted("temperature", "return guided_lV.softmax(-1)", "return (guided_lV / 0.9).softmax(-1)"),
     Planted("race by difference", "probs_lV / E_lV", "probs_lV - E_lV"),
     Planted("mask too weak", 'masked_fill(hidden_from, float("-inf"))', "masked_fill(hidden_from, -1.0)"),
     Planted("mask of positions", "torch.tensor(pyramid.levels()[:n],", "torch.arange(n,"),

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from harness.decoders._in_process import search_line
 from harness.judge._line import CodeLine, LineSearch
 from harness.judge._wrong_decode import WrongDecode
+from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
@@ -102,7 +104,7 @@ ABOVE = {
             "        h_RnD = network.hidden(", "\n\n\n\n        h_RnD = network.hidden("
         ),
         "mask_nn = torch.zeros(n, n, device=x_RnD.device, dtype=x_RnD.dtype)",
-        "of a mask that hides nothing",
+        "of a wrong mask",
     ),
     "a mask that takes the draft's": (
         TEMPLATE.replace(
@@ -122,4 +124,28 @@ def test_who_asked_for_a_wrong_value_is_named(source: str, text: str, wrong: str
     line = searched(source, tmp_path / "mine.py", Request((0,), 1))
     assert isinstance(line, CodeLine), line
     assert (line.text, line.stack[0].partition(": ")[2]) == (text, text)
+    assert wrong in line.wrong
+
+
+# Planted bugs, what is asked of them, and of the line a piece of its text and what is said.
+ONE, THREE = (Request((0,), 1), Settings(2)), (Request((0, 1, 2), 1), Settings(3, bonus=True))
+HANDED_ON = {
+    "one row of a window": ("randomness.redrawn", ONE, "other.exponential(si,", "tokens of scale 1"),
+    "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "another place"),
+    "an index": ("batch.interleaved", THREE, "window.rows_R = torch.tensor(", "by an index of another place"),
+    "turned round": ("state.kept-early", ONE, "f_hat_SBCPP.roll(1, 0)", "right in another place"),
+    "once more": ("state.twice", ONE, "PARTS.accumulate(once,", "which was right before"),
+    "older keys": ("state.stale", ONE, "[:, row, :, old] = before[", "older than what was there"),
+    "a mask of no window": ("masks.cached-only", ONE, "return torch.where(allowed_nK,", "of a wrong mask"),
+    "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 tokens of scale 0"),
+}
+
+
+@pytest.mark.parametrize(("id", "case", "text", "wrong"), HANDED_ON.values(), ids=HANDED_ON)
+def test_who_handed_a_value_on_is_named(id: str, case: tuple[Request, Settings], text: str, wrong: str):
+    request, settings = case
+    mutant = next(each for each in MUTANTS if each.id == id)
+    line = search_line(mutant(MODELS, settings), MODELS, request, False)
+    assert isinstance(line, CodeLine), line
+    assert text in line.text
     assert wrong in line.wrong
