@@ -97,7 +97,7 @@ def parsed(raw: bytes) -> Any:
     def none(text: str) -> Any:
         raise RefusedError(f"{text} is no number")
 
-    need(sum(map(raw.count, (b",", b"[", b"{"))) <= 60_000, "more than 60000 values")
+    need(sum(map(raw.count, (b",", b"[", b"{", b"\\"))) <= 60_000, "more than 60000 values")
     value = json.loads(raw, object_pairs_hook=once, parse_int=short, parse_float=short, parse_constant=none)
     need(canonical(value).encode() == raw, "the text is not in canonical form")
     return value
@@ -201,6 +201,8 @@ def ends_of(networks: dict[str, Any]) -> list[int]:
 def check_tokens(made: dict[str, Any]) -> None:
     """Check every image, the root over all of them, and the challenges that it draws."""
     ends, V = ends_of(made["networks"]), made["networks"]["V"]
+    images = sum(len(decode["images"]) for decode in made["decodes"])
+    need(images * (len(ends) - 1) <= 2**17, "more than 131072 scales")
     leaves: list[bytes] = []
     candidates, shown, number = [], set(), 0
     for decode in made["decodes"]:

@@ -167,6 +167,8 @@ def _check_subject(subject: Any) -> None:
 def _problems(made: Certificate) -> Iterator[str]:
     """Say what a certificate contradicts itself in, if anything."""
     ends, V, leaves, number = made.networks.ends, made.networks.V, list[bytes](), 0
+    if len(made.places) * (len(ends) - 1) > form.MOST_SCALES:
+        yield f"it has more than {form.MOST_SCALES} scales"
     if not (len(ends) > 1 and 1 <= V <= MOST_V and ends[-1] < MOST_V and min(np.diff(ends)) > 0):
         yield "its networks draw nothing"
     for decode in made.decodes:

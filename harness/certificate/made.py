@@ -100,7 +100,8 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
     made = record_of(form.Certificate, {"digest": "", **predicate, "challenged": list(chosen)})
     predicate |= {"challenged": chosen, "closest": _closest(made, models, requests, record.budget)}
     text = form.sealed(subject, predicate)
-    if 4 * len(text) > 3 * form.MOST_BYTES or form.values_in(text) > form.MOST_VALUES:  # an envelope takes a third more
+    is_long = 4 * len(text) > 3 * form.MOST_BYTES or len(leaves) > form.MOST_SCALES  # an envelope takes a third more
+    if is_long or form.values_in(text) > form.MOST_VALUES:
         raise InputError(form.NAME, str(path), "would be larger than anybody reads", "certify fewer images, or ties")
     return text
 

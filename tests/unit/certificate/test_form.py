@@ -179,6 +179,25 @@ def test_as_many_images_as_anybody_reads_take_two_seconds(tmp_path: Path):
         read_certificate(path)
 
 
+@pytest.mark.parametrize("kind", ["scales", "escapes"])
+def test_what_takes_long_to_read_is_refused_by_both_within_two_seconds(kind: str, tmp_path: Path):
+    statement = json.loads((FOLDER / "identical.json").read_text())
+    predicate = statement["predicate"]
+    if kind == "scales":  # a digest each, of one bit
+        predicate["networks"].update(patch_nums=[1] * 4000, V=2)
+        predicate["decodes"][0]["images"] = [{"tokens": "A" * 667 + "="}] * 2000
+        text = sealed(statement)
+    else:
+        text = (FOLDER / "identical.json").read_bytes().replace(b'"title":"', b'"title":"' + b"\\u0001" * 10**6)
+    path = tmp_path / "slow.json"
+    path.write_bytes(text)
+    start = time.process_time()
+    with pytest.raises(InputError, match="it has more than (131072 scales|60000 values)"):
+        read_certificate(path)
+    assert small.main(str(path)) == 2
+    assert time.process_time() - start < 4  # of both
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13])
 def test_both_build_the_tree_of_the_rfc(count: int):
     leaves = [bytes([k]) * 32 for k in range(count)]
