@@ -233,9 +233,8 @@ def _images(tokens_xBL: Any, judgement: Judgement, request: Request, networks: f
     ties: dict[int, set[int]] = {}
     for tie in judgement.ties:
         draw = tie.position * networks.channels + max(tie.channel, 0)
-        b = next(
-            b for b in rows[tie.seed, tie.image] if actual_BL[b, draw] == tie.actual and draw not in ties.get(b, ())
-        )
+        open_b = (b for b in rows[tie.seed, tie.image] if draw not in ties.get(b, ()))  # an address may stand twice
+        b = next(b for b in open_b if (actual_BL[b, draw], expected_BL[b, draw]) == (tie.actual, tie.expected))
         ties.setdefault(b, set()).add(draw)
     wrong = {b for defect in judgement.defects for b in _rows_of(defect, rows)}
     for b in range(request.B):

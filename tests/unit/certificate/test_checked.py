@@ -72,6 +72,30 @@ def test_a_wrong_token_or_a_tie_that_is_none_is_refuted(honest: dict[str, Any]):
         assert found.answer is CheckAnswer.REFUTED and "the reference is said to draw" in found.why, is_tie
 
 
+def test_ties_that_are_none_are_refuted_in_images_that_nobody_challenged():
+    statement = with_tie(certificate(run()))
+    tied = statement["predicate"]["challenged"][0]
+    statement["predicate"]["challenged"] = []
+    found = answer(statement)
+    assert found.answer is CheckAnswer.REFUTED and f"image {tied} " in found.why and found.images == 1
+
+
+@pytest.mark.parametrize("again", [None, Again(OWN, (), HERE)])
+def test_a_stated_defect_that_no_token_shows_is_not_reproduced(again: Again | None):
+    """Wrong tokens of soft codes, which nobody challenges, and under contract B, where none is shown."""
+    of_soft, of_law = certificate(run(), 6), certificate(run(policy="rejection"), 6)
+    with_tie(of_soft, is_tie=False)
+    decode = next(d for d in of_soft["predicate"]["decodes"] if d["wrong_tokens"])
+    of_soft["predicate"]["requests"][decode["request"]]["more_smooth"] = True
+    head, counts = of_law["predicate"]["decodes"][-1], of_law["predicate"]["counts"]
+    for each in (head, counts):
+        each.update(unclaimed=each["unclaimed"] - 1, wrong_tokens=1, defects=1)
+    head["verdict"] = of_law["predicate"]["verdict"] = "DEFECT"
+    for statement in (of_soft, of_law):
+        found = answer(rooted(statement), again)
+        assert found.answer is CheckAnswer.UNKNOWN, found
+
+
 def test_what_rounding_explains_is_reproduced_up_to_ties(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
     monkeypatch.setattr(checked, "joint_budget", lambda *of: Budget(20.0, 10.0, 1.0, "far too wide"))
     assert answer(with_tie(honest)).answer is CheckAnswer.TIES
