@@ -212,7 +212,9 @@ def check_tokens(made: dict[str, Any]) -> None:
         need(len(decode["images"]) in (0, request["count"]), "a decode holds other images than were asked")
         differing = ties = 0
         for image in decode["images"]:
+            need(all(image.values()), "an image has an empty field")
             if "tokens" in image:
+                need(set(image) <= {"tokens", "expected", "ties"}, "an image has other fields")
                 tokens_L = tokens_of(image["tokens"], ends[-1], V)
                 expected_L = tokens_of(image["expected"], ends[-1], V) if "expected" in image else tokens_L
                 places = np.flatnonzero(tokens_L != expected_L).tolist()

@@ -150,6 +150,11 @@ def _checked(raw: bytes) -> tuple[Certificate, list[Any]]:
     if hashlib.sha256(empty).hexdigest() != own:
         raise ValueError("its digest is of another text")
     _check_subject(subject)
+    images = [image for decode in predicate["decodes"] for image in decode["images"]]
+    if not all(isinstance(each, dict) for each in (predicate["networks"], *predicate["settings"], *images)):
+        raise ValueError("a record of it has no names")
+    if not all(all(image.values()) for image in images):
+        raise ValueError("an image has an empty field")
     made = record_of(Certificate, predicate)
     for problem in _problems(made):
         raise ValueError(problem)

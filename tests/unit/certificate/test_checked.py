@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.certificate import _form as form
 from harness.certificate import _read as reading
-from harness.certificate import checked
+from harness.certificate import checked, made
 from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
+from harness.judge import Divergence, Judgement
 from harness.models import ModelPair
+from harness.protocol import Request
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.runs import LawsTried
 from harness.schema import record_of
@@ -138,6 +141,15 @@ def test_another_decoder_or_other_options_decode_nothing(monkeypatch: pytest.Mon
     assert found.answer is CheckAnswer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
 
 
+def test_a_tie_is_that_of_the_row_that_differs_where_an_address_stands_twice():
+    actual_BL, expected_BL = (np.full((2, 14), 3) for _ in range(2))
+    expected_BL[1, 0] = 4
+    judgement = Judgement(2, ties=[Divergence("token", "", 0, 0, 0, 0, 0, 3, 4)])
+    networks = form.Layout("tiny", "var", "float32", "float32", (1, 2, 3), (), 1, 16, 2)
+    images = list(made._images(np.stack([actual_BL, expected_BL]), judgement, Request((0, 1), images=(0, 0)), networks))
+    assert [ties for _, _, ties, _ in images] == [(), (0,)]
+
+
 def test_requests_that_are_none_are_bad_input(honest: dict[str, Any]):
     for request in honest["predicate"]["requests"]:
         request["labels"] = ["x", "y"]
@@ -168,7 +180,7 @@ def test_no_certificate_of_a_decoder_without_source_or_of_code_that_changed(monk
 
 
 def test_it_is_the_same_from_a_run_s_file(tmp_path: Path):
-    from harness.protocol import Request, Settings
+    from harness.protocol import Settings
     from harness.runs import Decodes, Plan, RunFileOptions, recorded_result, verify_decodes
     from harness.speculative.sampler import build_decoder
 
