@@ -97,7 +97,7 @@ def parsed(raw: bytes) -> Any:
     def none(text: str) -> Any:
         raise RefusedError(f"{text} is no number")
 
-    need(sum(map(raw.count, (b",", b"[", b"{"))) <= 60_000, "more than 60000 values")
+    need(sum(map(raw.count, (b",", b"[", b"{", b"\\"))) <= 60_000, "more than 60000 values")
     value = json.loads(raw, object_pairs_hook=once, parse_int=short, parse_float=short, parse_constant=none)
     need(canonical(value).encode() == raw, "the text is not in canonical form")
     return value
@@ -201,6 +201,8 @@ def ends_of(networks: dict[str, Any]) -> list[int]:
 def check_tokens(made: dict[str, Any]) -> None:
     """Check every image, the root over all of them, and the challenges that it draws."""
     ends, V = ends_of(made["networks"]), made["networks"]["V"]
+    images = sum(len(decode["images"]) for decode in made["decodes"])
+    need(images * (len(ends) - 1) <= 2**17, "more than 131072 scales")
     leaves: list[bytes] = []
     candidates, shown, number = [], set(), 0
     for decode in made["decodes"]:
@@ -210,7 +212,9 @@ def check_tokens(made: dict[str, Any]) -> None:
         need(len(decode["images"]) in (0, request["count"]), "a decode holds other images than were asked")
         differing = ties = 0
         for image in decode["images"]:
+            need(all(image.values()), "an image has an empty field")
             if "tokens" in image:
+                need(set(image) <= {"tokens", "expected", "ties"}, "an image has other fields")
                 tokens_L = tokens_of(image["tokens"], ends[-1], V)
                 expected_L = tokens_of(image["expected"], ends[-1], V) if "expected" in image else tokens_L
                 places = np.flatnonzero(tokens_L != expected_L).tolist()

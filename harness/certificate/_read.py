@@ -150,6 +150,11 @@ def _checked(raw: bytes) -> tuple[Certificate, list[Any]]:
     if hashlib.sha256(empty).hexdigest() != own:
         raise ValueError("its digest is of another text")
     _check_subject(subject)
+    images = [image for decode in predicate["decodes"] for image in decode["images"]]
+    if not all(isinstance(each, dict) for each in (predicate["networks"], *predicate["settings"], *images)):
+        raise ValueError("a record of it has no names")
+    if not all(all(image.values()) for image in images):
+        raise ValueError("an image has an empty field")
     made = record_of(Certificate, predicate)
     for problem in _problems(made):
         raise ValueError(problem)
@@ -167,6 +172,8 @@ def _check_subject(subject: Any) -> None:
 def _problems(made: Certificate) -> Iterator[str]:
     """Say what a certificate contradicts itself in, if anything."""
     ends, V, leaves, number = made.networks.ends, made.networks.V, list[bytes](), 0
+    if len(made.places) * (len(ends) - 1) > form.MOST_SCALES:
+        yield f"it has more than {form.MOST_SCALES} scales"
     if not (len(ends) > 1 and 1 <= V <= MOST_V and ends[-1] < MOST_V and min(np.diff(ends)) > 0):
         yield "its networks draw nothing"
     for decode in made.decodes:

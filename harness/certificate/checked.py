@@ -8,7 +8,7 @@ cannot be told from rounding, is UNVERIFIABLE, with what it is. No budget comes 
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,14 @@ class Again:
 def check_certificate(
     made: form.Certificate, subject: list[Any], models: ModelPair, budgets: Path, again: Again | None = None
 ) -> Checked:
-    """Compute the challenged images anew, and the first one with a wrong token.
+    """Compute the challenged images anew, the first one with a wrong token, and some of those with ties.
 
     Raises `InputError` for requests that are none. Effects: a process for a decoder that is not the harness's own.
     """
     why = _unlike(made, models) or ("" if again is None else _other_decoder(made, subject, models, again))
     if why:
         return Checked(CheckAnswer.UNKNOWN, why, 0)
-    images = list(dict.fromkeys((*made.challenged, *_first_wrong(made))))
+    images = list(dict.fromkeys((*made.challenged, *_stated(made))))
     try:
         requests = [typed(request_of(values)) for values in made.requests]
         for request in requests:
@@ -90,7 +90,7 @@ def check_certificate(
     ]
     if again is not None:
         found += list(_decoded(made, models, requests, budget, images, again))
-    found += _unmet(made, found, again)
+    found += _unmet(made, found, images, again)
     answer, why = max(
         found, key=lambda each: BEST_FIRST.index(each[0]), default=(CheckAnswer.UNKNOWN, "it holds no tokens")
     )
@@ -143,10 +143,12 @@ def _other_decoder(made: form.Certificate, subject: list[Any], models: ModelPair
     return "" if same else "its draft is not at hand: the one here has other weights"
 
 
-def _first_wrong(made: form.Certificate) -> list[int]:
-    """Return the first image with a token that is stated to be wrong, if there is one."""
-    claimed = (number for number in form.candidates(made) if made.image(number)[2].expected)
-    return next(([number] for number in claimed if _wrong(made, made.image(number)[2])), [])
+def _stated(made: form.Certificate) -> list[int]:
+    """Return the first image with a token that is stated to be wrong, and sixteen of those with ties, by the root."""
+    claimed = [number for number in form.candidates(made) if made.image(number)[2].expected]
+    wrong = next(([number] for number in claimed if _wrong(made, made.image(number)[2])), [])
+    ties = [number for number in claimed if made.image(number)[2].ties and number not in made.challenged]
+    return wrong + list(form.challenges(made.root, ties, form.CHALLENGED))
 
 
 def _wrong(made: form.Certificate, image: form.Image) -> set[int]:
@@ -224,7 +226,8 @@ def _decoded(
         for each in made.settings
     ]
     groups = list(challenged_groups(made, images))
-    wrong = [k for k, decode in enumerate(made.decodes) if decode.defects and not decode.wrong_tokens][:1]
+    is_shown = any(_wrong(made, made.image(image)[2]) for image in images)
+    wrong = [k for k, decode in enumerate(made.decodes) if decode.defects and not is_shown][:1]
     tasks = list[tuple[Group | None, list[int], Task]]()
     for group in groups:
         request, rows = requests[group[1]], group[3]
@@ -235,7 +238,8 @@ def _decoded(
     for decode in (made.decodes[k] for k in wrong):
         tasks.append((None, [], Task(len(tasks), requests[decode.request], (decode.setting,))))
     most, drafts = max(task.request.B for _, _, task in tasks), tuple(each.draft_noise for each in made.settings)
-    work = VerifyWork(models, again.implementation, tuple(settings), most, budget, again.terms, drafts)
+    terms = replace(again.terms, refusals=True)  # what it refuses here is not at hand
+    work = VerifyWork(models, again.implementation, tuple(settings), most, budget, terms, drafts)
     with closing(work.open()) as opened:
         for of, rows, task in tasks:
             row = opened.do(task).rows[0]
@@ -274,14 +278,14 @@ def _compared(made: form.Certificate, models: ModelPair, group: Group, here_bL: 
             yield CheckAnswer.UNKNOWN, f"{where}, and nothing says whether by rounding"
 
 
-def _unmet(made: form.Certificate, found: list[Found], again: Again | None) -> list[Found]:
+def _unmet(made: form.Certificate, found: list[Found], images: list[int], again: Again | None) -> list[Found]:
     """Return what of a certificate's claims nothing of the above has to do with."""
     claims = [made.settings[decode.setting].contract == "A" for decode in made.decodes if decode.images]
     if again is None and not all(claims):
         return [(CheckAnswer.UNKNOWN, "tokens under contracts B and C need the decoder: pass --decode")]
     if (
         made.verdict == "DEFECT"
-        and not any(decode.wrong_tokens for decode in made.decodes)
+        and not any(_wrong(made, made.image(image)[2]) for image in images)
         and (CheckAnswer.SAME, "met") not in found
     ):
         first = next((decode.first for decode in made.decodes if decode.defects), next(iter(made.early), ""))

@@ -100,7 +100,8 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
     made = record_of(form.Certificate, {"digest": "", **predicate, "challenged": list(chosen)})
     predicate |= {"challenged": chosen, "closest": _closest(made, models, requests, record.budget)}
     text = form.sealed(subject, predicate)
-    if 4 * len(text) > 3 * form.MOST_BYTES or form.values_in(text) > form.MOST_VALUES:  # an envelope takes a third more
+    is_long = 4 * len(text) > 3 * form.MOST_BYTES or len(leaves) > form.MOST_SCALES  # an envelope takes a third more
+    if is_long or form.values_in(text) > form.MOST_VALUES:
         raise InputError(form.NAME, str(path), "would be larger than anybody reads", "certify fewer images, or ties")
     return text
 
@@ -232,9 +233,8 @@ def _images(tokens_xBL: Any, judgement: Judgement, request: Request, networks: f
     ties: dict[int, set[int]] = {}
     for tie in judgement.ties:
         draw = tie.position * networks.channels + max(tie.channel, 0)
-        b = next(
-            b for b in rows[tie.seed, tie.image] if actual_BL[b, draw] == tie.actual and draw not in ties.get(b, ())
-        )
+        open_b = (b for b in rows[tie.seed, tie.image] if draw not in ties.get(b, ()))  # an address may stand twice
+        b = next(b for b in open_b if (actual_BL[b, draw], expected_BL[b, draw]) == (tie.actual, tie.expected))
         ties.setdefault(b, set()).add(draw)
     wrong = {b for defect in judgement.defects for b in _rows_of(defect, rows)}
     for b in range(request.B):

@@ -13,6 +13,8 @@ from harness.commands._options import BUDGETS, JUDGED, PLACE, TESTED, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.files import check_readable
 
+SAID = "what was not asked or proves nothing, laws, evidence, planted bugs, closest draws"
+
 
 @dataclass(frozen=True)
 class CertificateCheck(Group):
@@ -64,5 +66,7 @@ def check_file(asked: CertificateCheck, networks: Pair, tested: options.UnderTes
     if missing:
         say(console, f"not asked: {missing}")
     of = f"{found.images} of {len(made.places)} images computed anew"
+    drawn = "" if again or not found.images else "; nor that its decoder draws these tokens: pass --decode"
+    say(console, f"said, and not checked: {SAID}{drawn}")
     say(console, f"{found.answer.value}: {'; '.join(filter(None, (found.why, of)))}")
     raise typer.Exit(found.answer.exit_status)

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.certificate import _form as form
 from harness.certificate import _read as reading
-from harness.certificate import checked
+from harness.certificate import checked, made
 from harness.certificate.checked import Again, CheckAnswer, Checked, check_certificate
+from harness.judge import Divergence, Judgement
 from harness.models import ModelPair
+from harness.protocol import Request
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.runs import LawsTried
 from harness.schema import record_of
@@ -72,6 +75,30 @@ def test_a_wrong_token_or_a_tie_that_is_none_is_refuted(honest: dict[str, Any]):
         assert found.answer is CheckAnswer.REFUTED and "the reference is said to draw" in found.why, is_tie
 
 
+def test_ties_that_are_none_are_refuted_in_images_that_nobody_challenged():
+    statement = with_tie(certificate(run()))
+    tied = statement["predicate"]["challenged"][0]
+    statement["predicate"]["challenged"] = []
+    found = answer(statement)
+    assert found.answer is CheckAnswer.REFUTED and f"image {tied} " in found.why and found.images == 1
+
+
+@pytest.mark.parametrize("again", [None, Again(OWN, (), HERE)])
+def test_a_stated_defect_that_no_token_shows_is_not_reproduced(again: Again | None):
+    """Wrong tokens of soft codes, which nobody challenges, and under contract B, where none is shown."""
+    of_soft, of_law = certificate(run(), 6), certificate(run(policy="rejection"), 6)
+    with_tie(of_soft, is_tie=False)
+    decode = next(d for d in of_soft["predicate"]["decodes"] if d["wrong_tokens"])
+    of_soft["predicate"]["requests"][decode["request"]]["more_smooth"] = True
+    head, counts = of_law["predicate"]["decodes"][-1], of_law["predicate"]["counts"]
+    for each in (head, counts):
+        each.update(unclaimed=each["unclaimed"] - 1, wrong_tokens=1, defects=1)
+    head["verdict"] = of_law["predicate"]["verdict"] = "DEFECT"
+    for statement in (of_soft, of_law):
+        found = answer(rooted(statement), again)
+        assert found.answer is CheckAnswer.UNKNOWN, found
+
+
 def test_what_rounding_explains_is_reproduced_up_to_ties(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
     monkeypatch.setattr(checked, "joint_budget", lambda *of: Budget(20.0, 10.0, 1.0, "far too wide"))
     assert answer(with_tie(honest)).answer is CheckAnswer.TIES
@@ -114,6 +141,15 @@ def test_another_decoder_or_other_options_decode_nothing(monkeypatch: pytest.Mon
     assert found.answer is CheckAnswer.UNKNOWN and "had other options: stub=numpy=/tmp/evil.py" in found.why
 
 
+def test_a_tie_is_that_of_the_row_that_differs_where_an_address_stands_twice():
+    actual_BL, expected_BL = (np.full((2, 14), 3) for _ in range(2))
+    expected_BL[1, 0] = 4
+    judgement = Judgement(2, ties=[Divergence("token", "", 0, 0, 0, 0, 0, 3, 4)])
+    networks = form.Layout("tiny", "var", "float32", "float32", (1, 2, 3), (), 1, 16, 2)
+    images = list(made._images(np.stack([actual_BL, expected_BL]), judgement, Request((0, 1), images=(0, 0)), networks))
+    assert [ties for _, _, ties, _ in images] == [(), (0,)]
+
+
 def test_requests_that_are_none_are_bad_input(honest: dict[str, Any]):
     for request in honest["predicate"]["requests"]:
         request["labels"] = ["x", "y"]
@@ -144,7 +180,7 @@ def test_no_certificate_of_a_decoder_without_source_or_of_code_that_changed(monk
 
 
 def test_it_is_the_same_from_a_run_s_file(tmp_path: Path):
-    from harness.protocol import Request, Settings
+    from harness.protocol import Settings
     from harness.runs import Decodes, Plan, RunFileOptions, recorded_result, verify_decodes
     from harness.speculative.sampler import build_decoder
 

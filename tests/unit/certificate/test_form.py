@@ -179,6 +179,55 @@ def test_as_many_images_as_anybody_reads_take_two_seconds(tmp_path: Path):
         read_certificate(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.update(scales=""),
+        lambda image: image.update(ties=[]),
+        lambda image: image.update(expected=""),
+        lambda image: image.update(note="believe me"),
+    ],
+)
+def test_an_image_has_one_spelling_for_both(change: Any, tmp_path: Path):
+    statement = json.loads((FOLDER / "identical.json").read_text())
+    change(next(i for d in statement["predicate"]["decodes"] for i in d["images"] if "tokens" in i))
+    path = tmp_path / "respelt.json"
+    path.write_bytes(sealed(statement))
+    with pytest.raises(InputError, match="does not hold together"):
+        read_certificate(path)
+    assert small.main(str(path)) == 2
+
+
+def test_a_record_without_names_is_refused(tmp_path: Path):
+    statement = json.loads((FOLDER / "identical.json").read_text())
+    fields_of = form.SettingStated.__dataclass_fields__
+    statement["predicate"]["settings"] = [[each[n] for n in fields_of] for each in statement["predicate"]["settings"]]
+    path = tmp_path / "unnamed.json"
+    path.write_bytes(sealed(statement))
+    with pytest.raises(InputError, match="a record of it has no names"):
+        read_certificate(path)
+    assert small.main(str(path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["scales", "escapes"])
+def test_what_takes_long_to_read_is_refused_by_both_within_two_seconds(kind: str, tmp_path: Path):
+    statement = json.loads((FOLDER / "identical.json").read_text())
+    predicate = statement["predicate"]
+    if kind == "scales":  # a digest each, of one bit
+        predicate["networks"].update(patch_nums=[1] * 4000, V=2)
+        predicate["decodes"][0]["images"] = [{"tokens": "A" * 667 + "="}] * 2000
+        text = sealed(statement)
+    else:
+        text = (FOLDER / "identical.json").read_bytes().replace(b'"title":"', b'"title":"' + b"\\u0001" * 10**6)
+    path = tmp_path / "slow.json"
+    path.write_bytes(text)
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"it has more than (131072 scales|60000 values)"):
+        read_certificate(path)
+    assert small.main(str(path)) == 2
+    assert time.process_time() - start < 4  # of both
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13])
 def test_both_build_the_tree_of_the_rfc(count: int):
     leaves = [bytes([k]) * 32 for k in range(count)]

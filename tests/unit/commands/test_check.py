@@ -37,6 +37,8 @@ def test_a_check_says_what_is_certified_and_what_was_not_asked(
     lines = capsys.readouterr().out.splitlines()
     assert "IDENTICAL of harness:build_decoder; unsigned: its digest shows accidents, and no more" in lines[0]
     assert lines[1].startswith("not asked: ") and "bonus scales" in lines[1]
+    assert lines[-2].startswith("said, and not checked: what was not asked or proves nothing, laws, evidence")
+    assert lines[-2].endswith("nor that its decoder draws these tokens: pass --decode")
     assert lines[-1] == "REPRODUCED: 1 of 2 images computed anew"
 
 
