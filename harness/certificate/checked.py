@@ -5,7 +5,6 @@ defect that is not stated; an honest certificate of another machine's kernels is
 cannot be told from rounding, is UNVERIFIABLE, with what it is. No budget comes from the certificate, and no code.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from harness.certificate import _form as form
 from harness.certificate.made import challenged_groups, forced, platform_of, subject_of, weight_digests
 from harness.decoders import Terms
 from harness.errors import HarnessError, InputError, shortened, text_of
-from harness.golden import PROBE_TOLERANCE
+from harness.golden import same_generator
 from harness.judge import Evidence, exponentials, judge_along, margins_of_differing_tokens
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace, request_of
@@ -112,14 +111,8 @@ def _unlike(made: form.Certificate, models: ModelPair) -> str:
     numbers = of.get("numbers")
     if of.get("device") != own["device"]:
         return f"its device is not at hand: {own['device']} draws other numbers than {of.get('device')}"
-    same = (
-        isinstance(numbers, list)
-        and len(numbers) == len(own["numbers"])
-        and all(
-            isinstance(a, int | float) and math.isclose(a, b, rel_tol=PROBE_TOLERANCE)
-            for a, b in zip(numbers, own["numbers"], strict=True)
-        )
-    )
+    are_numbers = isinstance(numbers, list) and all(isinstance(each, int | float) for each in numbers)
+    same = are_numbers and same_generator(models.device, numbers)
     return "" if same else f"the generator of this {own['device']} draws other numbers than that of {of.get('name')}"
 
 

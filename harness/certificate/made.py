@@ -8,7 +8,7 @@ draws.
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,9 +21,9 @@ from harness.certificate import _form as form
 from harness.errors import InputError
 from harness.files import finite
 from harness.golden import content_digest, generator_probe
-from harness.judge import Divergence, Judgement, margin_bound
+from harness.judge import Judgement, margin_bound
 from harness.models import ModelPair
-from harness.protocol import Request, Settings, Trace, request_values
+from harness.protocol import Request, Trace, request_values
 from harness.protocol.noise import TOKEN, Noise, RowsOf
 from harness.provenance import device_name, versions
 from harness.reference import filter_logits
@@ -59,15 +59,20 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         for setting in result.settings
         for row in setting.rows
     ]
-    leaves = [leaf for _, images in decodes for image in images for leaf in _leaves(image, networks)]
+    leaves = [
+        leaf
+        for _, images in decodes
+        for tokens_L, *_ in images
+        for leaf in form.scale_digests(tokens_L, networks.ends, networks.V)
+    ]
     asked = [
         {
             **vars(s.settings),
-            "options": _options(s.settings),
             "contract": s.contract.letter,
-            "draft_noise": plan.drafts[k],
+            "draft_noise": noise,
+            "options": [pair for pair in s.settings.options if pair[0] != "checkout"],  # a place on somebody's machine
         }
-        for k, s in enumerate(result.settings)
+        for s, noise in zip(result.settings, plan.drafts, strict=True)
     ]
     predicate: dict[str, Any] = {
         "decoder": {"implementation": code.implementation, "commit": code.commit, "changed": code.changed},
@@ -90,7 +95,7 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         "planted": _planted(result),
         "root": form.merkle_root(leaves),
         "closest": [],
-        "decodes": [{**head, "images": [_hidden(image, networks) for image in images]} for head, images in decodes],
+        "decodes": [{**head, "images": [_shown(each, networks, False) for each in images]} for head, images in decodes],
     }  # fmt: skip
     made = record_of(form.Certificate, {"digest": "", "challenged": [], **predicate})
     chosen = form.challenges(made.root, form.candidates(made), challenged)
@@ -170,17 +175,14 @@ def gaps_bL(models: ModelPair, request: Request, numbers: Noise, run: Trace) -> 
     return torch.cat(gaps, 1)
 
 
-def challenged_groups(
-    made: form.Certificate, images: Sequence[int], greedy: bool | None = None
-) -> Iterator[tuple[int, int, list[int], list[int]]]:
+def challenged_groups(made: form.Certificate, images: Sequence[int]) -> Iterator[tuple[int, int, list[int], list[int]]]:
     """Yield setting, request, image numbers and rows of some images, those of one decode together."""
     groups: dict[tuple[int, int], list[int]] = {}
     for image in sorted(images):
         decode, _, _ = made.image(image)
         groups.setdefault((decode.setting, decode.request), []).append(image)
     for (setting, request), numbers in groups.items():
-        if greedy is None or greedy == (made.settings[setting].policy == "greedy"):
-            yield setting, request, numbers, [made.image(number)[1] for number in numbers]
+        yield setting, request, numbers, [made.image(number)[1] for number in numbers]
 
 
 def _closest(
@@ -189,7 +191,9 @@ def _closest(
     """Return the closest draws of challenged images: image, draw, its lead in log scale, what rounding explains."""
     found = list[list[float]]()
     with torch.inference_mode():
-        for _, number, images, rows in challenged_groups(made, made.challenged, greedy=False):
+        for setting, number, images, rows in challenged_groups(made, made.challenged):
+            if made.settings[setting].policy == "greedy":  # nothing is drawn
+                continue
             tokens_bL = np.stack([made.tokens(made.image(image)[2].tokens) for image in images])
             alone, numbers, run = forced(models, requests[number], rows, tokens_bL, False)
             gap_n = gaps_bL(models, alone, numbers, run).double().flatten()
@@ -200,10 +204,6 @@ def _closest(
                 if bool(gap_n[at].isfinite()):
                     found.append([images[at // L], at % L, float(gap_n[at]), bound])
     return sorted(found, key=lambda each: each[2])[:CLOSEST]
-
-
-def _options(settings: Settings) -> list[tuple[str, str]]:
-    return [pair for pair in settings.options if pair[0] != "checkout"]  # a place on somebody's machine
 
 
 Kept = tuple[form.Tokens, form.Tokens | None, tuple[int, ...], bool]  # tokens, expected, ties, whether they are shown
@@ -236,29 +236,17 @@ def _images(tokens_xBL: Any, judgement: Judgement, request: Request, networks: f
         open_b = (b for b in rows[tie.seed, tie.image] if draw not in ties.get(b, ()))  # an address may stand twice
         b = next(b for b in open_b if (actual_BL[b, draw], expected_BL[b, draw]) == (tie.actual, tie.expected))
         ties.setdefault(b, set()).add(draw)
-    wrong = {b for defect in judgement.defects for b in _rows_of(defect, rows)}
+    wrong = {b for defect in judgement.defects for b in rows.get((defect.seed, defect.image), ())}
     for b in range(request.B):
         differs = not np.array_equal(actual_BL[b], expected_BL[b])
         places = tuple(sorted(ties.get(b, ())))
         yield actual_BL[b], expected_BL[b] if differs else None, places, differs or b in wrong
 
 
-def _rows_of(defect: Divergence, rows: Mapping[tuple[int, int], list[int]]) -> list[int]:
-    return rows.get((defect.seed, defect.image), [])
-
-
-def _leaves(image: Kept, networks: form.Layout) -> list[bytes]:
-    return form.scale_digests(image[0], networks.ends, networks.V)
-
-
-def _hidden(image: Kept, networks: form.Layout) -> dict[str, object]:
-    if image[3]:
-        return _shown(image, networks)
-    return {"scales": b"".join(_leaves(image, networks)).hex()}
-
-
-def _shown(image: Kept, networks: form.Layout) -> dict[str, object]:
-    tokens_L, expected_L, ties, _ = image
+def _shown(image: Kept, networks: form.Layout, always: bool = True) -> dict[str, object]:
+    tokens_L, expected_L, ties, is_shown = image
+    if not (is_shown or always):
+        return {"scales": b"".join(form.scale_digests(tokens_L, networks.ends, networks.V)).hex()}
     texts = {"tokens": tokens_L, **({} if expected_L is None else {"expected": expected_L})}
     said: dict[str, object] = {name: form.base64_of(form.packed(each, networks.V)) for name, each in texts.items()}
     return said | ({"ties": list(ties)} if ties else {})

@@ -17,4 +17,4 @@ from harness.golden._record import (
     whose_code,
     write_golden,
 )
-from harness.golden._store import PROBE_TOLERANCE, Recording, content_digest, generator_probe, read_recording
+from harness.golden._store import Recording, content_digest, generator_probe, read_recording, same_generator

@@ -55,7 +55,7 @@ def test_every_number_of_a_generator_may_be_off_by_what_logarithms_round(
         for k in range(len(known)):
             moved = [number * (1 + by * PROBE_TOLERANCE * (i == k)) for i, number in enumerate(known)]
             drawn = {torch.device(name): moved}  # of this device, and of no other
-            monkeypatch.setattr(platform, "probe", drawn.__getitem__)
+            monkeypatch.setattr(platform, "generator_probe", drawn.__getitem__)
             assert same_generator(torch.device(name)) is same
     found = unverified(of(device=name, device_name="a GPU"), torch.device(name))
     words = f"the generator of this {name} draws other numbers than that of the recording (a GPU)"
@@ -63,7 +63,7 @@ def test_every_number_of_a_generator_may_be_off_by_what_logarithms_round(
 
 
 def test_a_generator_that_makes_no_number_or_is_not_known_is_another(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(platform, "probe", lambda device: [*GENERATORS["cpu"][:-1], float("nan")])
+    monkeypatch.setattr(platform, "generator_probe", lambda device: [*GENERATORS["cpu"][:-1], float("nan")])
     assert not same_generator(CPU)
     assert not same_generator(torch.device("meta"))
 
