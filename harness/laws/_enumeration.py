@@ -158,18 +158,20 @@ def output_law(
     options: DecoderOptions,
     parts: Parts = PARTS,
     prepare: Callable[[Parts], Parts] = lambda parts: parts,
+    lanes: int = _LANES,
 ) -> tuple[JointLaw, int]:
     """Return the exact law of the decoder's tokens for one image with a label, and the number of branches walked.
 
-    `prepare` changes the parts last of all, around the deciding functions: there a test plants a bug in those.
+    `prepare` changes the parts last of all, around the deciding functions: there a test plants a bug in those. `lanes`
+    branches at most are one batch: 1 for networks whose rounding of an image depends on its company.
     """
     law: JointLaw = {}
     waiting: list[_Box] = [{}]
     branches = 0
     options = replace(options, keep_intermediates=False)
     while waiting:
-        walk = _Walk(waiting[-_LANES:], models)
-        del waiting[-_LANES:]
+        walk = _Walk(waiting[-lanes:], models)
+        del waiting[-lanes:]
         batch = request.only([0] * len(walk.lanes))
         decoder = SpeculativeDecoder(models, options, prepare(walk.parts(parts)))
         trace = decoder.decode(batch, _CellNoise(models, batch))
@@ -192,7 +194,7 @@ def sequences(V: int, L: int) -> Tensor:
 def target_law(case: Case) -> Tensor:
     """Return law_N of `sequences`: the target's exact law of the first image of a case."""
     alone = replace(case, labels=case.labels[:1], order="image", device="cpu")  # few numbers, and float64: on the host
-    law = joint_law(alone.models, alone.request)
+    law = joint_law(alone.models, replace(alone.request, negative_texts=case.request.negative_texts))
     every = sequences(case.V, case.pyramid.draws.L).tolist()
     return torch.tensor([law.get(tuple(tokens), 0.0) for tokens in every], dtype=torch.float64)
 
