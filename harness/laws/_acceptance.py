@@ -9,7 +9,7 @@ from harness.errors import InputError
 from harness.judge import Evidence, judge, require
 from harness.laws._batch import in_step
 from harness.laws._case import QUALITIES, Case
-from harness.laws._enumeration import output_law, p_value, target_law
+from harness.laws._enumeration import LANES, output_law, p_value, target_law
 from harness.laws._law import (
     FLOAT64,
     KEEPS_AN_EQUAL,
@@ -110,8 +110,8 @@ def exact(subject: Subject, case: Case) -> bool:
         if not isinstance(decoder, SpeculativeDecoder):
             raise NotOffered("not composed of the harness's parts")
         # Texts of one length attend together: in bfloat16 a draft rounds by the batch, and branches go on from its law
-        one = {"lanes": 1} if dtype and case.family == "infinity" else {}
-        law, branches = output_law(small.models, small.request, decoder.options, decoder.parts, **one)
+        lanes = 1 if dtype and case.family == "infinity" else LANES
+        law, branches = output_law(small.models, small.request, decoder.options, decoder.parts, lanes=lanes)
         expected = joint_law(small.models, small.request)
         far = law_distance(law, expected)
         said = f"an image's probability is {far:.3g} off; {branches} branches, {len(expected)} images"

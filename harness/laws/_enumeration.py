@@ -35,7 +35,7 @@ from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.wording import count_of
 
-_LANES = 2048
+LANES = 2048
 _STREAMS = (TOKEN, DRAFT, ACCEPT, CORRECT)
 _TINY = 1e-15  # an interval this short is rounding, not a branch
 _Interval = tuple[float, float]
@@ -158,7 +158,7 @@ def output_law(
     options: DecoderOptions,
     parts: Parts = PARTS,
     prepare: Callable[[Parts], Parts] = lambda parts: parts,
-    lanes: int = _LANES,
+    lanes: int = LANES,
 ) -> tuple[JointLaw, int]:
     """Return the exact law of the decoder's tokens for one image with a label, and the number of branches walked.
 
