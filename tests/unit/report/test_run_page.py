@@ -214,7 +214,7 @@ def test_a_run_that_is_not_finished_says_so(tmp_path: Path):
         words = read(page_of(tmp_path / name)).words
         assert f"the run is not finished: {2 * len(some)} of 4 images are judged" in words
     assert "INCONCLUSIVE" in words
-    assert "Nothing is proved by 0 images under 1 setting" in words
+    assert "Nothing wrong was found in 0 images under 1 setting" in words
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, capsys):
