@@ -22,6 +22,7 @@ from harness.mutants import masks, state
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
+from harness.rounding import quick_budget
 from harness.speculative import _var as var
 from harness.speculative._cache import KVCache
 from harness.speculative.parts import PARTS
@@ -224,6 +225,7 @@ def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: b
 
 def test_a_network_that_forgets_its_mask_is_no_rounding(monkeypatch: pytest.MonkeyPatch):
     """Both sides share it; a pass over one scale needs no mask, so that the reference is right."""
+    quick_budget(STRANGERS)  # of the right network, and kept: a process may begin with this test
     attention, hidden, blocks = F.scaled_dot_product_attention, Transformer.hidden, list[int]()
 
     def first_block_alone(*qkv: Tensor, scale: float) -> Tensor:

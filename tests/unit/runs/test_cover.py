@@ -204,7 +204,9 @@ def test_what_a_decoder_refuses_is_counted():
     assert len(result.settings) == kept
     assert result.coverage.refused == asked - kept * (len(block.requests) - unconditional)
     # what it refuses to be built with it does not claim
-    assert result.inconclusive == [f"the decoder refused {result.coverage.refused} of {asked} decodes"]
+    assert result.inconclusive == [
+        f"{result.coverage.refused} of {asked} decodes were not made: {result.coverage.refused} refused"
+    ]
     assert not any(judgement.defects for setting in result.settings for judgement in setting.judgements)
 
 
