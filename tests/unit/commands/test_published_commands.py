@@ -89,10 +89,10 @@ BAD = [
         ["verify", "--implementation", "published:vae"],
         "is no published sampler .*; pass one of published:var",
     ),
-    (["verify", "--implementation", "published:var", "--checkout", "nowhere"], "checkout=.*nowhere: is no folder"),
+    (["verify", "--implementation", "published:var", "--checkout", "nowhere"], "checkout=.*nowhere: no such folder"),
     (["verify", "--option", "gamma=2"], "option=gamma: the harness's own decoder takes --policy"),
     (["verify", "--implementation", "tests.naive:naive", "--option", "gamma"], "option=gamma: must read NAME=VALUE"),
-    (["parts", "--implementation", "published:var", "--checkout", "nowhere"], "checkout=.*nowhere: is no folder"),
+    (["parts", "--implementation", "published:var", "--checkout", "nowhere"], "checkout=.*nowhere: no such folder"),
     (["parts", "--seed", "-1"], "seed=-1: must lie in"),
     (["init", "mydecoder.txt"], "path=mydecoder.txt: must be a Python module"),
 ]
