@@ -99,7 +99,7 @@ Cluster = Annotated[str, Option(SCHEDULER, rare=True, panel=PLACE)]
 Json = Annotated[Path | None, Option("Write the result to this file.", panel=WRITTEN)]
 Html = Annotated[Path | None, Option(PAGE, panel=WRITTEN)]
 Resume = Annotated[bool, Option("Go on where the run in that file stopped.", rare=True, panel=WRITTEN)]
-Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", panel=WRITTEN)]
+Verbose = Annotated[bool, Option("Show a row for everything that passed, too.", rare=True, panel=WRITTEN)]
 Quiet = Annotated[bool, Option(SILENT, rare=True, panel=WRITTEN)]
 
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 USUAL = {
     "--models", "--draft", "--target", "--vae", "--seeds", "--labels", "--draft-len", "--policy", "--implementation",
     "--contract", "--device", "--json", "--html", "--cfg", "--top-k", "--top-p", "--images", "--checkout",
-    "--sequential", "--run", "--locate", "--verbose", "--certificate",
+    "--sequential", "--run", "--locate", "--certificate",
 }  # fmt: skip
 DOOR = """
 import contextlib, io, os, sys
