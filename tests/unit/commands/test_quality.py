@@ -183,7 +183,7 @@ def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, tmp_
     monkeypatch.setattr("harness.quality.run_study", run)
     assert command(monkeypatch, "quality", "--draft", str(file), "--images", "80") == 0
     (pair, means), (target, vae) = asked[0], (digits.target, digits.vae)
-    assert means.unit == digits_means().unit
+    assert means.real is not None and means.real.name == digits_means().real.name
     for side, expected in ((pair.draft, weights), (pair.target, target.weights), (pair.vae, vae.weights)):
         assert all(torch.equal(side.weights[name], weight) for name, weight in expected.items())
     assert command(monkeypatch, "quality", "--draft", str(file), "--target", str(file)) == 2  # another target's images
