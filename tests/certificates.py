@@ -168,7 +168,7 @@ def vectors() -> dict[str, tuple[bytes, str]]:
         "infinite": text.replace(b'"cfg":1.5', b'"cfg":1e999'),
         "half-a-character": text.replace(b'"title":"', b'"title":"\\ud800'),
         "cut-short": text[: len(text) // 2],
-        "nested": text[: text.index(b'"laws":') + 7] + b"[" * 50_000,
+        "nested": text[: text.index(b'"laws":') + 7] + b"[" * 30_000,
         "empty": b"",
         "another-payload-type": form.canonical({**envelope, "payloadType": "text/plain"}),
         "two-signatures": form.canonical({**envelope, "signatures": [signature, signature]}),

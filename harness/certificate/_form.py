@@ -20,7 +20,7 @@ from harness.errors import check_installed
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "urn:sdvar-harness:certificate:v1"
 PAYLOAD = "application/vnd.in-toto+json"
 NAME = "certificate"
-MOST_BYTES, MOST_VALUES, MOST_SCALES = 2**24, 60_000, 2**17  # of a file, some 10,000 images: what two seconds read
+MOST_BYTES, MOST_VALUES, MOST_SCALES = 2**24, 40_000, 2**17  # of a file, some 7,000 images: what two seconds read
 CHALLENGED = 16
 Tokens = npt.NDArray[np.int64]
 

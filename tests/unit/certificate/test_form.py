@@ -166,7 +166,7 @@ except Exception as error:
 def test_as_many_images_as_anybody_reads_take_two_seconds(tmp_path: Path):
     statement = json.loads((FOLDER / "identical.json").read_text())
     decode = statement["predicate"]["decodes"][0]
-    decode["images"] = [{"scales": "0" * 192}] * 29_000
+    decode["images"] = [{"scales": "0" * 192}] * 19_500
     path = tmp_path / "many.json"
     path.write_bytes(sealed(statement))
     start = time.process_time()
@@ -175,7 +175,7 @@ def test_as_many_images_as_anybody_reads_take_two_seconds(tmp_path: Path):
     assert time.process_time() - start < 2
     decode["images"] *= 2
     path.write_bytes(sealed(statement))
-    with pytest.raises(InputError, match="it has more than 60000 values"):
+    with pytest.raises(InputError, match="it has more than 40000 values"):
         read_certificate(path)
 
 
@@ -222,7 +222,7 @@ def test_what_takes_long_to_read_is_refused_by_both_within_two_seconds(kind: str
     path = tmp_path / "slow.json"
     path.write_bytes(text)
     start = time.process_time()
-    with pytest.raises(InputError, match=r"it has more than (131072 scales|60000 values)"):
+    with pytest.raises(InputError, match=r"it has more than (131072 scales|40000 values)"):
         read_certificate(path)
     assert small.main(str(path)) == 2
     assert time.process_time() - start < 4  # of both
