@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.decoders._factory import OWN_DECODER
-from harness.models import load_digits
+from harness.models import DIGITS, load_digits
 from harness.protocol._decoder import Settings
 from harness.quality import digits_means
 from harness.quality._distances import Estimate
@@ -171,7 +171,7 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
     assert 'pip install "sdvar-harness[quality]"' in capsys.readouterr().err
 
 
-def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, tmp_path: Path):
+def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, capsys, tmp_path: Path):
     digits, file, asked = load_digits(), tmp_path / "draft.safetensors", []
     weights = {name: weight + 1 for name, weight in digits.draft.weights.items()}
     save_file(weights, file)
@@ -186,7 +186,12 @@ def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, tmp_
     assert means.real is not None and means.real.name == digits_means().real.name
     for side, expected in ((pair.draft, weights), (pair.target, target.weights), (pair.vae, vae.weights)):
         assert all(torch.equal(side.weights[name], weight) for name, weight in expected.items())
-    assert command(monkeypatch, "quality", "--draft", str(file), "--target", str(file)) == 2  # another target's images
+    others = [
+        word for name in ("draft", "target", "vae") for word in (f"--{name}", str(DIGITS / f"{name}.safetensors"))
+    ]
+    capsys.readouterr()
+    assert command(monkeypatch, "quality", *others) == 2  # files of one's own may draw other images
+    assert "features=None: are needed for custom" in capsys.readouterr().err
 
 
 def test_everything_from_the_command_line(monkeypatch, capsys, tmp_path: Path):
