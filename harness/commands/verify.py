@@ -1,4 +1,7 @@
-"""`sdvar-harness verify`: prove a decoder against the reference, or show where it goes wrong."""
+"""`sdvar-harness verify`: prove a decoder against the reference, or show where it goes wrong.
+
+One module: what each option means is read off the options beside it, and no other command has as many.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +152,6 @@ def _verified(
     outputs: VerifyOutputs,
 ) -> int:  # fmt: skip
     """Answer what was asked, show and write it; return the exit status."""
-    from harness.certificate.made import certificate_of
     from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
     from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
@@ -200,6 +202,8 @@ def _verified(
             result, status = stop.result, stop.status
         write(result, paths, store, outputs, None if status else partial(take_line, models=pair, asked=judging.locate))
         if outputs.certificate is not None and not status:
+            from harness.certificate.made import certificate_of
+
             write_certificate(partial(certificate_of, result, pair), paths, outputs, key)
     return status or result.verdict.exit_status
 

@@ -17,6 +17,8 @@ such wealths with fixed weights is another one. Three things keep a right decode
 - a draw from float32 numbers follows its law up to DRAW_ROUNDING in total variation, so that no factor may exceed
   MOST_RATIO: the bound grows by the product of the two.
 
+One module: bounds, laws and bets are one computation over the same draws, and the proof above is about all of it.
+
 Source: Shafer, "Testing by betting", Journal of the Royal Statistical Society A 184 (2021); Ville (1939).
 """
 

@@ -7,6 +7,8 @@ target's, and the wrong ones were taken. Where nothing of the kind is seen that 
 How: the decode runs once more under a recorder, and so does the reference along the decoder's tokens and along what it
 drafted, by both networks. From the wrong value it is followed back, from operation to operation, until all that goes in
 is right.
+
+One module: every rule hands the search on to another one, and each is a few lines.
 """
 
 from collections.abc import Iterator, Sequence

@@ -3,6 +3,8 @@
 Promise: a `Case` is frozen and its repr is Python, so whatever broke in it can be replayed from the printed line; the
 networks are a function of the case alone, and nothing in them is negligible: a wrong position, scale, label or token
 moves every logit by far more than rounding. A draft is as near to its target as its word says.
+
+One module: a case and the networks of its two families are read together, since one is a function of the other.
 """
 
 import math
