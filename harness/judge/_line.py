@@ -66,6 +66,13 @@ class Search:
     weights: list[TensorRows]
     close: float
     rejected: list[tuple[int, Tensor, Tensor]]  # scale, tokens of the draft, the target's
+    counts: tuple[int, ...]  # tokens of every scale
+
+    def _windows(self, si: int) -> set[tuple[int, int]]:
+        """Return of every window with a scale its tokens, and those before the scale's."""
+        counts, S = self.counts, len(self.counts)
+        windows = ((counts[first:si], counts[si:end]) for first in range(si + 1) for end in range(si + 1, S + 1))
+        return {(sum(before) + sum(others), sum(before)) for before, others in windows}
 
     def computed(self, wrong: Wrong) -> Found | None:
         """Return the operation that computed a wrong value of right ones."""
@@ -75,7 +82,7 @@ class Search:
         made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
             tokens_l, is_l = wrong.actual.flatten().cpu(), (wrong.actual != wrong.expected).flatten().cpu()
-            made = stream.drawn(tokens_l, is_l) or (made if rows.kind[1] >= LEAST else {})
+            made = stream.drawn(tokens_l, is_l, self._windows(wrong.scale)) or (made if rows.kind[1] >= LEAST else {})
         back = stream.back(made)
         for number, at_n in stream.firsts(back, made).items():
             step = stream.steps[number]
@@ -120,7 +127,7 @@ class Search:
             return None
         if wrong.is_tokens:
             tokens_l = wrong.expected.flatten().cpu()
-            made = self.right.drawn(tokens_l, torch.ones_like(tokens_l))
+            made = self.right.drawn(tokens_l, torch.ones_like(tokens_l), self._windows(wrong.scale))
         else:
             rows = rows_of(wrong.expected)
             made = self.right.makers(rows) if rows else {}
@@ -287,7 +294,7 @@ class LineSearch:
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
         of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
-        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected)
+        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected, pyramid.draws.counts)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)

@@ -53,13 +53,19 @@ class Stream:
         """Tell whether a step reads real numbers."""
         return any(rows.kind[0] == "real" for rows in self.steps[number].inputs)
 
-    def drawn(self, tokens_l: Tensor, is_l: Tensor) -> Rows:
-        """Return the step that drew tokens, the last of those that drew the fewest, and the places of some there."""
+    def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> Rows:
+        """Return the step that drew tokens, the last of those that drew the fewest, and the places of some there.
+
+        Few tokens stand anywhere by chance: they count where one of `windows` (its tokens, those before) has them.
+        """
         found: list[tuple[int, int, int]] = []
         for number, step in enumerate(self.steps):
             if self.draws(number) and len(step.whole) == 1 and step.made[0]:
                 row = step.made[0][-1] if step.made[0][-1] in self._ends else 0
-                found += [(len(step.whole[0]), -number, place) for place in places_of(step.whole[0], tokens_l, row)]
+                n, is_few = len(step.whole[0]), len(tokens_l) < LEAST
+                for place in places_of(step.whole[0], tokens_l, row):
+                    if not is_few or any(n % count == 0 and place % count == before for count, before in windows):
+                        found.append((n, -number, place))
         return {-number: place + torch.nonzero(is_l).flatten() for _, number, place in sorted(found)[:1]}
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:

@@ -36,7 +36,7 @@ def test_a_crash_keeps_the_trace_so_far(shelf: Path, in_process: bool):
     assert "IndexError: list index out of range in forward, basic_var.py:" in result.first_divergence.detail
     (text,) = result.so_far
     assert "scales 0..1 of 4 final; last good tensor: f_hat of scale 1" in text
-    assert text.endswith("numbers read of scales: target 0..1; last seen: target pass over 9 positions")
+    assert text.endswith("numbers were read of scales: target 0..1; last seen: target pass over 9 positions")
 
 
 def test_rounds_before_a_crash_are_counted(shelf: Path):
