@@ -258,7 +258,7 @@ class CaseFamily:
 
 # Of Infinity: bits a position, or a quarter where patchified, and texts of unequal lengths, 128 wide as pool heads are.
 # The last text is what an unconditional row beside it reads, as the last label is no class in VAR.
-_BITS, _LENGTHS, _A, _PLACES = 2, (3, 5, 1, 2), 128, ((0,), (0, -1), (-1,))
+_BITS, _LENGTHS, _A = 2, (3, 5, 1, 2), 128
 _ROWS_TA = torch.randn(sum(_LENGTHS), _A, generator=torch.Generator().manual_seed(0)).split(_LENGTHS)
 
 
@@ -296,7 +296,8 @@ def _request_of_texts(case: Case) -> Request:
 def _by_scale(case: Case, cfg: float, pyramid: ScalePyramid) -> ScaleGuidance:
     """Return weights that grow from 1 on but for one scale, where guidance is off, and temperatures that differ."""
     weights = tuple(1.0 if si == 1 else 1 + cfg * (si + 1) / pyramid.S for si in pyramid)
-    return ScaleGuidance(weights, tuple(1.0 + 0.25 * (si % 3) for si in pyramid), _PLACES[case.seed % 3])
+    places = ((0,), (0, -1), (-1,), (1 - 2 * case.depth, 0))[case.seed % 4]  # the last: after the first of all blocks
+    return ScaleGuidance(weights, tuple(1.0 + 0.25 * (si % 3) for si in pyramid), places)
 
 
 FAMILIES = {

@@ -21,14 +21,20 @@ def normal(x: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def _silu(x: Tensor) -> Tensor:
+def silu(x: Tensor) -> Tensor:
+    """Return x·sigmoid(x)."""
     return x / (1 + (-x).exp())
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return the tanh form of GELU (spec §4)."""
+    return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
 
 
 def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tensor, mask_nn: Tensor) -> Tensor:
     """Return logits_RnV of one pass (spec §4) over rows with their position term; `mask_nn`: a row sees a column."""
     R, D = len(x_RnD), config.D
-    silu_RD = _silu(w["class_emb.weight"][labels_R])
+    silu_RD = silu(w["class_emb.weight"][labels_R])
     for i in range(config.depth):
         block = f"blocks.{i}."
         if config.shared_adaln:
@@ -39,8 +45,7 @@ def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tens
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (six[:, :, k] for k in range(6))
         x_RnD = x_RnD + gamma1 * _attention(config, w, block, normal(x_RnD) * (1 + scale1) + shift1, mask_nn)
         inner = (normal(x_RnD) * (1 + scale2) + shift2) @ w[block + "ffn.fc1.weight"].T + w[block + "ffn.fc1.bias"]
-        gelu = 0.5 * inner * (1 + (math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)).tanh())
-        x_RnD = x_RnD + gamma2 * (gelu @ w[block + "ffn.fc2.weight"].T + w[block + "ffn.fc2.bias"])
+        x_RnD = x_RnD + gamma2 * (gelu(inner) @ w[block + "ffn.fc2.weight"].T + w[block + "ffn.fc2.bias"])
     two = (silu_RD @ w["head_nm.ada_lin.1.weight"].T + w["head_nm.ada_lin.1.bias"]).view(R, 1, 2, D)
     return (normal(x_RnD) * (1 + two[:, :, 0]) + two[:, :, 1]) @ w["head.weight"].T + w["head.bias"]
 

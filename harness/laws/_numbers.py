@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import InputError, NonFiniteError
+from harness.errors import NonFiniteError
 from harness.judge import require
 from harness.laws import _formulas as formulas
-from harness.laws._case import CLASSES, Case, random_models
+from harness.laws import _formulas_infinity as infinity
+from harness.laws._case import CLASSES, FAMILIES, Case
 from harness.laws._law import FLOAT64, PLAIN, NotOffered, Subject, law, policy_name, require_equal
-from harness.laws._oracle import run_over
-from harness.models import ModelPair, product_dtype, var_config
+from harness.laws._oracle import Run, run_over
+from harness.models import ModelPair, product_dtype
 from harness.models.network import Around, Condition
-from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels
@@ -35,33 +35,39 @@ _HEAD = 1e-4
 # measured on the code that is judged here. tests/meta/test_dtypes.py: a quarter of it is too little, and a norm that
 # adds 1e-5 for 1e-6 is beyond it.
 ROUNDINGS = {torch.float32: 16.0, torch.bfloat16: 4.0, torch.float16: 4.0}
+DEEPER = 2.5  # times as many for Infinity, whose blocks have two attentions: 13 and 7.2 were needed by 416 cases each
 
 
-def rounded(largest: Tensor, dtype: torch.dtype) -> float:
+def rounded(largest: Tensor, dtype: torch.dtype, family: str = "var") -> float:
     """Return how far numbers of this size may be from float64's where they are computed in a precision."""
     if dtype == torch.float64:
         return FLOAT64
-    return ROUNDINGS[dtype] * torch.finfo(dtype).eps * float(largest.abs().max())
+    roundings = ROUNDINGS[dtype] * (DEEPER if family == "infinity" else 1)
+    return roundings * torch.finfo(dtype).eps * float(largest.abs().max())
 
 
-def _vqvae(case: Case) -> Autoencoder:
-    """Return the case's VQ-VAE. Raises `NotOffered` for networks that are not of VAR, whose formulas these are."""
-    try:
-        return case.models.vqvae
-    except InputError as error:
-        raise NotOffered(str(error)) from None
-
-
-def _both_norms(case: Case) -> list[ModelPair]:
+def _pairs(case: Case) -> list[ModelPair]:
     """Return the case's networks with and without queries and keys of one length, and with a head's that is cut."""
-    _vqvae(case)
     pairs = [case.models, replace(case, l2_norm=not case.l2_norm, shared_adaln=not case.shared_adaln).models]
-    normed: Any = next(pair.target for pair in pairs if var_config(pair.target).l2_norm)
+    normed: Any = next(pair.target for pair in pairs if pair.target.config.l2_norm)
+    name = next(name for name in normed.weights if name.endswith("scale_mul_1H11"))
     if case.exact:
-        name = "blocks.0.attn.scale_mul_1H11"
         longer = {name: normed.weights[name] + torch.tensor((5.0, 0.0), device=case.at).view(1, 2, 1, 1)}
         pairs.append(replace(case.models, target=replace(normed, weights={**normed.weights, **longer})))
-    return pairs
+        return pairs
+    return [pair.unrounded() for pair in pairs]  # a step of bfloat16 is beyond what float32 loses
+
+
+def _of_var(case: Case, network: Any, weights: dict[str, Tensor], run: Run) -> Tensor:
+    level_L = torch.tensor(case.pyramid.levels(), device=case.at)
+    labels_R, sees_LL = guidance_labels(case.labels_B, CLASSES), level_L[:, None] >= level_L[None, :]
+    return formulas.logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
+
+
+def _of_infinity(case: Case, network: Any, weights: dict[str, Tensor], run: Run) -> Tensor:
+    given = {name: weight.cpu() for name, weight in weights.items()}
+    raw_BLN = run.raw_BLC.double().cpu()
+    return infinity.logits(network.config, given, raw_BLN, case.request, case.labels).to(case.at)
 
 
 @law("numbers.transformer", "network")
@@ -69,16 +75,15 @@ def _both_norms(case: Case) -> list[ModelPair]:
 def transformer(subject: Subject, case: Case) -> bool:
     """Both networks compute the formula of the spec page, head included."""
     tokens_BL = case.random_tokens()
-    level_L = torch.tensor(case.pyramid.levels(), device=case.at)
-    labels_R, sees_LL = guidance_labels(case.labels_B, CLASSES), level_L[:, None] >= level_L[None, :]
-    for models in _both_norms(case):
+    for models in _pairs(case):
         for name in ("draft", "target"):
-            network = getattr(models, name)
+            network: Any = getattr(models, name)
             run = run_over(network, models.vae, case, tokens_BL)
             weights = {weight: tensor.double() for weight, tensor in network.weights.items()}
-            expected = formulas.logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
+            expected = {"var": _of_var, "infinity": _of_infinity}[case.family](case, network, weights, run)
             where = f"{name}{'' if network.config.l2_norm else ' without the norm of queries and keys'}"
-            require_equal("logits", run.rows_RLV.double(), expected, where, rounded(expected, product_dtype(network)))
+            error = rounded(expected, product_dtype(network), case.family)
+            require_equal("logits", run.rows_RLV.double(), expected, where, error)
     return True
 
 
@@ -108,8 +113,10 @@ def phi(subject: Subject, case: Case) -> bool:
 @law("numbers.encode", "quantizer")
 @torch.inference_mode()
 def encode(subject: Subject, case: Case) -> bool:
-    """Encoding takes the nearest code, the lowest index on a tie."""
-    vae, pyramid = _vqvae(case), ScalePyramid(case.patch_nums[:3])
+    """Encoding takes the nearest code, the lowest index on a tie; of bits the signs, and codes lie in their places."""
+    if case.family == "infinity":
+        return _signs(case)
+    vae, pyramid = case.models.vqvae, ScalePyramid(case.patch_nums[:3])
     quantizer = vae.quantizer
     codes_VC = quantizer.codebook_VC.double()
     z_BCPP = case.normal(2, quantizer.C, pyramid.P, pyramid.P).to(quantizer.codebook_VC)
@@ -143,11 +150,30 @@ def encode(subject: Subject, case: Case) -> bool:
     return True
 
 
+def _signs(case: Case) -> bool:
+    """Require that bits are the residuals' signs, draw by draw, and that codes of given bits lie where they should."""
+    vae, pyramid, given_BL = case.models.vae, case.pyramid, case.random_tokens()
+    z_BChw = case.normal(case.B, *case.models.target.config.latent).to(vae.dtype)
+    bits_BL, residual_BL = vae.quantizer.encode(z_BChw, pyramid, given_BL)
+    expected_BL = infinity.encoded(z_BChw.double(), pyramid, given_BL)
+    error = rounded(expected_BL, product_dtype(vae))
+    require_equal("residuals", residual_BL.double(), expected_BL, "along given bits", error)
+    sure_BL = expected_BL.abs() > error  # the sign of others is rounding's
+    require_equal("bits", bits_BL[sure_BL], (expected_BL > 0).long()[sure_BL], "along given bits")
+    for si, sides in enumerate(pyramid.sides):
+        bits_Bl = given_BL[:, pyramid.draws.span(si)]
+        codes = vae.quantizer.codes(bits_Bl, *sides).double()
+        expected_Bl = (2.0 * bits_Bl - 1).double() * codes.shape[1] ** -0.5
+        actual_Bl = infinity.draws_of(codes, codes.shape[3] // sides[1])
+        require_equal("codes", actual_Bl, expected_Bl, f"scale {si}", rounded(expected_Bl, product_dtype(vae)))
+    return True
+
+
 @law("numbers.pixels", "autoencoder")
 @torch.inference_mode()
 def pixels(subject: Subject, case: Case) -> bool:
     """Pixels are (x + 1)/2 of the output clamped to [-1, 1]."""
-    vae = _vqvae(case)
+    vae: Any = case.models.vae
     f_hat = (3 * case.normal(1, vae.quantizer.C, 3, 3)).to(vae.dtype)
     raw = vae.latent_to_raw_image(f_hat).double()
     expected = (torch.minimum(torch.maximum(raw, -torch.ones_like(raw)), torch.ones_like(raw)) + 1) / 2
@@ -161,9 +187,7 @@ def pixels(subject: Subject, case: Case) -> bool:
 @law("numbers.precision", "network", "quantizer")
 def precision(subject: Subject, case: Case) -> bool:
     """Weights in another precision are rounded once; quantiser and head stay in float32."""
-    _vqvae(case)
-    # never yet in another precision
-    made_anew = random_models(var_config(case.models.target), case.weights, case.draft)
+    made_anew = FAMILIES[case.family].models(case)  # never yet in another precision
     wide = made_anew.named_weights()
     brief, half = torch.bfloat16, torch.float16
     for dtype, draft_dtype in ((torch.float32, brief), (brief, half), (half, None), (torch.float64, None)):
@@ -180,12 +204,13 @@ def precision(subject: Subject, case: Case) -> bool:
 @torch.inference_mode()
 def _head(case: Case, network: Any) -> None:
     """Require that a network's head computes the formula of its own weights and condition in float32 at least."""
-    condition = network.condition(guidance_labels(case.labels_B, CLASSES))
-    h_RnD = case.normal(2 * case.B, 3, network.config.D).to(network.dtype)
+    condition = case.condition(network)
+    h_RnD = case.normal(len(condition.cond_RD), 3, network.config.D).to(network.dtype)
     actual = network.logits(h_RnD, condition)
     factor_R1D, shift_R1D = (term.double() for term in condition.head)
     weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
     expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    expected = expected.reshape(actual.shape)  # of Infinity a row a draw
     least = torch.promote_types(network.dtype, torch.float32)
     require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")
     atol = FLOAT64 if least == torch.float64 else _HEAD

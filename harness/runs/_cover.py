@@ -124,7 +124,7 @@ def _of_texts(models: ModelPair) -> tuple[Request, ...]:
         replace(whole, labels=(2, 1), seed=2, top_k=1, top_p=0.9, negative_texts=negative),
         replace(whole, labels=(1,), seed=3, scale_guidance=replace(guidance, weights=(1.0,) * S)),
         replace(whole, labels=(0, 2, 3), seed=4, top_p=0.97, order="batch",
-                scale_guidance=replace(guidance, places=(0, -1) if deep else (0,))),
+                scale_guidance=replace(guidance, places=(-1, 0) if deep else (0,))),
         replace(whole, labels=(3, 1), seed=2**33 + 5, top_k=1,
                 scale_guidance=replace(guidance, weights=mixed[::-1], temperatures=mixed,
                                        places=(-1,) if deep else (0,))),
