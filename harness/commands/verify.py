@@ -83,6 +83,9 @@ class VerifyJudging(Group):
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
     locate: options.LocateIfQuick = None
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
+    may_differ_from: Annotated[
+        int | None, Option("Demand the reference's tokens before this scale of one that claims B or C.", rare=True)
+    ] = None
     cover: Annotated[bool | None, Option(DESIGN, rare=True, shown="where nothing is asked")] = None
     laws: Annotated[int | None, Option("Try every law in so many cases, too; 0 = none.", rare=True, shown=TRIED)] = None
     budgets: options.Budgets = options.BUDGETS
@@ -175,6 +178,7 @@ def _verified(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
         Limits(tested.timeout, tested.memory, writable_folders(tested.allow_write)), budgets,
         against=other_for(judging, name, settings, decoding), strict=judging.strict, first_only=judging.fail_fast,
+        may_differ_from=judging.may_differ_from,
     )  # fmt: skip
     parallelism = Parallelism(outputs.workers, outputs.cluster, networks.mode.device)
     store = RunFileOptions(paths.get("run"), outputs.resume, recipe_of(networks, decoding, tested, judging))
@@ -253,9 +257,13 @@ def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJud
         return None
     if outputs.challenged < 1:
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
-    if judging.against or judging.against_checkout or images.texts:
-        what = "texts that requests draw from" if images.texts else "decoder in the reference's place"
-        raise InputError("certificate", str(file), f"has no {what}", "drop one of them")
+    for is_asked, what in (
+        (judging.against or judging.against_checkout, "decoder in the reference's place"),
+        (images.texts, "texts that requests draw from"),
+        (judging.may_differ_from is not None, "scale that tokens may differ from"),
+    ):
+        if is_asked:
+            raise InputError("certificate", str(file), f"has no {what}", "drop one of them")
     check_extra(file)
     return None if outputs.key is None else read_key(outputs.key, private=True)
 
@@ -320,8 +328,8 @@ def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> 
     return bool(given | (decoding.given - {"policy"}))
 
 
-REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "implementation", "timeout", "memory",
-            "in_process", "budgets")  # fmt: skip
+REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "may_differ_from", "implementation", "timeout",
+            "memory", "in_process", "budgets")  # fmt: skip
 
 
 def recipe_of(networks: options.Pair, *others: Group) -> dict[str, str]:

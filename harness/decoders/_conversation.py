@@ -21,7 +21,7 @@ from harness.protocol import DECLINES, Intermediates, Request, Round, Settings, 
 from harness.rounding import Budget
 from harness.schema import record_of
 
-TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV")
+TENSORS = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV", "skipped_BSN")
 SHOWN = "intermediates."
 MOST_TEXT = 1000  # characters of a clause
 MOST_REMARKS = 20  # of a decode

@@ -45,6 +45,8 @@ class Terms:
     unasked: int = 0  # decodes of that design that are not in the plan, since the decoder cannot be built for them
     laws: int | None = None  # try every law in so many cases, too (`verify`); 0 = none, None = as the command line does
     strict: bool = False  # what a decoder leaves behind in its process is a defect, not a remark
+    # of a decoder that claims B or C: the first scale whose tokens may be others than the reference's; None = scale 0
+    may_differ_from: int | None = None
 
 
 class Runner(Protocol):

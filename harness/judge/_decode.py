@@ -55,13 +55,14 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judgement.distances = image_distances(evidence.models, actual, evidence.expected)
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
     judgement.identical = judgement.draws - int(differ_BL.sum())
-    wrong = first_wrong(along)
-    if claims_tokens:
-        judge_tokens(along, wrong, differ_BL, judgement)
-    else:
-        judgement.unclaimed = judgement.draws - judgement.identical
-        if contract is Contract.LAW:
-            judge_support(along, judgement, bet_on(along, judgement).forbidden)
+    wrong, claimed_BL = first_wrong(along), differ_BL.clone()
+    if not claims_tokens:  # but for those before the first scale that may differ
+        claimed_BL[:, evidence.models.pyramid.draws.begin(evidence.may_differ_from or 0) :] = False
+        judgement.unclaimed = int((differ_BL & ~claimed_BL).sum())
+    if claims_tokens or evidence.may_differ_from:
+        judge_tokens(along, wrong, claimed_BL, judgement)
+    if contract is Contract.LAW:
+        judge_support(along, judgement, bet_on(along, judgement).forbidden)
     # a greedy decode draws nothing; where a token is wrong already, so is its draw
     if not (evidence.greedy or judgement.defects):
         judge_shown_law(along, judgement)
@@ -108,7 +109,9 @@ def _along(evidence: Evidence, contract: Contract) -> Evidence:
     along = evidence.along()
     if contract is not Contract.QUALITY:  # every other claim is about the target's law at every scale
         return along
-    return replace(along, unverified=tuple(unverified_scales(evidence.actual, b) for b in range(evidence.request.B)))
+    late = frozenset(range(evidence.may_differ_from or evidence.models.pyramid.S, evidence.models.pyramid.S))
+    alone = (unverified_scales(evidence.actual, b) for b in range(evidence.request.B))
+    return replace(along, unverified=tuple(scales | late for scales in alone))
 
 
 def unverified_scales(actual: Trace, image: int) -> frozenset[int]:
@@ -193,9 +196,12 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
         counted = turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens
         if counted != final:
             return f"the round at scale {turn.first} counts {counted} tokens in {final} that it makes final"
-    passes = [turn for turn in rounds if turn.target_rows]
+    passes, left = [turn for turn in rounds if turn.target_rows], [0] * pyramid.S
+    if trace.skipped_BSN is not None:  # by every block: the others still compute a position that one of them skips
+        left = trace.skipped_BSN[image].amin(1).tolist()
     for turn in passes:
-        final = sum(pyramid.tokens(turn.first + k) for k in range(turn.finished))
+        scales = range(turn.first, turn.first + turn.finished)
+        final = sum(pyramid.tokens(si) - left[si] for si in scales)
         if turn.target_rows < final:
             return f"the round at scale {turn.first} counts {turn.target_rows} target rows for {final} final positions"
     least_rows, least_calls = sum(turn.target_rows for turn in passes), len(passes)
@@ -216,10 +222,15 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
     """List what was compared; under contracts B and C nothing is proved without the target's tensors."""
     actual = evidence.actual
-    judgement.compared = ["tokens"] if contract is Contract.TOKENS else []
+    free = evidence.may_differ_from
+    early = [] if free is None else [f"tokens before scale {free}"]
+    judgement.compared = ["tokens"] if contract is Contract.TOKENS else early
     judgement.compared.append("final f_hat")
     if contract is not Contract.TOKENS:
-        judgement.not_compared["tokens"] = f"contract {contract.letter} does not claim them"
+        word = "tokens" if free is None else f"tokens from scale {free} on"
+        judgement.not_compared[word] = f"contract {contract.letter} does not claim them"
+    if free is not None and contract is Contract.QUALITY:
+        judgement.inconclusive += _why_idle(actual, evidence.request.B)
     if why := _not_shown(evidence):
         unseen = SHOWN if actual.intermediates is None else SHOWN[:3]
         judgement.not_compared |= dict.fromkeys(unseen, why)
@@ -230,6 +241,15 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
         judgement.compared.append(CALLS_AND_ROWS)
     else:
         judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
+
+
+def _why_idle(actual: Trace, B: int) -> list[str]:
+    """Return why nothing is known of what an accelerator saves; empty where every image says what it left out."""
+    skipped = [actual.skipped_BSN is not None and bool(actual.skipped_BSN[b].any()) for b in range(B)]
+    idle = [b for b in range(B) if not (skipped[b] or unverified_scales(actual, b))]
+    if not idle:
+        return []
+    return [f"nothing was saved in {len(idle)} of {count_of(B, 'image')}, as far as Trace.skipped_BSN and rounds show"]
 
 
 def _not_shown(evidence: Evidence) -> str:

@@ -40,6 +40,7 @@ class Evidence:
     costs_SB3: Tensor | None = None
     # by image, scales without a target pass, which have no target tensors to check (contract C)
     unverified: tuple[frozenset[int], ...] = ()
+    may_differ_from: int | None = None  # under contracts B and C the tokens of scales before this one are claimed
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)

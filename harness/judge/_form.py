@@ -20,6 +20,7 @@ from harness.protocol import Intermediates, Request, Round, Trace
 
 COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
 INTEGERS, REALS = "integers", "floating point"
+OPTIONAL = ("law_BLV", "skipped_BSN")  # tensors of a trace that need not be there
 # Every dtype that a tensor of a trace may have, by the kind of its numbers: for what is judged, and what travels.
 TRACE_DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
     INTEGERS: (torch.int64, torch.int32, torch.int16, torch.int8, torch.bool)
@@ -50,6 +51,7 @@ def expected_tensors(models: ModelPair, request: Request) -> dict[str, Expected]
         "f_hat_BCPP": Expected(models.vae.dtype, (B, *config.latent), "f_hat"),
         "scale_writes_BS": Expected(INTEGERS, (B, S), anywhere=True),
         "law_BLV": Expected(REALS, (B, drawn, config.V), "law"),
+        "skipped_BSN": Expected(INTEGERS, (B, S, config.depth), "trace", anywhere=True),
         "intermediates.x_RLD": Expected(REALS, (request.R, L, config.D), "trace"),
         "intermediates.rows_RLV": Expected(REALS, (request.R, drawn, config.V), "trace"),
         "intermediates.guided_BLV": Expected(REALS, (B, drawn, config.V), "trace"),
@@ -77,7 +79,7 @@ def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
     if isinstance(shown, Intermediates):
         tensors: dict[str, Any] = {name: plain(f"intermediates.{name}", each) for name, each in shown.named().items()}
         shown = Intermediates(**tensors)
-    names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", "law_BLV")
+    names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", *OPTIONAL)
     others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
     others |= {name: _listed(getattr(trace, name), lambda n: int(n) if _is_count(n) else n) for name in COUNTS}
     others["rounds"] = _listed(trace.rounds, lambda turns: _listed(turns, _plain_round))
@@ -140,7 +142,7 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
         return
     for name, expected in expected_tensors(models, request).items():
         tensor, dtype = _tensor(trace, name), expected.dtype
-        if tensor is None and (name == "law_BLV" or (trace.intermediates is None and name.startswith("intermediates"))):
+        if tensor is None and (name in OPTIONAL or (trace.intermediates is None and name.startswith("intermediates"))):
             continue
         if type(tensor) is not Tensor:  # of a subclass `made_plain` takes the numbers, where it can
             yield f"{name} is {_kind(tensor)}, not a {'plain ' * isinstance(tensor, Tensor)}tensor"
@@ -170,6 +172,12 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
     for image, draw in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
         scale = pyramid.draws.level_of(draw)
         yield Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
+    if trace.skipped_BSN is not None and wrong is None:
+        skipped_BSN, counts_S1 = trace.skipped_BSN.long().cpu(), torch.tensor(pyramid.counts)[:, None]
+        for image, scale, block in torch.nonzero((skipped_BSN < 0) | (skipped_BSN > counts_S1)).tolist():
+            said = int(skipped_BSN[image, scale, block])
+            detail = f"skipped_BSN says {said} of {pyramid.tokens(scale)} positions in block {block}"
+            yield Divergence("trace", detail, **request.where(image), scale=scale)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
         yield Divergence("f_hat", "f_hat is not finite", seed)
     for image, rounds in enumerate(trace.rounds):

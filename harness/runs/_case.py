@@ -72,7 +72,7 @@ class KeptCase:
         """How it was judged; the budget is that of the machine at hand, and no file says that code runs in here."""
         terms = self.record.terms
         return Terms(terms.contract, terms.sequential, self.in_process, terms.limits, against=self.against,
-                     strict=terms.strict)  # fmt: skip
+                     strict=terms.strict, may_differ_from=terms.may_differ_from)  # fmt: skip
 
     @property
     def settings_of_both(self) -> list[Settings]:

@@ -23,7 +23,14 @@ from harness.schema import record_of
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
 HARNESS, DECODER = "harness", "decoder"
-PLAIN = ("sequential", "in_process", "covers", "unasked", "strict")  # of the terms, those that are JSON values
+PLAIN = (
+    "sequential",
+    "in_process",
+    "covers",
+    "unasked",
+    "strict",
+    "may_differ_from",
+)  # of the terms, those that are JSON values
 # May differ between two parts of a run: file names, the number of workers, the system of the machine.
 FREE = ("command", "recipe", "isolation")
 
@@ -111,7 +118,7 @@ class RunHeader:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunHeader:
         """Return what `as_dict` and JSON made these values of, among others by other names."""
-        terms = {"strict": False, **values["terms"]}
+        terms = {"strict": False, "may_differ_from": None, **values["terms"]}
         judged = Terms(
             Contract.of(terms["contract"]) if terms["contract"] else None, limits=Limits(**terms["limits"]),
             against=against_of(terms["against"]), **{name: terms[name] for name in PLAIN},

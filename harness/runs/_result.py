@@ -254,12 +254,18 @@ class Verification:
     @property
     def summary(self) -> str:
         """The clause that follows the verdict."""
-        return f"contract {self.contract}: {counted(self.totals)}"
+        return f"contract {self._claim}: {counted(self.totals)}"
 
     @property
     def short_summary(self) -> str:
         """The same clause without what is 0."""
-        return f"contract {self.contract}: {counted_briefly(self.totals)}"
+        return f"contract {self._claim}: {counted_briefly(self.totals)}"
+
+    @property
+    def _claim(self) -> str:
+        """Contract, and from which scale on tokens may differ."""
+        free = self.record.terms.may_differ_from if self.record else None
+        return self.contract if free is None else f"{self.contract} from scale {free} on, token-identical before"
 
     @property
     def totals(self) -> dict[str, int]:

@@ -103,7 +103,9 @@ class Verifier:
                 moved += runner.built.moved
                 for k, number in enumerate(numbers):
                     self._decoders[number] = runner, k, models
-                    contracts[number] = claimed_contract(runner.built.contracts[k], work.terms).value
+                    contract = claimed_contract(runner.built.contracts[k], work.terms)
+                    _check_first_scale(work.terms, contract, models.pyramid.S)
+                    contracts[number] = contract.value
                     declines[number] = runner.built.declines[k]
                     _check_settings(declines[number], work.settings[number])
             self._places = stack.pop_all()
@@ -234,7 +236,23 @@ class Verifier:
 
     def _evidence(self, request: Request, number: int, actual: Trace, free: Free) -> Evidence:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
-        return Evidence(models, request, actual, free.trace, budget, greedy, noise=free.noise, cache=free.cache)
+        differ, known = self.work.terms.may_differ_from, {"noise": free.noise, "cache": free.cache}
+        return Evidence(models, request, actual, free.trace, budget, greedy, may_differ_from=differ, **known)
+
+
+def _check_first_scale(terms: Terms, contract: Contract, S: int) -> None:
+    """Refuse a scale that tokens may differ from, of a decoder that claims all of them, too. Raises `InputError`."""
+    if (si := terms.may_differ_from) is None:
+        return
+    if not 0 < si < S:
+        raise InputError("may_differ_from", si, f"must be a scale after the first, 1..{S - 1}", "pass one, or drop it")
+    if terms.against is not None:
+        raise InputError(
+            "may_differ_from", si, "is about a decoder beside the reference alone", "drop it, or --against"
+        )
+    if contract is Contract.TOKENS:
+        rule = f"is for a decoder that claims B or C, and this one claims A ({contract})"
+        raise InputError("may_differ_from", si, rule, "drop it: every token is compared")
 
 
 def _check_settings(declines: Sequence[str], settings: Settings) -> None:

@@ -1,0 +1,153 @@
+"""Accelerated samplers: right ones are consistent from a scale on, and each usual mistake is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from harness import Terms, Verification, verify
+from harness.errors import InputError
+from harness.judge import Verdict
+from harness.laws import LAWS, Scope, Subject, try_law
+from harness.laws._few_cases import try_laws_quickly
+from harness.protocol import Request, Settings, Trace
+from tests import accelerators
+from tests.accelerators import (
+    Compressed,
+    DropsEarly,
+    EarlyExit,
+    ExitsEarly,
+    NotNeutral,
+    Pruned,
+    PrunesEarly,
+    PrunesNothing,
+    Remembers,
+)
+from tests.helpers import Layout, tiny
+from tests.unit.speculative.test_infinity import REQUEST as OF_TEXTS
+from tests.unit.speculative.test_infinity import pair
+
+MODELS = tiny(Layout((1, 2, 3, 4, 5)))
+REQUEST, FIRST = Request((0, 2), seed=3), 3
+FROM_3, OFF = (("entry", "3"),), (("ratio", "0"),)
+RIGHT = (Pruned, EarlyExit, Compressed)
+BY_ID = {law.id: law for law in LAWS}
+
+
+def judged(
+    kind: Any, options: Any = FROM_3, first: int | None = FIRST, models: Any = MODELS, **asked: Any
+) -> Verification:
+    terms = Terms(sequential=True, in_process=True, may_differ_from=first)
+    request = asked.get("request", REQUEST)
+    return verify(models, kind, [Settings(1, options=options)], [request], terms=terms)
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_right_one_is_consistent_from_its_scale_on(kind: Any):
+    result = judged(kind)
+    assert result.verdict is Verdict.CONSISTENT, result.first_divergence
+    assert result.totals["unclaimed"] > 0
+    assert str(result).startswith("CONSISTENT contract quality-preserving from scale 3 on, token-identical before: ")
+    assert "tokens before scale 3" in result.compared
+    assert result.to_json().count('"tokens from scale 3 on"') == 1
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_at_ratio_0_it_is_its_base(kind: Any):
+    assert judged(kind, OFF, None).verdict is Verdict.IDENTICAL
+
+
+def test_a_base_that_is_not_neutral_is_a_defect():
+    assert judged(NotNeutral, OFF, None).verdict is Verdict.DEFECT
+
+
+@pytest.mark.parametrize("kind", [PrunesEarly, ExitsEarly, DropsEarly])
+def test_one_that_touches_an_earlier_scale_is_a_defect_there(kind: Any):
+    first = judged(kind).first_divergence
+    assert first is not None
+    assert (first.scale, first.component) == (2, first.component)
+    assert judged(kind, first=2).verdict is Verdict.CONSISTENT
+    assert judged(kind, first=None).verdict is Verdict.DEFECT
+
+
+def test_one_that_saves_nothing_proves_nothing():
+    result = judged(PrunesNothing)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.inconclusive == ["nothing was saved in 2 of 2 images, as far as Trace.skipped_BSN and rounds show"]
+
+
+class OneImage(Pruned):
+    """Says of the first image alone that it left something out."""
+
+    def decode(self, request: Request, noise: Any) -> Trace:
+        trace = super().decode(request, noise)
+        assert trace.skipped_BSN is not None
+        return replace(trace, skipped_BSN=torch.stack((trace.skipped_BSN[0], 0 * trace.skipped_BSN[1])))
+
+
+def test_every_image_is_to_be_saved():
+    (why,) = judged(OneImage).inconclusive
+    assert why.startswith("nothing was saved in 1 of 2 images, ")
+
+
+@pytest.mark.parametrize("law_id", ["reuse.alternating", "reuse.labels"])
+def test_one_that_remembers_the_image_before_breaks_the_laws_of_reuse(law_id: str):
+    rows = [try_law(BY_ID[law_id], Subject(kind), Scope(6, 3, shrink_s=0.0)) for kind in (Pruned, Remembers)]
+    assert [row.verdict for row in rows] == [Verdict.IDENTICAL, Verdict.DEFECT]
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_no_law_accuses_a_right_one(kind: Any):
+    tried = try_laws_quickly(kind)
+    assert not tried.broken
+    assert tried.held > 12
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [(Pruned, Verdict.CONSISTENT), (PrunesEarly, Verdict.DEFECT)])
+def test_texts_and_bits_are_judged_likewise(kind: Any, verdict: Verdict):
+    models = pair(dtype=torch.float32, rounds=False)
+    result = judged(kind, (("entry", "4"),), 4, models, request=OF_TEXTS)
+    assert result.verdict is verdict, result.first_divergence
+    assert result.first_divergence is None or result.first_divergence.scale == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [
+        (lambda skipped: skipped + 99, "skipped_BSN says 99 of 1 positions in block 0"),
+        (lambda skipped: skipped - 1, "skipped_BSN says -1 of 1 positions in block 0"),
+        (lambda skipped: skipped[:, 1:], "skipped_BSN is (2, 4, 2), not (2, 5, 2)"),
+        (lambda skipped: skipped.double(), "skipped_BSN is torch.float64, not integers"),
+    ],
+)
+def test_what_was_left_out_has_a_form(change: Any, clause: str):
+    class Odd(Pruned):
+        def decode(self, request: Request, noise: Any) -> Trace:
+            trace = super().decode(request, noise)
+            return replace(trace, skipped_BSN=change(trace.skipped_BSN))
+
+    first = judged(Odd).first_divergence
+    assert first is not None
+    assert (first.component, first.detail) == ("trace", clause)
+
+
+@pytest.mark.parametrize(("first", "rule"), [(0, "must be a scale after the first, 1..4"), (5, "must be a scale")])
+def test_the_scale_is_one_after_the_first(first: int, rule: str):
+    with pytest.raises(InputError, match=f"^may_differ_from={first}: {rule}"):
+        judged(Pruned, first=first)
+
+
+def test_who_claims_every_token_may_not_differ():
+    rule = (
+        r"^may_differ_from=3: is for a decoder that claims B or C, and this one claims A \(token-identical\); drop it"
+    )
+    with pytest.raises(InputError, match=rule):
+        judged(Pruned, OFF)
+
+
+def test_every_stand_in_is_of_one_kind():
+    kinds = {kind for kind in vars(accelerators).values() if isinstance(kind, type) and hasattr(kind, "mistake")}
+    assert {kind for kind in kinds if kind.mistake} == {PrunesEarly, ExitsEarly, DropsEarly, PrunesNothing, Remembers}
