@@ -198,7 +198,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
             return f"the round at scale {turn.first} counts {counted} tokens in {final} that it makes final"
     passes, left = [turn for turn in rounds if turn.target_rows], [0] * pyramid.S
     if trace.skipped_BSN is not None:  # by every block: the others still compute a position that one of them skips
-        left = trace.skipped_BSN[image].amin(1).tolist()
+        left = trace.skipped_BSN[image].long().amin(1).tolist()
     for turn in passes:
         scales = range(turn.first, turn.first + turn.finished)
         final = sum(pyramid.tokens(si) - left[si] for si in scales)
@@ -245,7 +245,7 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
 
 def _why_idle(actual: Trace, B: int) -> list[str]:
     """Return why nothing is known of what an accelerator saves; empty where every image says what it left out."""
-    skipped = [actual.skipped_BSN is not None and bool(actual.skipped_BSN[b].any()) for b in range(B)]
+    skipped = [actual.skipped_BSN is not None and bool(actual.skipped_BSN[b].long().any()) for b in range(B)]
     idle = [b for b in range(B) if not (skipped[b] or unverified_scales(actual, b))]
     if not idle:
         return []

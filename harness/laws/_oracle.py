@@ -114,7 +114,7 @@ def targeted(decoded: Trace, B: int, si: int) -> list[int]:
         for rounds in decoded.rounds
     ]
     left = decoded.skipped_BSN
-    whole = [image for image in range(B) if left is None or not bool(left[image, : si + 1].any())]
+    whole = [image for image in range(B) if left is None or not bool(left[image, : si + 1].long().any())]
     return [image for image in whole if not alone or si not in alone[image]]
 
 

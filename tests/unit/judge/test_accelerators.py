@@ -79,6 +79,18 @@ def test_one_that_saves_nothing_proves_nothing():
     assert result.inconclusive == ["nothing was saved in 2 of 2 images, as far as Trace.skipped_BSN and rounds show"]
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint16, torch.uint8])
+def test_counts_may_be_of_any_width(dtype: torch.dtype):
+    class Narrow(Pruned):
+        def decode(self, request: Request, noise: Any) -> Trace:
+            trace = super().decode(request, noise)
+            assert trace.skipped_BSN is not None
+            return replace(trace, skipped_BSN=trace.skipped_BSN.to(dtype))
+
+    result = judged(Narrow)
+    assert result.verdict is Verdict.CONSISTENT, result.first_divergence
+
+
 class OneImage(Pruned):
     """Says of the first image alone that it left something out."""
 
