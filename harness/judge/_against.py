@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.judge._components import first_wrong_of
 from harness.judge._decode import SHOWN, final_scales, unverified_scales
 from harness.judge._evidence import Evidence
-from harness.judge._form import COUNTS, malformed
+from harness.judge._form import COUNTS, malformed, unreadable, wrong_shape
 from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol import Trace
@@ -59,14 +59,14 @@ def judge_against(evidence: Evidence, names: tuple[str, str]) -> Judgement:
     There is a record an image for the first tensor that differs, and one for every differing token of the first scale
     that has any; tokens of later scales have another prefix, and are counted as unclaimed.
     """
-    judgement = Judgement(evidence.request.B)
-    for side, trace in zip(names, (evidence.actual, evidence.expected), strict=True):
-        wrong = malformed(evidence.models, evidence.request, trace)
-        if wrong is not None:
-            judgement.defects.append(replace(wrong, detail=f"{side}: {wrong.detail}"))
-    if judgement.defects:
-        return judgement
-    _compare(evidence, names, [evidence.models.pyramid.S] * evidence.request.B, judgement)
+    models, request, sides = evidence.models, evidence.request, (evidence.actual, evidence.expected)
+    wrong = [malformed(models, request, trace) for trace in sides]
+    if any(wrong):  # a decode of which something is missing ends there
+        is_plain = not any(ask(models, request, trace) for ask in (unreadable, wrong_shape) for trace in sides)
+        ended = tuple(each and Judgement(request.B, defects=[each]) for each in wrong)
+        return judge_ends(evidence if is_plain else None, names, ended)
+    judgement = Judgement(request.B)
+    _compare(evidence, names, [models.pyramid.S] * request.B, judgement)
     return judgement
 
 

@@ -89,6 +89,23 @@ def test_a_scale_that_was_never_final_is_told_of_its_image_and_scale():
     assert (defect.seed, defect.image, defect.scale) == (3, 1, 2)
 
 
+def test_two_that_lack_the_same_scale_are_compared_up_to_there():
+    found = evidence(WIDE)
+    for side in (found.actual, found.expected):
+        side.scale_writes_BS[:, 2] = 0
+    judgement = against(found)
+    assert judgement.verdict is Verdict.IDENTICAL
+    assert judgement.draws == judgement.identical == 2 * 5
+    said = "both end alike, component scheduling (scale 2 was made final 0 times, not once); "
+    assert judgement.so_far == f"{said}compared up to there: 2 final scales"
+    found.actual.scale_writes_BS[:, 0] = 0
+    found.expected.scale_writes_BS[:, 0] = 0
+    judgement = against(found)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    found.actual.tokens_BL = found.actual.tokens_BL.float()
+    assert against(found).verdict is Verdict.DEFECT
+
+
 PARTS = {"x_RLD": "query", "rows_RLV": "mask", "guided_BLV": "guidance", "f_hat_SBCPP": "f_hat"}
 ROWS = [("x_RLD", 1), ("x_RLD", 3), ("rows_RLV", 1), ("rows_RLV", 3), ("guided_BLV", 1), ("f_hat_SBCPP", 1)]
 
