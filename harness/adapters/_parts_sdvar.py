@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters._parallel import accepted_scales
-from harness.adapters._parts_network import ask_hand_off_masks, ask_network
-from harness.adapters._parts_sampler import sampler_laws
+from harness.adapters._parts_sampler import ask_hand_off_masks, ask_network, sampler_laws
 from harness.adapters._parts_update import UPDATE_QUESTIONS
 from harness.adapters._parts_window import WINDOW_QUESTIONS
 from harness.adapters._probe import (

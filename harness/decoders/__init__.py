@@ -5,6 +5,9 @@ from harness.decoders._factory import (
     OWN_DECODER,
     Built,
     Factory,
+    Limits,
+    OutOfTimeError,
+    Surroundings,
     attribute_of,
     build_by_factory,
     factory_name,
@@ -14,5 +17,4 @@ from harness.decoders._factory import (
     pickled_factory,
 )
 from harness.decoders._in_process import MOVED, run_in_process
-from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

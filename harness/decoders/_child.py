@@ -22,11 +22,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders._factory import Built, build_by_factory, load_factory
+from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply, Mailbox
+from harness.decoders._factory import Built, OutOfTimeError, build_by_factory, load_factory
 from harness.decoders._in_process import Watched, decode_again, inspect_parts, run_in_process, search_line
-from harness.decoders._limits import OutOfTimeError
-from harness.decoders._mailbox import Mailbox
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
 from harness.processes import given

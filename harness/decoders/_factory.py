@@ -1,27 +1,81 @@
-"""A decoder under test: found by name, built, and sent to other processes.
+"""A decoder under test: found by name, built, and sent to other processes; what its process may take.
 
 Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`. A factory without
-a name travels as bytes.
+a name travels as bytes. A limit that nobody can mean is bad input; `Surroundings` are all that two processes share, so
+that both compute the same.
 """
 
 import difflib
 import importlib
 import inspect
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, cast
 
+import torch
+
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
 from harness.decoders._crash import raised_in
-from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
 from harness.models import ModelPair
 from harness.processes import is_refused_connection, refused_write
 from harness.protocol import DECLINES, Contract, Implementation, Settings
+from harness.rounding import precision, set_precision
 from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
+
+TIMEOUT_S = 600.0  # a decode of ten images by the published sizes takes seconds on a GPU, minutes on a CPU
+
+
+class OutOfTimeError(BaseException):
+    """A decode is taking too long; no `Exception`, so that a decoder cannot swallow it by accident."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a decoder's process may take. Raises `InputError`: no such time or memory."""
+
+    timeout_s: float = TIMEOUT_S  # seconds of one decode
+    memory_gib: float = 0.0  # GiB that it may allocate on the host; 0 = no limit
+    allow_write: tuple[str, ...] = ()  # folders that it may write to, besides its own
+    connects: bool = True  # it may connect to others by TCP, a cluster's scheduler among them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allow_write", tuple(str(Path(folder).absolute()) for folder in self.allow_write))
+        if not 0 < self.timeout_s < float("inf"):
+            raise InputError("timeout", self.timeout_s, "must be a number of seconds above 0", "pass --timeout 600")
+        if not 0 <= self.memory_gib < float("inf"):
+            raise InputError("memory", self.memory_gib, "must be 0 GiB or more", "pass --memory 0 for no limit")
+
+    def bound_memory(self) -> None:
+        """Let this process, and what it starts, allocate no more than `memory_gib`. Effects: its limits."""
+        if self.memory_gib:
+            most = int(self.memory_gib * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process shares with the one that starts it, so that both compute the same."""
+
+    tf32: bool  # the mode of precision
+    threads: int  # that PyTorch computes with
+    path: tuple[str, ...]  # where modules are found
+
+    @classmethod
+    def here(cls) -> Self:
+        path = tuple(folder or str(Path.cwd()) for folder in sys.path)
+        return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
+
+    def restore(self, path: Sequence[str] | None = None) -> None:
+        """Make them those of this process."""
+        sys.path[:] = self.path if path is None else path
+        set_precision(self.tf32)
+        torch.set_num_threads(self.threads)
+
 
 Factory = Callable[[ModelPair, Settings], Implementation]
 OWN_DECODER = "harness:build_decoder"  # the harness's own

@@ -21,10 +21,8 @@ from typing import BinaryIO
 
 import torch
 
-from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders._factory import Factory, factory_name, pickled_factory
-from harness.decoders._limits import Limits, Surroundings
-from harness.decoders._mailbox import Mailbox, capacity
+from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply, Mailbox, capacity
+from harness.decoders._factory import Factory, Limits, Surroundings, factory_name, pickled_factory
 from harness.errors import InputError, text_of
 from harness.judge import CodeLine, Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
 from harness.models import ModelPair

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.decoders._factory import Built, Factory, is_own_decoder, load_factory
+from harness.decoders._factory import Built, Factory, Limits, is_own_decoder, load_factory
 from harness.decoders._in_process import InProcess
-from harness.decoders._limits import Limits
 from harness.decoders._own_process import OwnProcess
 from harness.errors import InputError
 from harness.judge import CodeLine, Judgement, PartLaw

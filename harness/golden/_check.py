@@ -18,8 +18,15 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._allowance import Allowances, allowances
-from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
+from harness.golden._case_results import (
+    NOT_RECORDED,
+    Allowances,
+    CaseResult,
+    FileResult,
+    Ground,
+    allowances,
+    judge_recorded_tokens,
+)
 from harness.golden._cases import RecordedCase, parse
 from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, judge_infinity, parse_infinity
 from harness.golden._metadata import GoldenCase

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from harness import InputError, Request, Settings, Verdict
-from harness.decoders._limits import Limits
-from harness.decoders._mailbox import Mailbox
+from harness.decoders._conversation import Mailbox
+from harness.decoders._factory import Limits
 from harness.decoders._own_process import SERVE
 from harness.decoders._runner import Terms
 from harness.judge._verdict import Divergence

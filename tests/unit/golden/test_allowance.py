@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.golden import _allowance as allowance
-from harness.golden._allowance import LIMITS, allowances
+from harness.golden import _case_results as allowance
+from harness.golden._case_results import LIMITS, allowances
 from harness.golden._cases import RecordedCase
 from harness.protocol._request import Request
 from harness.rounding._budget import Budget
