@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -135,16 +135,13 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    with _decoder_ahead(networks, tested, outputs):
-        raise typer.Exit(_verified(networks, images, decoding, tested, judging, outputs))
-
-
-def _decoder_ahead(networks: Networks, tested: VerifyDecoder, outputs: VerifyOutputs) -> AbstractContextManager[None]:
-    """Start the process of a decoder that will have one beside this one, while this one loads what it needs."""
     elsewhere = outputs.cluster or outputs.workers > 1
-    if tested.in_process or elsewhere or tested.implementation == options.OWN:
-        return nullcontext()
-    return started_ahead(options.DECODER_PROCESS, networks.mode.device, tested.allow_write or ())
+    with ExitStack() as stack:
+        # a decoder that will have a process beside this one gets it while this one loads what it needs
+        if not (tested.in_process or elsewhere or tested.implementation == options.OWN):
+            ahead = started_ahead(options.DECODER_PROCESS, networks.mode.device, tested.allow_write or ())
+            stack.enter_context(ahead)
+        raise typer.Exit(_verified(networks, images, decoding, tested, judging, outputs))
 
 
 def _verified(
@@ -152,7 +149,7 @@ def _verified(
     outputs: VerifyOutputs,
 ) -> int:  # fmt: skip
     """Answer what was asked, show and write it; return the exit status."""
-    from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
+    from harness.commands._inputs import batches_for, load_models, options_tested, writable_folders
     from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
     from harness.protocol import Contract
@@ -167,7 +164,7 @@ def _verified(
     name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
-    settings = with_speed(settings_tested(decoding, name, pairs), name, decoding.graphs, decoding.compile)
+    settings = settings_tested(decoding, name, pairs)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
@@ -367,7 +364,11 @@ def settings_tested(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str,
     if given:
         rule = f"has no effect on {name}, which has a rule of its own"
         raise InputError(given[0], getattr(decoding, given[0]), rule, "drop it; --option NAME=VALUE sets what it has")
-    return settings_for(decoding, name, pairs)
+    settings = settings_for(decoding, name, pairs)
+    if name != options.OWN and (decoding.graphs or decoding.compile):
+        word, rule = "graphs" if decoding.graphs else "compile", "is how the harness's own decoder works"
+        raise InputError(word, True, rule, "drop it; yours takes --option NAME=VALUE")
+    return [replace(setting, graphs=decoding.graphs, compiled=decoding.compile) for setting in settings]
 
 
 def other_for(judging: VerifyJudging, name: str, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:
