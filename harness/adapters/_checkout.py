@@ -72,7 +72,10 @@ class Checkout:
         finally:
             self._depth -= 1
             sys.dont_write_bytecode = bytecode
-            self._keep_path(before)
+            # what the checkout's code put on it, and on which side
+            first = next((at for at, each in enumerate(sys.path) if each in before), len(sys.path))
+            self._ahead = list(dict.fromkeys(sys.path[:first])) or [str(self.folder)]
+            self._behind = list(dict.fromkeys(each for each in sys.path[first:] if each not in before))
             path[:], sys.path = before, path
             self._modules = {name: sys.modules.pop(name) for name in list(sys.modules) if self._is_ours(name)}
             sys.modules.update(hidden)
@@ -101,16 +104,14 @@ class Checkout:
         """Return the error that says what the module of this checkout is not."""
         return InputError("checkout", str(self.folder), f"{self._file} {rule}", "see docs/own-decoder.md")
 
-    def missing(self, error: ModuleNotFoundError, place: str) -> InputError:
+    def missing(self, name: str, place: str) -> InputError:
         """Return the error of a module that the checkout wants, at a file of its own, and that is not found."""
-        why, remedy = self._missing(str(error.name))
-        return InputError("checkout", str(self.folder), f"{place} {why}", remedy)
-
-    def _keep_path(self, before: list[str]) -> None:
-        """Remember what the checkout's code put on `sys.path`, and on which side."""
-        first = next((at for at, each in enumerate(sys.path) if each in before), len(sys.path))
-        self._ahead = list(dict.fromkeys(sys.path[:first])) or [str(self.folder)]
-        self._behind = list(dict.fromkeys(each for each in sys.path[first:] if each not in before))
+        top = name.partition(".")[0]
+        rule, remedy = f"the package {name}, which is not installed", f"pip install {PACKAGES.get(top, top)}, or pass"
+        if top in self._tops:
+            rule, remedy = f"{name}, which the checkout itself does not hold", "pass a checkout that does, or"
+        remedy = f"{remedy} --stub {name}=FILE, a file of Python that stands for it"
+        return InputError("checkout", str(self.folder), f"{place} needs {rule}", remedy)
 
     def _is_ours(self, name: str) -> bool:
         return name.partition(".")[0] in self._tops
@@ -128,25 +129,16 @@ class Checkout:
         except InputError:
             raise
         except (Exception, SystemExit) as error:
-            frame, remedy = _last_frame(error, self.folder), self._remedy
-            why = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
-            if isinstance(error, ModuleNotFoundError) and error.name:
-                why, remedy = self._missing(error.name)
-            elif isinstance(error, SystemExit):
-                why = f"exits when it is imported (status {error.code})"
+            frame = _last_frame(error, self.folder)
             place = f"{Path(frame.filename).relative_to(self.folder)}:{frame.lineno}" if frame else self._file
-            raise InputError("checkout", str(self.folder), f"{place} {why}", remedy) from None
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                raise self.missing(error.name, place) from None
+            why = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
+            if isinstance(error, SystemExit):
+                why = f"exits when it is imported (status {error.code})"
+            raise InputError("checkout", str(self.folder), f"{place} {why}", self._remedy) from None
         finally:
             sys.argv = words
-
-    def _missing(self, name: str) -> tuple[str, str]:
-        """Return what is wrong where a module is not found, and what to do."""
-        top = name.partition(".")[0]
-        stub = f"--stub {name}=FILE, a file of Python that stands for it"
-        if top in self._tops:
-            return f"needs {name}, which the checkout itself does not hold", f"pass a checkout that does, or {stub}"
-        remedy = f"pip install {PACKAGES.get(top, top)}, or pass {stub}"
-        return f"needs the package {name}, which is not installed", remedy
 
     def _stub(self, name: str, file: Path) -> None:
         """Let a file stand for a module. Raises `InputError` where it cannot be imported."""

@@ -74,12 +74,9 @@ class _Order:
         kind, more = code.checkout.get("SDVAR"), {}
         if "similarity_thresh" in self.options:
             more["similarity_thresh"] = self.number("similarity_thresh", 0.8)
-        with building(code.checkout, code.models.device):
-            try:
-                sdvar = kind(code.draft, code.target, **more)
-                sdvar = sdvar.to(code.models.device).eval() if isinstance(sdvar, torch.nn.Module) else sdvar
-            except Exception as error:
-                raise code.checkout.lacks(f"builds no SDVAR ({type(error).__name__}: {error})") from None
+        with building(code.checkout, code.models.device, "SDVAR"):
+            sdvar = kind(code.draft, code.target, **more)
+            sdvar = sdvar.to(code.models.device).eval() if isinstance(sdvar, torch.nn.Module) else sdvar
         mask = getattr(sdvar, "attn_bias_for_sdmasking", None)
         if mask is not None and mask.shape[-1] != pyramid.L:
             sizes = f"masks of {mask.shape[-1]} positions, not {pyramid.L}"

@@ -67,14 +67,15 @@ def build_vae(checkout: Checkout, vae: Autoencoder, patch_nums: tuple[int, ...],
     """Return the VQ-VAE that samplers meet. Raises `InputError` where the checkout's quantiser is another."""
     config = vae.config
     share = SHARES.get(config.phi_layout, config.phi)
-    with building(checkout, device):
-        kind = _find(checkout, "VectorQuantizer2")
+    with building(checkout, device, "VectorQuantizer2"):
         try:
-            quantize = kind(
-                vocab_size=config.V, Cvae=config.C, using_znorm=False, v_patch_nums=patch_nums, share_quant_resi=share
-            )
-        except Exception as error:
-            raise checkout.lacks(f"builds no VectorQuantizer2 ({type(error).__name__}: {text_of(error)})") from None
+            kind: Any = importlib.import_module("models.quant").VectorQuantizer2
+        except (ImportError, AttributeError) as error:
+            rule = f"models/quant.py has no VectorQuantizer2 ({text_of(error)})"
+            raise InputError("checkout", str(checkout.folder), rule, "see docs/own-decoder.md") from None
+        quantize = kind(
+            vocab_size=config.V, Cvae=config.C, using_znorm=False, v_patch_nums=patch_nums, share_quant_resi=share
+        )
     weights = {n.removeprefix(QUANTIZER): w for n, w in vae.weights.items() if n.startswith(QUANTIZER)}
     _load(checkout, quantize, weights, "VectorQuantizer2")
     return CodesOnly(quantize.to(device).eval(), vae)
@@ -136,14 +137,11 @@ def build_module(
             of_networks = word in (*FIXED, *fixed)
             rule = "is fixed by the networks" if of_networks else f"is no argument of {name}'s constructor"
             raise InputError("option", f"init.{word}={text}", rule, remedy)
-    with building(checkout, device):
-        kind = checkout.get(name)
+    with building(checkout, device, name):
         try:
-            module = kind(vae, **fixed, **{word: value_of(text) for word, text in init.items()})
+            module = checkout.get(name)(vae, **fixed, **{word: value_of(text) for word, text in init.items()})
         except TypeError as error:
             raise checkout.lacks(f"has a {name} that takes other arguments ({text_of(error)})") from None
-        except Exception as error:
-            raise checkout.lacks(f"builds no {name} ({type(error).__name__}: {text_of(error)})") from None
     _load(checkout, module, network.weights, name)
     module = module.to(device).eval().requires_grad_(False)
     if isinstance(getattr(module, "uniform_prob", None), Tensor):
@@ -165,24 +163,21 @@ def _load(checkout: Checkout, module: nn.Module, weights: Mapping[str, Tensor], 
         raise checkout.lacks(f"has a {name} of other parameters: {', '.join(wrong[:6])}")
 
 
-def _find(checkout: Checkout, name: str) -> Any:
-    """Return a class of ``models/quant.py``."""
-    try:
-        return getattr(importlib.import_module("models.quant"), name)
-    except (ImportError, AttributeError) as error:
-        rule = f"models/quant.py has no {name} ({text_of(error)})"
-        raise InputError("checkout", str(checkout.folder), rule, "see docs/own-decoder.md") from None
-
-
 @contextmanager
-def building(checkout: Checkout, device: torch.device) -> Iterator[None]:
-    """Let the checkout build modules: its output silenced, the global generators kept, its device the weights'.
+def building(checkout: Checkout, device: torch.device, name: str) -> Iterator[None]:
+    """Let the checkout build what it calls `name`: its output silenced, the global generators kept, its device ours.
 
-    `dist.get_device()` says where a module's own generator lives, and would say what the machine has.
+    `dist.get_device()` says where a module's own generator lives, and would say what the machine has. Raises
+    `InputError` whatever is raised.
     """
     cards = [device] if device.type == "cuda" else []
     with checkout.active(), torch.random.fork_rng(cards), on_device(device):
-        yield
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            raise checkout.lacks(f"builds no {name} ({type(error).__name__}: {text_of(error)})") from None
 
 
 @contextmanager
