@@ -115,7 +115,6 @@ def _again(number: int) -> None:
 
 
 def _imports(frame: FrameType | None) -> bool:
-    """Tell whether a module is being imported."""
     while frame is not None:
         if frame.f_code.co_filename == IMPORTING:
             return True

@@ -203,7 +203,6 @@ def answer_question(
 def _decoded(
     models: ModelPair, question: Question, parallelism: Parallelism, store: RunFileOptions, watch: Watch
 ) -> Verification:
-    """Decode and judge. Raises as `answer_question`."""
     decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
     own = question.in_process or is_own_decoder(question.decoder)

@@ -159,13 +159,11 @@ class Checkout:
 
 
 def _last_frame(error: BaseException, folder: Path) -> traceback.FrameSummary | None:
-    """Return the last frame in the checkout that an error went through."""
     frames = traceback.extract_tb(error.__traceback__)
     return next((each for each in reversed(frames) if Path(each.filename).is_relative_to(folder)), None)
 
 
 def crash_of(error: BaseException, folder: Path) -> str:
-    """Describe an exception by the last frame in the checkout."""
     frame = _last_frame(error, folder)
     where = f" in {frame.name}, {Path(frame.filename).name}:{frame.lineno}" if frame else ""
     return f"{type(error).__name__}: {' '.join(text_of(error).split())[:300]}{where}"

@@ -218,7 +218,6 @@ class BitRecorder(Recorder):
 
     @contextlib.contextmanager
     def watching(self, draft: Any, target: Any, vae: Any, namespace: Any) -> Iterator[None]:
-        """Watch a network, its quantiser and a module's sampling function."""
         with contextlib.ExitStack() as stack:
             blocks = target.unregistered_blocks
             hook = partial(self._before_pass, "target")

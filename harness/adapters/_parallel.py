@@ -103,7 +103,6 @@ class ParallelLoop:
 
     @contextlib.contextmanager
     def watching(self, recorder: Recorder) -> Iterator[None]:
-        """Watch another decode, which `recorder` records."""
         self._begin(recorder)
         watchers: dict[str, Callable[..., Any]] = {
             "_initialize_inference_state": self._initialized,

@@ -181,7 +181,6 @@ def _f_hat(probe: Probe, step: _Step) -> None:
 
 
 def ask_network(probe: Probe) -> None:
-    """Ask every law of the networks' parts. Effects: on `probe.rows`."""
     rows = "Scale after scale, with its cache, a network's logits are the reference's."
     masked = "All scales in one pass under attn_bias_for_masking give the same logits."
     questions = []
@@ -201,7 +200,6 @@ def ask_network(probe: Probe) -> None:
 
 
 def ask_hand_off_masks(probe: Probe) -> None:
-    """Ask the laws of the hand-off's masks. Effects: on `probe.rows`."""
     statement = "The mask is its definition (spec §5), to every entry scale."
     questions = [PartQuestion(name, "masks.hand-off", statement, partial(_hand_off, name=name)) for name in MASKS]
     probe.ask(questions, lambda part: isinstance(getattr(probe.sdvar, part, None), Tensor))

@@ -80,11 +80,9 @@ class ProbeSide:
 
     @property
     def cond_RD(self) -> Tensor:
-        """Class embeddings of the guidance rows."""
         return self.network.weights["class_emb.weight"][self.labels_R]
 
     def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
-        """Return x_RlD of scale `si` by the reference."""
         return scale_input(self.network, self.network.condition(self.labels_R), raw_BlC, si)
 
     def caching(self, enable: bool) -> None:
@@ -166,7 +164,6 @@ class Probe:
         return [ProbeWindow(first, count) for first in firsts for count in (1, 2, 3) if first + count <= S]
 
     def drafted(self, window: ProbeWindow) -> list[Tensor]:
-        """Return the tokens of a window, a tensor a scale."""
         return [self.tokens_BL[:, self.pyramid.span(si)].clone() for si in window.scales]
 
     def f_hat(self, done: int) -> Tensor:
@@ -182,7 +179,6 @@ class Probe:
         return f_hats
 
     def input_error(self, x: Tensor) -> float:
-        """Return how far rounding may move an input."""
         relative = max(2 * self.budget.f_hat, INPUT_ULPS[torch.float32] * torch.finfo(torch.float32).eps)
         return relative * max(1.0, float(x.abs().max()))
 
@@ -215,11 +211,9 @@ class Probe:
         return state
 
     def running(self, recorder: Recorder) -> AbstractContextManager[SharedNumbers | None]:
-        """Let the code run under the harness's numbers."""
         return self.code.running(recorder, self.request, self.code.models.noise(self.request))
 
     def draft_from(self, state: Any) -> tuple[list[Tensor], Recorder]:
-        """Let the code draft from a state, under the harness's numbers."""
         recorder = Recorder(self.pyramid)
         with self.running(recorder):
             tokens = call_by_known_names(self.sdvar.draft_generate_batch, state=state, B=self.request.B, verbose=False)
@@ -254,7 +248,6 @@ class Probe:
         self._found.setdefault(re.sub(r"\d[\d.e+-]*|inf|nan", "#", said), (verdict, said))
 
     def _summed_up(self) -> tuple[PartVerdict, str]:
-        """Return what one law found in all its cases."""
         found, self._found = list(self._found.values()), {}
         if not found:
             return PartVerdict.HELD, ""

@@ -32,10 +32,7 @@ QUANTIZER = "quantize."
 
 
 class CodesOnly(nn.Module):
-    """What samplers see of a VQ-VAE: the checkout's ``VectorQuantizer2``, and pixels by the harness's own decoder.
-
-    The published decoder has its channel multipliers built in and takes no other weights.
-    """
+    """What samplers see of a VQ-VAE: its quantiser, and our pixels (the published decoder is of one size)."""
 
     def __init__(self, quantize: nn.Module, vae: Autoencoder) -> None:
         super().__init__()
@@ -125,10 +122,7 @@ def build_network(checkout: Checkout, network: Network, vae: CodesOnly, init: Ma
 def build_module(
     checkout: Checkout, name: str, network: Network, given: tuple[nn.Module, Mapping[str, Any]], init: Mapping[str, str]
 ) -> Any:
-    """Return the checkout's class of a name with a network's weights, the autoencoder and arguments `given`.
-
-    `init` are further arguments, as they were typed. Raises `InputError` as `build_network`.
-    """
+    """Return the checkout's class of a name with our weights: autoencoder and arguments `given`, more in `init`."""
     (vae, fixed), device = given, network.device
     known = _arguments(checkout, name, {*FIXED, *fixed})
     for word, text in init.items():

@@ -107,7 +107,6 @@ def chosen_mutants(only: str) -> list[Mutant]:
 
 
 def _checked(hunted: HuntedBugs) -> torch.device:
-    """Return the device. Raises `InputError` for what cannot be hunted with."""
     from harness.commands._inputs import check_most, find_device
     from harness.models import parse_mode
 

@@ -199,10 +199,7 @@ class DecoderReply:
 
     @classmethod
     def of(cls, line: bytes, seed: int = 0) -> Self:
-        """Read what `line` made, or what somebody forged; `seed` is that of the request, whose defects they are.
-
-        Raises `UnreadableError`: it has another form.
-        """
+        """Read what `line` made, or somebody forged; `seed` is that of the request. Raises `UnreadableError`."""
         try:
             told = json.loads(line)
             values = _cut(told)
@@ -227,10 +224,7 @@ class DecoderReply:
             raise UnreadableError(f"the decoder's process answers with another form ({type(error).__name__})") from None
 
     def read_trace(self, mailbox: Mailbox) -> Trace:
-        """Build the trace from plain values and copies of what lies in the mailbox; its form is the judge's to check.
-
-        Raises `UnreadableError`: it cannot be built.
-        """
+        """Build the trace of copies; its form is the judge's to check. Raises `UnreadableError`: it cannot be built."""
         tensors = mailbox.take(self.tensors)
         try:
             shown = {f.name: tensors[SHOWN + f.name] for f in fields(Intermediates) if SHOWN + f.name in tensors}

@@ -246,14 +246,12 @@ def _by_torch(now: Any, before: Any) -> bool:
 
 
 def _states() -> list[tuple[str, torch.Generator, Tensor]]:
-    """Return the global generators that are there, each with its state."""
     cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     every = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
     return [(name, generator, generator.get_state()) for name, generator in every]
 
 
 def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
-    """Ask every law of every part of a decoder of published code. Raises `InputError` where it is none."""
     if not isinstance(decoder, Sampler):
         rule = "is no decoder of published code, whose parts have the report's names"
         remedy = "pass --implementation published:sdvar-parallel"

@@ -134,10 +134,7 @@ class OwnProcess:
         return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))
 
     def _ask(self, question: DecoderQuestion) -> DecoderReply:
-        """Return the reply to a question; who takes too long is asked to say where it is before it is ended.
-
-        Raises `GoneError`, also where a fresh process builds other decoders than the first one, and `UnreadableError`.
-        """
+        """Return the reply; one who is late says where it is, and is ended. Raises `GoneError`, `UnreadableError`."""
         if self._line is None:
             fresh = self._start()
             if fresh.refused is not None:

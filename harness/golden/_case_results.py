@@ -152,10 +152,7 @@ class Allowances:
 
 
 def allowances(case: RecordedCase, run: Trace) -> Allowances:
-    """Return what a case may be off by whose f_hat is a function of its tokens; its run here scales the caps.
-
-    The plain sampler is what a golden judges, so its own error must not excuse it: a budget is capped.
-    """
+    """Return what a case may be off by: its own run is the cap, so that a plain sampler's error excuses nothing."""
     budgets = _budgets(case)
     worst = max(budgets, key=lambda budget: budget.rows)
     rows = min(worst.rows, LIMITS["logits cap"] * float(run.shown.rows_RLV.abs().max()))

@@ -199,7 +199,6 @@ def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, res
 def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
-    """Compare logits, f_hat and image. Effects: on `result`."""
     pyramid, most, shown, deltas, logits = case.models.pyramid, allowed.f_hat, run.shown, list[float](), [NOT_RECORDED]
 
     def judge(name: str, made: Tensor, most: float, scale: int) -> float:

@@ -221,7 +221,6 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
 
 
 def pairs_of(models: str, device: torch.device = CPU) -> list[ModelPair]:
-    """Return the networks that the planned cases of one file use."""
     return list(dict.fromkeys(understood(case, models, device).models for case in cases(models)))
 
 

@@ -106,11 +106,7 @@ def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
 
 @torch.inference_mode()
 def failing_laws(models: ModelPair) -> list[str]:
-    """List the laws that fail on one pair; none of them looks at a golden.
-
-    A recording must come from samplers that agree with each other: with a cache and without one, speculative and
-    sequential, hand-off and the limits in which it is sequential.
-    """
+    """List the laws that fail on one pair: a recording must come from samplers that agree with each other."""
     config, request = models.target.config, family_of(models.target).example(models, 2, 7)
     target = sample_sequential(models.target, models.vae, request, models.noise(request))
     failing = []

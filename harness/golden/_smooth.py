@@ -39,10 +39,7 @@ Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, m
 
 @dataclass(frozen=True, eq=False)
 class Nudged(Around):
-    """One network; `nudge` moves its logits, and `raw` replaces the raw input raw_BlC of the scales that it names.
-
-    Scales are named by number of tokens, which tells those of a pyramid apart.
-    """
+    """One network; `nudge` moves its logits, `raw` replaces raw inputs raw_BlC, by number of tokens."""
 
     nudge: Nudge
     raw: Mapping[int, Tensor]
@@ -86,12 +83,10 @@ class Choices:
 
 
 def temperature(ramp: float) -> float:
-    """Return τ at si/(S-1) = `ramp`."""
     return max(0.27 * (1 - 0.95 * ramp), 0.005)
 
 
 def choices(case: RecordedCase, guided_BLV: Tensor) -> Choices:
-    """Return the choices that a case has at these guided logits (float64)."""
     pyramid, request, noise = case.models.pyramid, case.request, case.models.noise(case.request)
     noise.labels(case.models.target.config.classes)  # drawn ones come first
     scores, factors = [], []
@@ -212,10 +207,7 @@ class _Farthest:
 
 
 def rounding(error: float, seed: int, shifts: Mapping[int, Tensor] | None = None) -> Nudge:
-    """Return a nudge of the size of rounding (root mean square `error`), from a generator of its own.
-
-    `shifts` move the guided logits besides: shift_BlV by number of tokens, which tells the scales of a pyramid apart.
-    """
+    """Return a nudge of rms `error`, as of rounding; `shifts` (B,l,V) move guided logits, by number of tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def moved(logits_RlV: Tensor) -> Tensor:
@@ -235,7 +227,6 @@ def maps(trace: Trace, steps: bool) -> Tensor:
 
 
 def added(f_hat_SBCPP: Tensor) -> Tensor:
-    """Return what every scale adds to f_hat."""
     return torch.cat((f_hat_SBCPP[:1], f_hat_SBCPP[1:] - f_hat_SBCPP[:-1]))
 
 
@@ -260,7 +251,6 @@ class _Followed:
 
 
 def judge_smooth(case: RecordedCase, recorded: Mapping[str, Tensor], free: Trace, result: CaseResult) -> None:
-    """Judge tokens, logits, f_hat and image of a case with `more_smooth`. Effects: on `result`."""
     error, floor = smooth_rounding(case, free), allowances(case, free).f_hat
     own = _Followed(free, spread(case, error), floor)
     led = own

@@ -44,11 +44,7 @@ class DefectFound(AssertionError):  # noqa: N818
 
 
 def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Check a law in as many cases as the options say; skip the test where it does not apply to the decoder.
-
-    Raises `Violation` where it is broken, `Unproven` where it was never exercised, or mostly refused, and
-    `KnownNotApplicable` where it is known to fail, and does not apply. Effects: what was seen, in `stash`.
-    """
+    """Check a law; skip the test where it does not apply. Raises `Violation`, `Unproven` or `KnownNotApplicable`."""
     __tracebackhide__ = True
     result = try_law(law, options.subject, options.scope_of(law))
     stash[SEEN] = _row_of_law(result, options)
@@ -61,12 +57,7 @@ def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
 
 
 def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Verify one setting on digits; skip the test where the decoder refuses a schedule or a bonus scale.
-
-    Raises `DefectFound`, `Unproven` where nothing was drafted or compared, `KnownNotApplicable` where the case is known
-    to fail, and is refused, and `InputError` where the decoder refuses a plain draft length or a request. Effects: what
-    was seen, in `stash`.
-    """
+    """Verify one setting on digits; skip one that may be refused. Raises as `check_law`, and `DefectFound`."""
     __tracebackhide__ = True
     try:
         result = verified(case, options)

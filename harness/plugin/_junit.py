@@ -96,7 +96,6 @@ def _violation(error: BaseException | None) -> Violation | None:
 
 
 def _replay(item: pytest.Item) -> str:
-    """Return the command line that runs a test alone, with the options that change it."""
     which = ["-k", item.name] if isinstance(item, CheckItem) else [item.nodeid]
     words = ["python", "-m", "pytest", *which]
     for option in OPTIONS if case_of(item) else HYPOTHESIS if hasattr(item, "obj") else ():

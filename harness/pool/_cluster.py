@@ -139,7 +139,6 @@ class Cluster:
             return _LOST
 
     def close(self) -> None:
-        """Cancel what is not done, and let go of the cluster."""
         self._client.close()
 
     def _sent(self) -> Any:

@@ -272,7 +272,6 @@ def _answer(opened: Opened, task: Any) -> Any:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return an error that can be pickled: the harness's own as they are."""
     with suppress(Exception):
         pickle.loads(pickle.dumps(error))
         return error

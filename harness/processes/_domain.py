@@ -50,10 +50,7 @@ def domain_version() -> int:
 
 
 def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
-    """Hold this process, which has one thread, and all that it will start: of files it writes what is named alone.
-
-    Returns whether the system can. Raises `OSError` where it can and refuses.
-    """
+    """Hold this process, of one thread, and all that it will start; tell whether the system can. Raises `OSError`."""
     if not domain_version():
         return False
     ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)

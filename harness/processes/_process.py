@@ -141,7 +141,6 @@ class Process:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; its number where it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
