@@ -144,31 +144,26 @@ def write_whole(path: Path, content: bytes) -> None:
     The content is on the disk when this returns; a file that is replaced keeps its mode and, where the system lets us,
     its owner. Raises `InputError` where the system refuses; what was there is there still.
     """
+    place = Path(os.path.realpath(path))
     try:
-        _write_whole(Path(os.path.realpath(path)), content)
+        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".sdvar-")  # short: the name may be long
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                _take_after(descriptor, place)
+                os.fsync(descriptor)
+            os.replace(temporary, place)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(place.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems sync no folder
+            os.fsync(folder)
+        os.close(folder)
     except OSError as error:
         rule = f"cannot be written ({_reason(error)})"
         raise InputError("output", str(path), rule, "make room there, or name another file") from None
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".sdvar-")  # short: the name may be long
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            _take_after(descriptor, path)
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems sync no folder
-            os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _take_after(descriptor: int, path: Path) -> None:

@@ -87,9 +87,11 @@ class Question:
         if not self.cover:
             return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
         first, alone = self.settings[0], self.terms.against is None
-        if is_published(self.decoder):
-            lengths = _asked_lengths(self.decoder, self.settings)
-            blocks = covering_with(models, lengths, not self.terms.sequential, alone)
+        if is_published(self.decoder):  # at several draft lengths where it takes one and none is asked for
+            asks = any(setting.draft_len != "" or setting.option("gamma") for setting in self.settings)
+            lengths = FEW_LENGTHS if takes_draft_len(self.decoder) and not asks else ("",)
+            asked = [replace(each, draft_len=n or each.draft_len) for each in self.settings for n in lengths]
+            blocks = covering_with(models, asked, not self.terms.sequential, alone)
         else:
             whole = alone and is_own_decoder(self.decoder)
             blocks = covering(models, first.policy, options=first.options, whole=whole)
@@ -111,14 +113,6 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
     if isinstance(decoder, str) and is_published(decoder):
         return tuple(published_settings(decoder.partition(":")[2], like.options))
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
-
-
-def _asked_lengths(decoder: Factory | str, settings: Sequence[Settings]) -> list[Settings]:
-    """Return the settings of published code, at several draft lengths where it takes one and none is asked for."""
-    takes = decoder == f"{PUBLISHED_PREFIX}:sdvar-parallel"
-    asks = any(setting.draft_len != "" or setting.option("gamma") for setting in settings)
-    lengths = FEW_LENGTHS if takes and not asks else ("",)
-    return [replace(each, draft_len=length or each.draft_len) for each in settings for length in lengths]
 
 
 def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:

@@ -212,7 +212,10 @@ OWNERS: dict[str, Any] = {
 @contextmanager
 def tidied_process() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
-    dtype, threads, states = torch.get_default_dtype(), torch.get_num_threads(), _states()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    generators = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
+    states = [(name, generator, generator.get_state()) for name, generator in generators]
     functions = {
         name: {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
         for name, owner in OWNERS.items()
@@ -230,25 +233,15 @@ def tidied_process() -> Iterator[list[str]]:
         for name, owner in OWNERS.items():
             for word, value in functions[name].items():
                 now = vars(owner).get(word)
-                if now is not value and not _by_torch(now, value):
+                code = getattr(now, "__code__", None)  # PyTorch wraps `manual_seed` where `torch.compile` is used
+                by_torch = code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is value
+                if now is not value and not by_torch:
                     changes.append(f"left {name}.{word} patched")
                     setattr(owner, word, value)
         for name, generator, state in states:
             if not torch.equal(generator.get_state(), state):
                 changes.append(f"{MOVED}{name}")
                 generator.set_state(state)
-
-
-def _by_torch(now: Any, before: Any) -> bool:
-    """Tell whether PyTorch itself wrapped its function, as it does with `manual_seed` when `torch.compile` is used."""
-    code = getattr(now, "__code__", None)
-    return code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is before
-
-
-def _states() -> list[tuple[str, torch.Generator, Tensor]]:
-    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    every = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
-    return [(name, generator, generator.get_state()) for name, generator in every]
 
 
 def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:

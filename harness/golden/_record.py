@@ -9,7 +9,7 @@ nothing is recorded is one line with its remedy.
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -204,7 +204,11 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
         raise InputError("golden", str(path), rule, "restore it from version control, or leave out --only")
     planned = plan.cases(models)
     ids, on_disk = {case.id for case in planned}, {case.id: case for case in before.cases}
-    kinds = _kinds([case for case in planned if fnmatchcase(case.id, only)], models, before, device)
+    asked = [case for case in planned if fnmatchcase(case.id, only)]
+    unchanged = [understood(case, models, device) for case in asked if case in before.cases]
+    with one_case_a_core(device) as pool:
+        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
+    kinds = {case.id: kind_of_change(case, before, judged.get(case.id)) for case in asked}
     if by_hand:
         kinds = {name: kind or "values" for name, kind in kinds.items()}
     stays = {name for name in on_disk if not fnmatchcase(name, only) or kinds.get(name) == ""}
@@ -221,14 +225,6 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     changes += [Change(WHOLE_FILE, "changed by hand")] if by_hand else []
     changes += [Change(WHOLE_FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
     return Regeneration(path, models, after.cases, tensors, weights, tuple(changes), plan.origins(before, stays))
-
-
-def _kinds(planned: Sequence[AnyStated], models: str, before: Recording, device: torch.device) -> dict[str, str]:
-    """Return what has become of every planned case, by id; those of unchanged settings are judged."""
-    unchanged = [understood(case, models, device) for case in planned if case in before.cases]
-    with one_case_a_core(device) as pool:
-        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
-    return {case.id: kind_of_change(case, before, judged.get(case.id)) for case in planned}
 
 
 @torch.inference_mode()

@@ -32,8 +32,12 @@ class Suite(pytest.Collector):
 
     @classmethod
     def of(cls, session: pytest.Session, options: PluginOptions) -> Self:
-        place, line = _place_of(options.name)
-        if not place or not place.is_relative_to(session.path):
+        factory = inspect.unwrap(load_factory(options.name))
+        try:
+            place, line = Path(inspect.getfile(factory)), inspect.getsourcelines(factory)[1] - 1
+        except (OSError, TypeError):  # an object of a class, or of no file
+            place, line = Path(), None
+        if not place.is_relative_to(session.path):
             place, line = session.path, None
         return cls.from_parent(session, name="sdvar", nodeid="sdvar", path=place, options=options, line=line)
 
@@ -74,15 +78,6 @@ class CheckItem(pytest.Item):
             return super().repr_failure(excinfo, style)
         cause = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         return f"{cause}{error}"
-
-
-def _place_of(name: str) -> tuple[Path | None, int | None]:
-    """Return file and line of a factory, counted from 0; of one that has none, nothing."""
-    factory = inspect.unwrap(load_factory(name))
-    try:
-        return Path(inspect.getfile(factory)), inspect.getsourcelines(factory)[1] - 1
-    except (OSError, TypeError):  # an object of a class, or of no file
-        return None, None
 
 
 @contextmanager

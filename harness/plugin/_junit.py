@@ -60,7 +60,10 @@ def _properties(item: pytest.Item, when: str, outcome: str, error: BaseException
     """Return the three properties of a test that passed, failed, was skipped or xfailed, and what it raised."""
     component, replay, row = _component(item), _replay(item), item.stash.get(SEEN, None)
     if violation := _violation(error):
-        component, replay = ", ".join(violation.law.watches), _with_name(violation, item).replay
+        component, replay = ", ".join(violation.law.watches), violation.replay
+        if violation.factory == "FACTORY":  # of a decoder without a name of its own: as it was given
+            given = repr(item.config.getoption("--sdvar-implementation") or OWN_DECODER)
+            replay = Violation(violation.law, violation.case, violation.found, given, violation.options).replay
     if isinstance(error, DefectFound) and row is not None:
         component, replay = ", ".join(row.watches), row.replay or replay
     properties = dict(zip(NAMES, (_verdict(when, outcome, error), component, replay), strict=True))
@@ -107,14 +110,6 @@ def _replay(item: pytest.Item) -> str:
     if seed is not None and not any(word.startswith("--hypothesis-seed") for word in words):
         words.append(f"--hypothesis-seed={seed}")  # what Hypothesis, too, prints of a test that failed
     return shlex.join(words)
-
-
-def _with_name(violation: Violation, item: pytest.Item) -> Violation:
-    """Return a violation whose replay names the decoder as it was given, where it has no name of its own."""
-    if violation.factory != "FACTORY":
-        return violation
-    given = repr(item.config.getoption("--sdvar-implementation") or OWN_DECODER)
-    return Violation(violation.law, violation.case, violation.found, given, violation.options)
 
 
 def _law_of(item: pytest.Item) -> Law | None:

@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from glob import glob
 
@@ -57,7 +57,12 @@ def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
     descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
     devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
     # what this process says of itself: CUDA names its threads there as it starts, and fails where it cannot
-    _allow(descriptor, (*writable, *devices, "/proc/self"))
+    for path in (*writable, *devices, "/proc/self"):
+        with suppress(FileNotFoundError):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rights = WRITING if stat.S_ISDIR(os.fstat(place).st_mode) else WRITE_FILE | TRUNCATE
+            _checked(_call(ADD_RULE, descriptor, BENEATH, struct.pack("=Qi", rights, place), 0))
+            os.close(place)
     _checked(ctypes.CDLL(None, use_errno=True).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
     _checked(_call(RESTRICT_SELF, descriptor, 0))
     os.close(descriptor)
@@ -95,15 +100,6 @@ def _refusals(error: BaseException | None) -> Iterator[PermissionError]:
         if isinstance(error, PermissionError) and error.errno == errno.EACCES:
             yield error
         error = error.__cause__ or error.__context__
-
-
-def _allow(ruleset: int, paths: Iterable[str]) -> None:
-    for path in paths:
-        with suppress(FileNotFoundError):
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            rights = WRITING if stat.S_ISDIR(os.fstat(place).st_mode) else WRITE_FILE | TRUNCATE
-            _checked(_call(ADD_RULE, ruleset, BENEATH, struct.pack("=Qi", rights, place), 0))
-            os.close(place)
 
 
 def _call(number: int, *words: object) -> int:
