@@ -5,7 +5,7 @@ process, the judge's side does not notice other than by what comes back. What th
 left behind, numbers read, bytes of a cache) is its own word: the harness's functions here are compared with what they
 were before any code of the decoder's was loaded, which finds a decoder that replaced one, and no more.
 
-Started by `harness.decoders._own_process`, which is the other side of the conversation.
+Started by `harness.decoders._runner`, which is the other side of the conversation.
 """
 
 import atexit

@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._case_results import (
+from harness.golden._cases import (
     NOT_RECORDED,
     Allowances,
     CaseResult,
     FileResult,
     Ground,
+    RecordedCase,
     allowances,
     judge_recorded_tokens,
+    parse,
 )
-from harness.golden._cases import RecordedCase, parse
 from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, judge_infinity, parse_infinity
 from harness.golden._metadata import GoldenCase
 from harness.golden._smooth import judge_smooth

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._case_results import CaseResult, Ground, judge_recorded_tokens
-from harness.golden._cases import RecordedCase, TensorShapes
+from harness.golden._cases import CaseResult, Ground, RecordedCase, TensorShapes, judge_recorded_tokens
 from harness.golden._metadata import MOST, MOST_NUMBERS, REMEDY, GoldenCase, check_weights, naming
 from harness.models import ModelPair
 from harness.models.infinity import autoencoder, transformer

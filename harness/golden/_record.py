@@ -22,8 +22,7 @@ from harness.decoders import OWN_DECODER, run_in_process
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import _plan as plan
-from harness.golden._case_results import NOT_RECORDED, CaseResult
-from harness.golden._cases import CPU
+from harness.golden._cases import CPU, NOT_RECORDED, CaseResult
 from harness.golden._check import (
     AnyCase,
     check_case,

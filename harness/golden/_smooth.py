@@ -24,8 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.golden._case_results import LIMITS, CaseResult, Ground, allowances, judge_recorded_tokens, smooth_rounding
-from harness.golden._cases import RecordedCase
+from harness.golden._cases import (
+    LIMITS,
+    CaseResult,
+    Ground,
+    RecordedCase,
+    allowances,
+    judge_recorded_tokens,
+    smooth_rounding,
+)
 from harness.judge import largest_difference
 from harness.models import ModelPair
 from harness.models.network import Around, Condition, Network

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import _case_results as allowance
+from harness.golden import _cases as allowance
 from harness.golden import _smooth as smooth
-from harness.golden._case_results import CaseResult, allowances, smooth_rounding
-from harness.golden._cases import RecordedCase
+from harness.golden._cases import CaseResult, RecordedCase, allowances, smooth_rounding
 from harness.golden._smooth import Spread, judge_smooth, spread
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
