@@ -31,9 +31,8 @@ from harness.commands.golden import app as golden
 from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
-from harness.commands.project import project_options
 from harness.commands.quality import quality
-from harness.commands.records import add
+from harness.commands.records import add, project_options
 from harness.commands.replay import replay
 from harness.commands.report import report
 from harness.commands.sample import sample

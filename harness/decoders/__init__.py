@@ -1,6 +1,5 @@
 """A decoder under test: found, built, and run in this process or in its own."""
 
-from harness.decoders._crash import crash_of
 from harness.decoders._factory import (
     OWN_DECODER,
     Built,
@@ -10,6 +9,7 @@ from harness.decoders._factory import (
     Surroundings,
     attribute_of,
     build_by_factory,
+    crash_of,
     factory_name,
     is_own_decoder,
     load_factory,

@@ -20,8 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._crash import crash_of, line_of_crash, traceback_of
-from harness.decoders._factory import Built, Factory, OutOfTimeError, build_by_factory, check_refused_write
+from harness.decoders._factory import (
+    Built,
+    Factory,
+    OutOfTimeError,
+    build_by_factory,
+    check_refused_write,
+    crash_of,
+    line_of_crash,
+    traceback_of,
+)
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import (
     CodeLine,
