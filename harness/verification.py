@@ -115,12 +115,6 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
 
 
-def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
-    """Return the requests where none are made: every label under four seeds, in batches that device and memory like."""
-    whole = Request(tuple(range(models.target.config.classes)))
-    return tuple(cut_batches(whole, SEEDS, default_batch(models, not in_process).images))
-
-
 def usual_laws(cover: bool, terms: Terms) -> int:
     """Return in how many cases laws are tried where nobody says; two decoders judged against each other claim none."""
     return LAW_CASES if cover and terms.against is None else 0
@@ -156,8 +150,13 @@ def verify(
     laws = usual_laws(cover, terms) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:
-        drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
-        question = replace(question, requests=drawn)
+        if requests is None:  # every label under four seeds, in batches that device and memory like
+            whole, size = (
+                Request(tuple(range(models.target.config.classes))),
+                default_batch(models, not question.in_process),
+            )
+            requests = tuple(cut_batches(whole, SEEDS, size.images))
+        question = replace(question, requests=_listed(requests, Request))
     return answer_question(models, question, watch=watch_of(progress))
 
 

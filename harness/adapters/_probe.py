@@ -247,15 +247,6 @@ class Probe:
         """Keep the first finding of a kind: those that differ in numbers alone are one."""
         self._found.setdefault(re.sub(r"\d[\d.e+-]*|inf|nan", "#", said), (verdict, said))
 
-    def _summed_up(self) -> tuple[PartVerdict, str]:
-        found, self._found = list(self._found.values()), {}
-        if not found:
-            return PartVerdict.HELD, ""
-        verdicts, clauses = [verdict for verdict, _ in found], [said for _, said in found]
-        more = [f"{count_of(len(clauses) - MOST_FOUND, 'other finding')}"] if len(clauses) > MOST_FOUND else []
-        verdict = PartVerdict.BROKEN if PartVerdict.BROKEN in verdicts else PartVerdict.CRASHED
-        return verdict, "; ".join(clauses[:MOST_FOUND] + more)
-
     def ask(self, questions: Iterable[PartQuestion], has: Callable[[str], bool]) -> None:
         """Ask laws, part by part; of a part that the code does not have there is one row. Effects: on `rows`."""
         for part, laws in groupby(questions, lambda question: question.part):
@@ -276,7 +267,14 @@ class Probe:
                     for case in question.cases(self):
                         with self.aside():
                             question.test(self, case)
-            verdict, said = self._summed_up()
+            found, self._found = list(self._found.values()), {}
+            clauses = [clause for _, clause in found]
+            if len(clauses) > MOST_FOUND:
+                clauses[MOST_FOUND:] = [count_of(len(clauses) - MOST_FOUND, "other finding")]
+            # one that is broken says more than one that crashes
+            kinds = (PartVerdict.BROKEN, PartVerdict.CRASHED)
+            verdict = next((kind for kind in kinds if kind in dict(found)), PartVerdict.HELD)
+            said = "; ".join(clauses)
         except PartNoted as noted:
             verdict, said = PartVerdict.TOLD, str(noted)
         except InputError as refused:  # what cannot be asked is no mistake of the part

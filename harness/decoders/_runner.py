@@ -15,10 +15,9 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 
@@ -83,7 +82,12 @@ class OwnProcess:
         self._job = -1
         try:
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
-            self._job = sealed(partial(write_job, job))
+            # on a CPU with the networks, on CUDA with handles of their copies
+            with_handles = models.device.type == "cuda"
+            self._job = sealed(
+                lambda file: ForkingPickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
+                if with_handles else torch.save(job, file)
+            )  # fmt: skip
             reply = self._start()
             if reply.refused is not None:
                 raise reply.refused
@@ -215,14 +219,6 @@ class OwnProcess:
         if line is not None:
             with suppress(OSError):
                 line.close(0.0 if self.failed else GRACE_S)
-
-
-def write_job(job: DecoderJob, stream: BinaryIO) -> None:
-    """Write what a process begins with: on a CPU with the networks, on CUDA with handles of their copies."""
-    if job.models.device.type == "cuda":
-        ForkingPickler(stream, pickle.HIGHEST_PROTOCOL).dump(job)
-    else:
-        torch.save(job, stream)
 
 
 @dataclass(frozen=True)

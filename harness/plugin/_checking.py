@@ -47,9 +47,16 @@ def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
     """Check a law; skip the test where it does not apply. Raises `Violation`, `Unproven` or `KnownNotApplicable`."""
     __tracebackhide__ = True
     result = try_law(law, options.subject, options.scope_of(law))
-    stash[SEEN] = _row_of_law(result, options)
-    if result.violation is not None:
-        raise result.violation
+    violation = result.violation
+    why = {None: result.skipped, Verdict.INCONCLUSIVE: _why_unproven(result)}.get(result.verdict, "")
+    stash[SEEN] = CheckRow(
+        law.id, "law", law.statement, law.watches, result.verdict,
+        examples=result.examples, exercised=result.exercised, refused=result.refused, seconds=result.seconds, why=why,
+        finding=one_line(violation.found) if violation else "", case=repr(violation.case) if violation else "",
+        replay=violation.replay if violation else "", known=options.known.get(law.id, ""),
+    )  # fmt: skip
+    if violation is not None:
+        raise violation
     if result.verdict is None:
         _skip(law.id, f"does not apply: {result.skipped}", result.skipped, options)
     if result.verdict is Verdict.INCONCLUSIVE:
@@ -67,7 +74,14 @@ def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) 
         stash[SEEN] = CheckRow(case.name, "digits", str(case.settings), ("decode",), None, why=str(error))
         _skip(case.name, f"refused: {error}", str(error), options)
     take_line(result, pair(options.scope.device))
-    stash[SEEN] = _row_of_digits(case, result, options)
+    defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
+    stash[SEEN] = CheckRow(
+        case.name, "digits", f"{case.settings} on digits: {result.summary}",
+        (defect.component,) if defect else ("decode",), result.verdict,
+        examples=result.images, exercised=result.images, seconds=result.wall_seconds,
+        why="; ".join(result.inconclusive), finding="; line: ".join(map(str, filter(None, (defect, result.line)))),
+        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
+    )  # fmt: skip
     if result.verdict is Verdict.DEFECT:
         raise DefectFound(_message(result))
     if result.is_law_untested and not result.reasons and result.inconclusive == result.open:
@@ -88,28 +102,6 @@ def _why_unproven(result: LawResult) -> str:
     if result.refused > result.examples:
         return f"{result.refused} cases refused, {result.examples} decoded; the last refusal: {result.why}"
     return f"{result.examples} examples, and every one was trivial: nothing was tested"
-
-
-def _row_of_law(result: LawResult, options: PluginOptions) -> CheckRow:
-    law, violation = result.law, result.violation
-    why = {None: result.skipped, Verdict.INCONCLUSIVE: _why_unproven(result)}.get(result.verdict, "")
-    return CheckRow(
-        law.id, "law", law.statement, law.watches, result.verdict,
-        examples=result.examples, exercised=result.exercised, refused=result.refused, seconds=result.seconds, why=why,
-        finding=one_line(violation.found) if violation else "", case=repr(violation.case) if violation else "",
-        replay=violation.replay if violation else "", known=options.known.get(law.id, ""),
-    )  # fmt: skip
-
-
-def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOptions) -> CheckRow:
-    defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
-    return CheckRow(
-        case.name, "digits", f"{case.settings} on digits: {result.summary}",
-        (defect.component,) if defect else ("decode",), result.verdict,
-        examples=result.images, exercised=result.images, seconds=result.wall_seconds,
-        why="; ".join(result.inconclusive), finding="; line: ".join(map(str, filter(None, (defect, result.line)))),
-        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
-    )  # fmt: skip
 
 
 def _message(result: Verification) -> str:
