@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 
+from harness.adapters._checkout import building
 from harness.adapters._infinity import ASKED, BitSampler, PublishedInfinity
 from harness.adapters._parallel import METHODS, ParallelLoop
 from harness.adapters._published import Published, Sampler
-from harness.adapters._weights import building
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.numerals import real, whole

@@ -22,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.adapters._checkout import Checkout
+from harness.adapters._checkout import Checkout, build_module, building, named
 from harness.adapters._published import Published, Sampler
-from harness.adapters._recorder import Recorder, SeenDraw, SeenWrite, in_order, replaced
-from harness.adapters._weights import build_module, building, named
+from harness.adapters._recorder import Recorder, SeenDraw, SeenWrite, check_one_filter, in_order, replaced
 from harness.errors import ImageError, InputError
 from harness.models import ModelPair, mode_name
 from harness.models.infinity.autoencoder import InfinityAutoencoder
@@ -169,9 +168,7 @@ class PublishedInfinity(Published):
         infinity_config(self.models.target).check_request(request)
         guidance, S = request.scale_guidance, self.models.pyramid.S
         assert guidance is not None
-        if request.filters:
-            rule = "are by scale, and published code has one filter for all"
-            raise InputError("filters", request.filters, rule, "pass top_k and top_p")
+        check_one_filter(request)
         labels, device = noise.labels(0).tolist(), self.models.device
         return {
             "vae": self.vae, "scale_schedule": self.schedule, "B": request.B, "g_seed": request.seed,

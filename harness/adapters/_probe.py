@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters._checkout import crash_of
+from harness.adapters._checkout import crash_of, on_device
 from harness.adapters._published import Published, Sampler
 from harness.adapters._recorder import Recorder, SharedNumbers
-from harness.adapters._weights import on_device
 from harness.errors import InputError
 from harness.judge import INPUT_ULPS, Broken, PartLaw, PartVerdict, require
 from harness.models.network import Network

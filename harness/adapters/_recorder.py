@@ -210,6 +210,12 @@ def check_numbers(numbers: str, request: Request) -> None:
         raise InputError("noise", request.order, rule, "pass --noise batch, or --option numbers=shared")
 
 
+def check_one_filter(request: Request) -> None:
+    if request.filters:
+        rule = "are by scale, and published code has one filter for all"
+        raise InputError("filters", request.filters, rule, "pass top_k and top_p")
+
+
 # Draws of the code's own: calls whose numbers have no address.
 OWN_DRAWS = (
     torch.rand, torch.randn, torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like,
