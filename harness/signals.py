@@ -48,10 +48,11 @@ def interruptible() -> Iterator[None]:
     before, lost = {number: signal.signal(number, _interrupt) for number in heard}, sys.unraisablehook
 
     def raise_again(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, StopSignal):
-            return lost(unraisable)
-        signal.signal(_STATE.came, _interrupt)
-        _again(_STATE.came)
+        if isinstance(unraisable.exc_value, StopSignal):
+            signal.signal(_STATE.came, _interrupt)
+            _again(_STATE.came)
+        else:
+            lost(unraisable)
 
     sys.unraisablehook = raise_again
     try:

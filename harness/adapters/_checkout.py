@@ -36,11 +36,8 @@ PACKAGES = {
 class Checkout:
     """One checkout, imported: a folder that holds the top-level packages ``models`` and ``dist``, or those of `module`.
 
-    `module` has the sampler's class `kind`; `stand_ins` are put in the place of modules that it wants.
-
-    Raises `InputError`: it is not there, or its `module` cannot be imported.
-
-    Effects: runs the checkout's own code, output silenced.
+    `module` has the sampler's class `kind`; `stand_ins` are put in the place of modules that it wants. Raises
+    `InputError`: it is not there, or its `module` cannot be imported. Effects: runs its code, output silenced.
     """
 
     def __init__(

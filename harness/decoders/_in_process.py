@@ -77,7 +77,6 @@ class InProcess:
         return Judgement(request.B, defects=written) if written else outcome
 
     def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
-        """Return the line of a decoder that goes wrong, or why none is named. Raises `InputError` as `decode`."""
         return search_line(self._decoders[setting], self.models, replace(request), greedy)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:

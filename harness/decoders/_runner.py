@@ -59,7 +59,6 @@ class OwnProcess:
     """One decoder a setting, in one process that is replaced when it dies; `most` images are the largest request.
 
     Raises `InputError`: the factory cannot be found, refuses the settings, or its process dies while it builds.
-
     Effects: a process, a folder that it may write to, shared memory; `close` ends them.
     """
 
@@ -114,7 +113,6 @@ class OwnProcess:
         return outcome
 
     def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
-        """Return the line of a decoder that goes wrong, or why none is named. Raises `InputError` as `decode`."""
         try:
             reply = self._ask(DecoderQuestion(setting, request, self.limits.timeout_s, greedy=greedy))
         except Exception as error:  # likewise

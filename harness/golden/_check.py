@@ -42,12 +42,10 @@ DRAWN = ("tokens", "bits", "forced")  # begin the names of what has V values
 
 @contextmanager
 def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Give every core a case of its own; on CUDA one at a time.
+    """Give every core a case of its own; on CUDA one at a time. Effects: PyTorch computes with one thread meanwhile.
 
     The passes of one small case are too short to be shared out: on two busy cores the recorded cases took 274 s of
     processor time with two threads a case, 78 s with one.
-
-    Effects: process-wide, PyTorch computes with one thread meanwhile.
     """
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,12 +1,11 @@
 """A process that the harness starts: kept, bounded, heard through one guard, and ended with all that it started."""
 
-from harness.processes._keeper import domain_version, is_refused_connection, refused_write
+from harness.processes._keeper import Place, domain_version, is_refused_connection, refused_write
 from harness.processes._process import (
     GRACE_S,
     START_S,
     GoneError,
     Log,
-    Place,
     Process,
     ProcessLine,
     UnreadableError,

@@ -136,20 +136,29 @@ LOOK_S = 1.0  # between two looks at whether the starter is there, whatever its 
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a process may work."""
+
+    folder: str = ""  # its own, which goes where the starter is gone; empty = none
+    writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its own
+    grace_s: float = 0.0  # that what it started has to end by itself: the keepers below it clear up
+    connects: bool = True  # it may connect to others by TCP, in a domain
+
+
+@dataclass(frozen=True)
 class Keep:
     """What a keeper gets, as JSON."""
 
     line: int  # descriptor to its starter
     starter: int  # process that must live
-    folder: str  # that is removed where the starter is gone; empty = none
-    grace_s: float  # that what the process started has to end by itself: the keepers below it clear up
-    writable: list[str] | None  # folders that the process may write to; None = it is in no domain
-    connects: bool  # whether it may connect to others by TCP, in a domain
+    place: Place
 
 
 def main() -> None:
     """Start the function that the words name, and keep it; in the process itself, return when it does."""
-    keep, (module, _, function), words = Keep(**json.loads(sys.argv[1])), sys.argv[2].partition(":"), sys.argv[3:]
+    told, (module, _, function), words = json.loads(sys.argv[1]), sys.argv[2].partition(":"), sys.argv[3:]
+    keep = Keep(told["line"], told["starter"], Place(**told["place"]))
     _prctl(ADOPTS, 1)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in UNHEARD}
     keeper, child = os.getpid(), os.fork()
@@ -162,8 +171,8 @@ def main() -> None:
     _prctl(DIES_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(1)
-    if keep.writable is not None:
-        enter_domain(keep.writable, keep.connects)
+    if keep.place.writable is not None:
+        enter_domain(keep.place.writable, keep.place.connects)
     sys.argv = [sys.argv[2], *words]
     getattr(import_module(module), function)(*words)
 
@@ -178,11 +187,11 @@ def _keep(keep: Keep, child: int) -> None:
     gone = _is_gone(keep)
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    status = _end_all(child, status, keep.grace_s)
-    if keep.folder and (gone or os.getppid() != keep.starter):
+    status = _end_all(child, status, keep.place.grace_s)
+    if keep.place.folder and (gone or os.getppid() != keep.starter):
         import shutil  # noqa: PLC0415  # nobody else waits for it
 
-        shutil.rmtree(keep.folder, ignore_errors=True)
+        shutil.rmtree(keep.place.folder, ignore_errors=True)
     _end_as(status)
 
 

@@ -21,12 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import HarnessError
-from harness.processes._keeper import END, MOST_S, Keep
+from harness.processes._keeper import END, MOST_S, Keep, Place
 from harness.signals import keep_standard_open
 
 START_S, GRACE_S = 600.0, 5.0  # to get ready, imports included; to end by itself
@@ -67,17 +67,6 @@ class Log:
         self.descriptor = -1
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process may work."""
-
-    folder: str = ""  # its own, which goes where the starter is gone; empty = none
-    writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
-    environment: tuple[tuple[str, str], ...] = ()  # variables of its own
-    grace_s: float = 0.0  # for what it started to end by itself
-    connects: bool = True  # it may connect to others by TCP, in a domain
-
-
 ANYWHERE = Place()
 
 
@@ -94,9 +83,8 @@ class Process:
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
         self._ended = False  # by its starter
         self._line, theirs = socket.socketpair()
-        writable = list(place.writable) if place.writable is not None else None
         with theirs:
-            keep = Keep(theirs.fileno(), os.getpid(), place.folder, place.grace_s, writable, place.connects)
+            keep = Keep(theirs.fileno(), os.getpid(), place)
             self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-c", START, json.dumps(asdict(keep)), serve, *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=log.descriptor, stderr=log.descriptor,

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from harness.processes._keeper import domain_version
-from harness.processes._process import Log, Place, ProcessLine
+from harness.processes._keeper import Place, domain_version
+from harness.processes._process import Log, ProcessLine
 
 PREFIX, OWNER = "sdvar-harness-", ".owner"  # the owner holds a lock on that file as long as it lives
 
