@@ -165,12 +165,9 @@ def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
 
 
 def answer_question(
-    models: ModelPair,
-    question: Question,
-    parallelism: Parallelism = ALONE,
-    store: RunFileOptions = UNKEPT,
+    models: ModelPair, question: Question, parallelism: Parallelism = ALONE, store: RunFileOptions = UNKEPT,
     watch: Watch | None = None,
-) -> Verification:
+) -> Verification:  # fmt: skip
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
 
     A defect of the decodes ends it, and what an interrupted run has not come to is not begun. `watch` shows how far it

@@ -169,12 +169,8 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
 
 
 PUBLISHED_FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
-    "var": var,
-    "infinity": infinity,
-    "code": code,
-    "sdvar-test3": sdvar_test3,
-    "sdvar-parallel": sdvar_parallel,
-}
+    "var": var, "infinity": infinity, "code": code, "sdvar-test3": sdvar_test3, "sdvar-parallel": sdvar_parallel,
+}  # fmt: skip
 
 
 def has_rounds(name: str) -> bool:

@@ -127,12 +127,7 @@ class Sampler:
     checks_image: Callable[[object, Tensor, ModelPair], None] = staticmethod(check_image)
 
     def __init__(
-        self,
-        code: Published,
-        call: Callable[..., Any],
-        contract: str,
-        numbers: str = "shared",
-        loop: ParallelLoop | None = None,
+        self, code: Published, call: Callable[..., Any], contract: str, numbers: str, loop: ParallelLoop | None = None
     ) -> None:
         self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
         self.recorder = self.watches(code.models.pyramid)  # what was seen of the last decode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -101,12 +102,8 @@ def check(cases: CheckOptions) -> None:
     status = worst_verdict([result.verdict for result in results]).exit_status
     say_after(console, "golden", status, cases.quiet)
     pairs = list(zip(recorded, parsed, strict=True))
-    write_asked(
-        paths,
-        cases.quiet,
-        json=lambda: recordings_json(results, device),
-        html=lambda: recordings_page(results, pairs, str(device)),
-    )
+    as_json, as_page = partial(recordings_json, results, device), partial(recordings_page, results, pairs, str(device))
+    write_asked(paths, cases.quiet, json=as_json, html=as_page)
     raise typer.Exit(status)
 
 

@@ -115,10 +115,7 @@ def recorded_cases(recording: Recording, device: torch.device) -> list[AnyCase]:
 
 
 def check_recording(
-    recording: Recording,
-    cases: Sequence[AnyCase],
-    device: torch.device,
-    progress: Callable[[], None] = lambda: None,
+    recording: Recording, cases: Sequence[AnyCase], device: torch.device, progress: Callable[[], None] = lambda: None
 ) -> FileResult:
     """Judge a whole file and its cases (`recorded_cases`); UNVERIFIED where it is of another platform."""
     result = FileResult(str(recording.path), unverified=unverified(recording, device))

@@ -253,13 +253,9 @@ def regenerate_all(device: torch.device, folder: Path = plan.GOLDENS, only: str 
 
 
 def changed_goldens(
-    reason: str,
-    device: torch.device,
-    folder: Path = plan.GOLDENS,
-    code: Path = CODE,
-    laws: Laws = failing_laws,
+    reason: str, device: torch.device, folder: Path = plan.GOLDENS, code: Path = CODE, laws: Laws = failing_laws,
     only: str = "*",
-) -> list[Regeneration]:
+) -> list[Regeneration]:  # fmt: skip
     """Judge every file and return those that would change. `InputError` says why recording is refused."""
     refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:

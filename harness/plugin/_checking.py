@@ -140,12 +140,9 @@ def reference(models: ModelPair, request: Request) -> Trace:
 
 
 def judged(
-    models: ModelPair,
-    decoder_or_trace: Implementation | Trace,
-    request: Request,
-    contract: str = "",
+    models: ModelPair, decoder_or_trace: Implementation | Trace, request: Request, contract: str = "",
     drafts: bool = True,
-) -> Judgement:
+) -> Judgement:  # fmt: skip
     """Judge one decode: of a decoder, which decodes the request in this process, or the trace that one returned.
 
     An empty `contract` is the decoder's own claim, and token-identical of a trace; `drafts` is False for a decoder that
