@@ -64,6 +64,7 @@ def _read(descriptor: int) -> DecoderJob:
 
 def _serve(job: DecoderJob, mailbox: list[int], conversation: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # between decodes, that none is over
     job.surroundings.restore()
     job.limits.bound_memory()
     with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
