@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from harness.verification import Question
 
 
-@dataclass(frozen=True)
-class Commits(Group):
+class Commits(Group, panel=JUDGED):
     """Where in the history, and what is written."""
 
-    panel = JUDGED
     bad: Annotated[str, Option("A commit that fails.")] = "HEAD"
     good: Annotated[list[str] | None, Option("A commit that does not fail; several times.")] = None
     draft_len: Annotated[str, Option("Scales proposed per round.", panel=options.DECODED)] = "2"

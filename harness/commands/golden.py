@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
 
-@dataclass(frozen=True)
-class GoldenCases(Group):
+class GoldenCases(Group, panel=JUDGED):
     """Which recorded cases, and where they run."""
 
-    panel = JUDGED
     device: options.Device = "cpu"
     folder: Annotated[Path, Option("Where this project's goldens lie.", shown="harness/golden")] = GOLDENS
     only: Annotated[str, Option("Only cases whose id fits, e.g. 'one-phi-*'.")] = "*"
 
 
-@dataclass(frozen=True)
 class CheckOptions(GoldenCases):
     """Which files are checked, and what is said of them."""
 
@@ -46,14 +42,12 @@ class CheckOptions(GoldenCases):
     quiet: Annotated[bool, Option("Print defects and the last line only.", panel=WRITTEN)] = False
 
 
-@dataclass(frozen=True)
 class DiffOptions(GoldenCases):
     """Which cases are made again, and where the page goes."""
 
     html: options.Html = None
 
 
-@dataclass(frozen=True)
 class RecordOptions(GoldenCases):
     """Which cases are written anew, and why."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,11 +26,9 @@ FAMILIES = ("acceptance", "batch", "guidance", "masks", "numbers", "positions", 
 PROCESSES = "Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."
 
 
-@dataclass(frozen=True)
-class HuntedBugs(Group):
+class HuntedBugs(Group, panel=JUDGED):
     """Which bugs are hunted, how and where, and what is written."""
 
-    panel = JUDGED
     only: Annotated[
         str, Option("Mutants whose id begins so: masks or masks.corner; several: a,b.", offers=FAMILIES)
     ] = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is asked for
 
 
-@dataclass(frozen=True)
 class PartsDecoder(options.UnderTest):
     """The decoder whose parts are asked, and how long they may take."""
 
@@ -32,11 +30,9 @@ class PartsDecoder(options.UnderTest):
     in_process: options.InProcess = False
 
 
-@dataclass(frozen=True)
-class PartsQuestion(Group):
+class PartsQuestion(Group, panel=DRAWN):
     """What parts are asked about, and what is written."""
 
-    panel = DRAWN
     device: options.Device = "cpu"
     seed: Annotated[int, Option("Of the tokens that parts are asked about, or of the cases.")] = 0
     labels: options.Labels = "0,1"

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -39,17 +39,22 @@ class Option:
     argument: bool = False  # it is typed without a name
 
 
+@dataclass_transform(frozen_default=True)
 @dataclass(frozen=True)
 class Group:
-    """Options of one kind, which the help shows in one panel. A field that is no option keeps its default.
+    """Options of one kind: a subclass is a frozen dataclass. A field that is no option keeps its default.
 
-    Class attributes: `panel`, its title; `applies`, when the defaults that the help shows hold (empty: always).
+    `panel` is the title that the help shows them under, `applies` when the defaults that it shows hold (empty: always).
     """
 
     panel: ClassVar[str] = ""
     applies: ClassVar[str] = ""
     # names of the fields that were typed, or that stand in pyproject.toml
     given: frozenset[str] = field(default=frozenset(), kw_only=True, compare=False, repr=False)
+
+    def __init_subclass__(cls, panel: str = "", applies: str = "") -> None:
+        cls.panel, cls.applies = panel or cls.panel, applies or cls.applies
+        dataclass(frozen=True)(cls)
 
     def changed(self) -> dict[str, object]:
         """Return the options that are not the usual ones, those of records inside, too: name -> value."""

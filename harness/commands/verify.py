@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,22 +40,18 @@ PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; se
 DESIGN = "Two drafts, many lengths and requests: a covering design."
 
 
-@dataclass(frozen=True)
-class VerifyImages(options.Images):
+class VerifyImages(options.Images, applies=GRID):
     """What is drawn, and how; the covering design draws what its blocks say."""
 
-    applies = GRID
     batch: Annotated[
         int, Option("Images per batch, seeds mixed; 0 = as many as device and memory like.", rare=True)
     ] = 0
     addresses: Annotated[str, Option(ADDRESSED, name="--images")] = ""
 
 
-@dataclass(frozen=True)
-class VerifyDecoding(Group):
+class VerifyDecoding(Group, panel=options.DECODED):
     """How it is decoded; the covering design has lengths of its own."""
 
-    panel = options.DECODED
     draft_len: Annotated[str, Option(PROPOSED, shown=f"{DRAFT_LENGTHS} {GRID}")] = DRAFT_LENGTHS
     bonus: options.Bonus = False
     policy: options.Policy = "coupled"
@@ -63,7 +59,6 @@ class VerifyDecoding(Group):
     compile: options.Compile = False
 
 
-@dataclass(frozen=True)
 class VerifyDecoder(options.UnderTest):
     """The decoder under test, and what it may take."""
 
@@ -73,11 +68,9 @@ class VerifyDecoder(options.UnderTest):
     in_process: options.InProcess = False
 
 
-@dataclass(frozen=True)
-class VerifyJudging(Group):
+class VerifyJudging(Group, panel=options.JUDGED):
     """How it is judged."""
 
-    panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.")] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
@@ -100,11 +93,9 @@ class VerifyJudging(Group):
     real: options.Real = None
 
 
-@dataclass(frozen=True)
-class VerifyOutputs(Group):
+class VerifyOutputs(Group, panel=options.WRITTEN):
     """What is written, and by whom the work is done."""
 
-    panel = options.WRITTEN
     run: Annotated[Path | None, Option("Keep everything in this file, as it happens.")] = None
     resume: options.Resume = False
     workers: options.Workers = 0
