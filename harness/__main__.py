@@ -129,20 +129,14 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
         return BAD, f"error: out of memory ({_cut(text_of(error))}); pass fewer images per batch, or a smaller dtype"
     if isinstance(error, OSError):
         return BAD, f"error: the system refused ({_cut(text_of(error))}); see that its files and the output can be used"
-    said = f"{type(error).__name__}: {_cut(text_of(error))}"
-    where = _last_frame(error)
-    return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
-
-
-def _last_frame(error: BaseException) -> str:
-    """Return the last place in the harness that an error went through."""
-    package = Path(__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)
+    # the last place in the harness that it went through
+    package, frames = Path(__file__).parent, traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
-    frame = (own or frames)[-1]
-    path = Path(frame.filename)
-    place = path.relative_to(package.parent) if own else path.name
-    return f"{frame.name}, {place}:{frame.lineno}"
+    last = (own or frames)[-1]
+    path = Path(last.filename)
+    where = f"{last.name}, {path.relative_to(package.parent) if own else path.name}:{last.lineno}"
+    said = f"{type(error).__name__}: {_cut(text_of(error))}"
+    return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
 
 
 def _cut(text: str) -> str:

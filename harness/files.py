@@ -62,10 +62,8 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
         raise InputError(name, str(path), f"{missing} (there is a {kind})", remedy)
 
 
-def check_writable(path: Path | None, name: str) -> None:
+def check_writable(path: Path, name: str) -> None:
     """Refuse a path for the output of an option, e.g. ``json``, that cannot be written. Raises `InputError`."""
-    if path is None:
-        return
     remedy = f"pass --{name} FILE in a folder that you can write to"
     try:
         rule = _unwritable(path)
@@ -100,26 +98,20 @@ def _status(path: Path) -> os.stat_result | None:
     return None
 
 
-def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is another output or an input, both by option. Raises `InputError`."""
-    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
-    for name, path in outputs.items():
-        if path is not None:
-            other = seen.setdefault(os.path.realpath(path), name)
-            if other != name:
-                raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
-
-
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> dict[str, Path]:
     """Check every output that is asked for; return where it is, whatever becomes the current folder later.
 
     Both arguments are by option, and so is what is returned. Raises `InputError` for an output that cannot be written,
     or is another one or an input.
     """
-    for name, path in outputs.items():
+    asked = {name: path for name, path in outputs.items() if path is not None}
+    for name, path in asked.items():
         check_writable(path, name)
-    check_distinct(outputs, inputs)
-    return {name: path.absolute() for name, path in outputs.items() if path is not None}
+    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
+    for name, path in asked.items():
+        if (other := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
+    return {name: path.absolute() for name, path in asked.items()}
 
 
 def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
@@ -129,10 +121,8 @@ def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
             raise InputError(name, str(path), "exists already", f"pass --force to replace it, or another --{name}")
 
 
-def check_folder(path: Path | None, name: str) -> None:
+def check_folder(path: Path, name: str) -> None:
     """Refuse a folder that is not there, or that files cannot be written into. Raises `InputError`."""
-    if path is None:
-        return
     if not os.path.isdir(path):
         raise InputError(name, str(path), "is not a folder", f"make it first, or pass another --{name}")
     check_writable(path / ".probe", name)

@@ -19,7 +19,7 @@ from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_q
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
-from harness.quality import Conditions, Means, Measured, Quality, Study, decoder_sources, run_study
+from harness.quality import Conditions, Means, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
 from harness.runs import (
     TERMS,
@@ -251,21 +251,16 @@ def _add_quality(
     study = replace(study, others=decoder_sources(question.decoder, question.settings))
     with watch("images", study.total(means)) as bar:
         found = run_study(models, means, study, replace(conditions, store=UNKEPT), bar.advance)
-    claims = claims_of(found)
+    judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
+    lost, undecided = (  # a clause a decoder under test that is not KEPT
+        tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
+        for quality in (Quality.LOST, Quality.INCONCLUSIVE)
+    )
+    claims = QualityClaims(lost, undecided)
     result.take_quality(claims, found)
     _note(conditions.store.file, result, quality=found.values(), claims=claims.as_dict())
     if found.stopped:
         raise RunInterrupted(result, found.stopped)
-
-
-def claims_of(found: Measured) -> QualityClaims:
-    """Return what a measurement says of the loss that is allowed, a clause a decoder under test that is not KEPT."""
-    judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
-    clauses = {
-        quality: tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
-        for quality in (Quality.LOST, Quality.INCONCLUSIVE)
-    }
-    return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])
 
 
 def _note(file: Path | None, result: Verification, **values: object) -> None:

@@ -132,7 +132,8 @@ def observer_for(drawing: SampleOptions) -> Observer | None:
     trace, folder = drawing.trace, drawing.save_intermediates
     if not ROUNDS - 1 <= trace <= VALUES:
         raise InputError("trace", trace, f"must lie in 0..{VALUES}", "pass --trace 2")
-    check_folder(folder, "save-intermediates")
+    if folder is not None:
+        check_folder(folder, "save-intermediates")
     if not (trace or folder or drawing.profile):
         return None
     if drawing.sampler != "speculative":
