@@ -100,7 +100,16 @@ class Cluster:
 
     def _check_at_work(self) -> None:
         """Give up where no worker has been at work for too long. Raises `WorkerError`."""
-        states = self._states()
+        workers: Iterable[Any] = ()  # that the scheduler knows; none where nobody answers there
+        if self._client.status == "running":
+            try:
+                workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+            except TypeError:  # of an older version, which tells all of them
+                workers = self._client.scheduler_info()["workers"].values()
+        silent, words = time.time() - SILENT_S, {"running": "at work"}
+        states = [
+            "silent" if each["last_seen"] < silent else words.get(each["status"], each["status"]) for each in workers
+        ]
         if "at work" in states:
             self._heard = time.monotonic()
         elif time.monotonic() - self._heard > STALL_S:
@@ -110,20 +119,6 @@ class Cluster:
     def _stalled(self, rule: str) -> WorkerError:
         remedy = "what is judged is in the file of --run: start workers, and repeat the command with --resume"
         return WorkerError(f"cluster={self._address}: {rule}; {remedy}")
-
-    def _states(self) -> list[str]:
-        """Return a word on every worker that the scheduler knows; none where nobody answers there."""
-        if self._client.status != "running":
-            return []
-        try:
-            workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        except TypeError:  # of an older version, which tells all of them
-            workers = self._client.scheduler_info()["workers"].values()
-        silent = time.time() - SILENT_S
-        words = {"running": "at work"}
-        return [
-            "silent" if each["last_seen"] < silent else words.get(each["status"], each["status"]) for each in workers
-        ]
 
     def _answer(self, future: Any) -> Any:
         """Return what came of a task, `Died`, or `_LOST` with the worker that had it, or its answer, in hand."""
