@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -108,19 +109,12 @@ def _again(number: int) -> None:
     threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
 
 
-def _imports(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORTING:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if number != _STATE.came:
         _STATE.came, _STATE.since = number, now
-    if now < _STATE.since + IMPORT_S and _imports(frame):
+    imports = any(each.f_code.co_filename == IMPORTING for each, _ in traceback.walk_stack(frame))
+    if imports and now < _STATE.since + IMPORT_S:
         _again(number)
         return
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once

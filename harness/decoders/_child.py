@@ -38,11 +38,7 @@ def serve(device: str, conversation: str) -> None:
                 torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
         job, *mailbox = given(int(conversation))
         _serve(_read(job), mailbox, int(conversation))
-    _leave()
-
-
-def _leave() -> None:
-    """End this process: what a decoder wants done at the end is done, but Python and PyTorch are not taken apart."""
+    # what a decoder wants done at the end is done, but Python and PyTorch are not taken apart
     threading._shutdown()  # type: ignore[attr-defined]  # as Python begins its own end, and multiprocessing does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
