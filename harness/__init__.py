@@ -34,30 +34,10 @@ if TYPE_CHECKING:
     from harness.verification import verify
 
 __all__ = [
-    "Contract",
-    "HarnessError",
-    "Implementation",
-    "InputError",
-    "Intermediates",
-    "LikelihoodTest",
-    "Limits",
-    "ModelPair",
-    "NonFiniteError",
-    "Request",
-    "Round",
-    "ScalePyramid",
-    "SeededNoise",
-    "Settings",
-    "Terms",
-    "Trace",
-    "Verdict",
-    "Verification",
-    "__version__",
-    "build_decoder",
-    "load_digits",
-    "load_pair",
-    "verify",
-]
+    "Contract", "HarnessError", "Implementation", "InputError", "Intermediates", "LikelihoodTest", "Limits",
+    "ModelPair", "NonFiniteError", "Request", "Round", "ScalePyramid", "SeededNoise", "Settings", "Terms", "Trace",
+    "Verdict", "Verification", "__version__", "build_decoder", "load_digits", "load_pair", "verify",
+]  # fmt: skip
 
 # Where each name lives; tests/unit/test_public_names.py sees that it is where type checkers find it above.
 _HOMES = {

@@ -31,9 +31,8 @@ from harness.commands.golden import app as golden
 from harness.commands.init import init
 from harness.commands.mutants import mutants
 from harness.commands.parts import parts
-from harness.commands.project import project_options
 from harness.commands.quality import quality
-from harness.commands.records import add
+from harness.commands.records import add, project_options
 from harness.commands.replay import replay
 from harness.commands.report import report
 from harness.commands.sample import sample
@@ -108,7 +107,8 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
     """Return exit status and line of what stopped a command; empty: nothing is said. `number`: of its signal."""
     if number:  # whatever has become of it on the way, an error of the code that it came in, too
         return 128 + number, ""
-    if _is_closed_pipe(error):
+    # rich and typer make a `SystemExit` of it
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
         return CLOSED_PIPE, ""
     if isinstance(error, NonFiniteError):
         return DEFECT, f"DEFECT {error}"
@@ -124,37 +124,19 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
         return BAD, f"error: {_cut(message)}; see {of} --help{every}" if message else ""  # the help was printed
     if os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error)
-    if _is_out_of_memory(error):
+    torch = sys.modules.get("torch")  # a device lacks memory, too; nothing is imported to find out
+    if isinstance(error, MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)):
         return BAD, f"error: out of memory ({_cut(text_of(error))}); pass fewer images per batch, or a smaller dtype"
     if isinstance(error, OSError):
         return BAD, f"error: the system refused ({_cut(text_of(error))}); see that its files and the output can be used"
-    said = f"{type(error).__name__}: {_cut(text_of(error))}"
-    where = _last_frame(error)
-    return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory was lacking, a device's too; nothing is imported to find out."""
-    torch = sys.modules.get("torch")
-    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
-
-
-def _is_closed_pipe(error: BaseException) -> bool:
-    """Tell whether the reader of the output went away; rich and typer make a `SystemExit` of that."""
-    return isinstance(error, BrokenPipeError) or (
-        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
-    )
-
-
-def _last_frame(error: BaseException) -> str:
-    """Return the last place in the harness that an error went through."""
-    package = Path(__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)
+    # the last place in the harness that it went through
+    package, frames = Path(__file__).parent, traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
-    frame = (own or frames)[-1]
-    path = Path(frame.filename)
-    place = path.relative_to(package.parent) if own else path.name
-    return f"{frame.name}, {place}:{frame.lineno}"
+    last = (own or frames)[-1]
+    path = Path(last.filename)
+    where = f"{last.name}, {path.relative_to(package.parent) if own else path.name}:{last.lineno}"
+    said = f"{type(error).__name__}: {_cut(text_of(error))}"
+    return BAD, f"error: a bug of the harness: {said} in {where}; {TRACEBACK}=1 shows the traceback"
 
 
 def _cut(text: str) -> str:

@@ -62,10 +62,8 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
         raise InputError(name, str(path), f"{missing} (there is a {kind})", remedy)
 
 
-def check_writable(path: Path | None, name: str) -> None:
+def check_writable(path: Path, name: str) -> None:
     """Refuse a path for the output of an option, e.g. ``json``, that cannot be written. Raises `InputError`."""
-    if path is None:
-        return
     remedy = f"pass --{name} FILE in a folder that you can write to"
     try:
         rule = _unwritable(path)
@@ -100,26 +98,20 @@ def _status(path: Path) -> os.stat_result | None:
     return None
 
 
-def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is another output or an input, both by option. Raises `InputError`."""
-    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
-    for name, path in outputs.items():
-        if path is not None:
-            other = seen.setdefault(os.path.realpath(path), name)
-            if other != name:
-                raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
-
-
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> dict[str, Path]:
     """Check every output that is asked for; return where it is, whatever becomes the current folder later.
 
     Both arguments are by option, and so is what is returned. Raises `InputError` for an output that cannot be written,
     or is another one or an input.
     """
-    for name, path in outputs.items():
+    asked = {name: path for name, path in outputs.items() if path is not None}
+    for name, path in asked.items():
         check_writable(path, name)
-    check_distinct(outputs, inputs)
-    return {name: path.absolute() for name, path in outputs.items() if path is not None}
+    seen = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
+    for name, path in asked.items():
+        if (other := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise InputError(name, str(path), f"is the file of --{other} too", f"pass another --{name}")
+    return {name: path.absolute() for name, path in asked.items()}
 
 
 def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
@@ -129,10 +121,8 @@ def check_absent(outputs: Mapping[str, Path], force: bool) -> None:
             raise InputError(name, str(path), "exists already", f"pass --force to replace it, or another --{name}")
 
 
-def check_folder(path: Path | None, name: str) -> None:
+def check_folder(path: Path, name: str) -> None:
     """Refuse a folder that is not there, or that files cannot be written into. Raises `InputError`."""
-    if path is None:
-        return
     if not os.path.isdir(path):
         raise InputError(name, str(path), "is not a folder", f"make it first, or pass another --{name}")
     check_writable(path / ".probe", name)
@@ -144,31 +134,26 @@ def write_whole(path: Path, content: bytes) -> None:
     The content is on the disk when this returns; a file that is replaced keeps its mode and, where the system lets us,
     its owner. Raises `InputError` where the system refuses; what was there is there still.
     """
+    place = Path(os.path.realpath(path))
     try:
-        _write_whole(Path(os.path.realpath(path)), content)
+        descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=".sdvar-")  # short: the name may be long
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                _take_after(descriptor, place)
+                os.fsync(descriptor)
+            os.replace(temporary, place)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(place.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some file systems sync no folder
+            os.fsync(folder)
+        os.close(folder)
     except OSError as error:
         rule = f"cannot be written ({_reason(error)})"
         raise InputError("output", str(path), rule, "make room there, or name another file") from None
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".sdvar-")  # short: the name may be long
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            _take_after(descriptor, path)
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some file systems sync no folder
-            os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _take_after(descriptor: int, path: Path) -> None:

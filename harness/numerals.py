@@ -37,8 +37,3 @@ def wholes(text: str) -> tuple[int, ...]:
     if last - first > MOST_NUMBERS:
         raise ValueError(f"names more than {MOST_NUMBERS} numbers")
     return tuple(range(first, last))
-
-
-def reals(text: str) -> tuple[float, ...]:
-    """Return the numbers of a list ``0,0.5,1``. Raises `ValueError`."""
-    return tuple(real(part) for part in text.split(","))

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides a result."""
-    numbers = {name: _version(name) for name in ("torch", "numpy")}
+    numbers = {  # its own word where a package is imported, else that of its metadata
+        name: str(sys.modules[name].__version__) if name in sys.modules else metadata.version(name)
+        for name in ("torch", "numpy")
+    }
     return {"harness": __version__, "python": platform.python_version(), **numbers}
-
-
-def _version(name: str) -> str:
-    """Return a package's version: its own word where it is imported, else that of its metadata."""
-    return str(sys.modules[name].__version__) if name in sys.modules else metadata.version(name)
 
 
 def device_name(device: torch.device) -> str:
@@ -52,9 +50,8 @@ def git_says(folder: Path, *words: str) -> str:
         return done.stdout.strip()
 
     try:
-        filters = said("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$").split(
-            "\n"
-        )
+        pattern = r"^filter\..*\.(clean|smudge|process|required)$"
+        filters = said("config", "--name-only", "--get-regexp", pattern).split("\n")
     except subprocess.CalledProcessError:  # there are none
         filters = []
     off = [word for name in filters for word in ("-c", f"{name}={'false' * name.endswith('.required')}")]

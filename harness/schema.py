@@ -67,7 +67,6 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Tell whether a value is what an annotation says."""
     origin, words = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -87,7 +86,6 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _holds(value: object, origin: Any, words: tuple[Any, ...]) -> bool:
-    """Tell whether a collection, and all in it, is what an annotation says."""
     if not isinstance(value, origin):
         return False
     if isinstance(value, Mapping):

@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -44,8 +44,18 @@ def interruptible() -> Iterator[None]:
         yield
         return
     _STATE.came, _STATE.since = 0, 0.0
-    before, lost = {number: signal.signal(number, _interrupt) for number in _heard()}, sys.unraisablehook
-    sys.unraisablehook = partial(_raise_again, lost)
+    # not those that this process was started deaf to, or that Python could not put back
+    heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before, lost = {number: signal.signal(number, _interrupt) for number in heard}, sys.unraisablehook
+
+    def raise_again(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, StopSignal):
+            signal.signal(_STATE.came, _interrupt)
+            _again(_STATE.came)
+        else:
+            lost(unraisable)
+
+    sys.unraisablehook = raise_again
     try:
         yield
     finally:
@@ -53,11 +63,6 @@ def interruptible() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _STATE.waiting = 0
-
-
-def _heard() -> list[signal.Signals]:
-    """Return the signals that this process was not started deaf to, and that Python can put back."""
-    return [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
@@ -70,12 +75,20 @@ def ctrl_c_is_a_stop() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    handler = partial(_stop_by, before)
-    signal.signal(signal.SIGINT, handler)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        try:
+            before(number, frame)
+        except StopSignal:
+            raise
+        except KeyboardInterrupt:
+            raise StopSignal(number) from None
+
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is handler:  # else a first one has come, and the system hears the second
+        if signal.getsignal(signal.SIGINT) is stop:  # else a first one has come, and the system hears the second
             signal.signal(signal.SIGINT, before)
 
 
@@ -92,42 +105,16 @@ def held() -> Iterator[None]:
         raise StopSignal(number)
 
 
-def _stop_by(handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
-    try:
-        handler(number, frame)
-    except StopSignal:
-        raise
-    except KeyboardInterrupt:
-        raise StopSignal(number) from None
-
-
-def _raise_again(lost: Callable[[Any], object], unraisable: Any) -> None:
-    """Raise a signal again whose `StopSignal` was lost where nothing can be raised; pass on all else."""
-    if isinstance(unraisable.exc_value, StopSignal):
-        signal.signal(_STATE.came, _interrupt)
-        _again(_STATE.came)
-    else:
-        lost(unraisable)
-
-
 def _again(number: int) -> None:
     threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Tell whether a module is being imported."""
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORTING:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if number != _STATE.came:
         _STATE.came, _STATE.since = number, now
-    if now < _STATE.since + IMPORT_S and _imports(frame):
+    imports = any(each.f_code.co_filename == IMPORTING for each, _ in traceback.walk_stack(frame))
+    if imports and now < _STATE.since + IMPORT_S:
         _again(number)
         return
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once

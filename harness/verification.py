@@ -19,7 +19,7 @@ from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_q
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
-from harness.quality import Conditions, Means, Measured, Quality, Study, decoder_sources, run_study
+from harness.quality import Conditions, Means, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
 from harness.runs import (
     TERMS,
@@ -87,9 +87,11 @@ class Question:
         if not self.cover:
             return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
         first, alone = self.settings[0], self.terms.against is None
-        if is_published(self.decoder):
-            lengths = _asked_lengths(self.decoder, self.settings)
-            blocks = covering_with(models, lengths, not self.terms.sequential, alone)
+        if is_published(self.decoder):  # at several draft lengths where it takes one and none is asked for
+            asks = any(setting.draft_len != "" or setting.option("gamma") for setting in self.settings)
+            lengths = FEW_LENGTHS if takes_draft_len(self.decoder) and not asks else ("",)
+            asked = [replace(each, draft_len=n or each.draft_len) for each in self.settings for n in lengths]
+            blocks = covering_with(models, asked, not self.terms.sequential, alone)
         else:
             whole = alone and is_own_decoder(self.decoder)
             blocks = covering(models, first.policy, options=first.options, whole=whole)
@@ -111,20 +113,6 @@ def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple
     if isinstance(decoder, str) and is_published(decoder):
         return tuple(published_settings(decoder.partition(":")[2], like.options))
     return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
-
-
-def _asked_lengths(decoder: Factory | str, settings: Sequence[Settings]) -> list[Settings]:
-    """Return the settings of published code, at several draft lengths where it takes one and none is asked for."""
-    takes = decoder == f"{PUBLISHED_PREFIX}:sdvar-parallel"
-    asks = any(setting.draft_len != "" or setting.option("gamma") for setting in settings)
-    lengths = FEW_LENGTHS if takes and not asks else ("",)
-    return [replace(each, draft_len=length or each.draft_len) for each in settings for length in lengths]
-
-
-def usual_requests(models: ModelPair, in_process: bool) -> tuple[Request, ...]:
-    """Return the requests where none are made: every label under four seeds, in batches that device and memory like."""
-    whole = Request(tuple(range(models.target.config.classes)))
-    return tuple(cut_batches(whole, SEEDS, default_batch(models, not in_process).images))
 
 
 def usual_laws(cover: bool, terms: Terms) -> int:
@@ -162,8 +150,13 @@ def verify(
     laws = usual_laws(cover, terms) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:
-        drawn = usual_requests(models, question.in_process) if requests is None else _listed(requests, Request)
-        question = replace(question, requests=drawn)
+        if requests is None:  # every label under four seeds, in batches that device and memory like
+            whole, size = (
+                Request(tuple(range(models.target.config.classes))),
+                default_batch(models, not question.in_process),
+            )
+            requests = tuple(cut_batches(whole, SEEDS, size.images))
+        question = replace(question, requests=_listed(requests, Request))
     return answer_question(models, question, watch=watch_of(progress))
 
 
@@ -172,12 +165,9 @@ def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
 
 
 def answer_question(
-    models: ModelPair,
-    question: Question,
-    parallelism: Parallelism = ALONE,
-    store: RunFileOptions = UNKEPT,
+    models: ModelPair, question: Question, parallelism: Parallelism = ALONE, store: RunFileOptions = UNKEPT,
     watch: Watch | None = None,
-) -> Verification:
+) -> Verification:  # fmt: skip
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
 
     A defect of the decodes ends it, and what an interrupted run has not come to is not begun. `watch` shows how far it
@@ -203,7 +193,6 @@ def answer_question(
 def _decoded(
     models: ModelPair, question: Question, parallelism: Parallelism, store: RunFileOptions, watch: Watch
 ) -> Verification:
-    """Decode and judge. Raises as `answer_question`."""
     decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
     own = question.in_process or is_own_decoder(question.decoder)
@@ -262,21 +251,16 @@ def _add_quality(
     study = replace(study, others=decoder_sources(question.decoder, question.settings))
     with watch("images", study.total(means)) as bar:
         found = run_study(models, means, study, replace(conditions, store=UNKEPT), bar.advance)
-    claims = claims_of(found)
+    judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
+    lost, undecided = (  # a clause a decoder under test that is not KEPT
+        tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
+        for quality in (Quality.LOST, Quality.INCONCLUSIVE)
+    )
+    claims = QualityClaims(lost, undecided)
     result.take_quality(claims, found)
     _note(conditions.store.file, result, quality=found.values(), claims=claims.as_dict())
     if found.stopped:
         raise RunInterrupted(result, found.stopped)
-
-
-def claims_of(found: Measured) -> QualityClaims:
-    """Return what a measurement says of the loss that is allowed, a clause a decoder under test that is not KEPT."""
-    judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
-    clauses = {
-        quality: tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
-        for quality in (Quality.LOST, Quality.INCONCLUSIVE)
-    }
-    return QualityClaims(clauses[Quality.LOST], clauses[Quality.INCONCLUSIVE])
 
 
 def _note(file: Path | None, result: Verification, **values: object) -> None:

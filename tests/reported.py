@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from harness.plugin._junit import add_properties
+from harness.plugin._items import add_properties
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 import torch
 
+from harness.adapters._checkout import building
 from harness.adapters._infinity import ASKED, BitSampler, PublishedInfinity
 from harness.adapters._parallel import METHODS, ParallelLoop
 from harness.adapters._published import Published, Sampler
-from harness.adapters._weights import building
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.numerals import real, whole
@@ -74,12 +74,9 @@ class _Order:
         kind, more = code.checkout.get("SDVAR"), {}
         if "similarity_thresh" in self.options:
             more["similarity_thresh"] = self.number("similarity_thresh", 0.8)
-        with building(code.checkout, code.models.device):
-            try:
-                sdvar = kind(code.draft, code.target, **more)
-                sdvar = sdvar.to(code.models.device).eval() if isinstance(sdvar, torch.nn.Module) else sdvar
-            except Exception as error:
-                raise code.checkout.lacks(f"builds no SDVAR ({type(error).__name__}: {error})") from None
+        with building(code.checkout, code.models.device, "SDVAR"):
+            sdvar = kind(code.draft, code.target, **more)
+            sdvar = sdvar.to(code.models.device).eval() if isinstance(sdvar, torch.nn.Module) else sdvar
         mask = getattr(sdvar, "attn_bias_for_sdmasking", None)
         if mask is not None and mask.shape[-1] != pyramid.L:
             sizes = f"masks of {mask.shape[-1]} positions, not {pyramid.L}"
@@ -172,12 +169,8 @@ def sdvar_parallel(models: ModelPair, settings: Settings) -> Implementation:
 
 
 PUBLISHED_FACTORIES: Mapping[str, Callable[[ModelPair, Settings], Implementation]] = {
-    "var": var,
-    "infinity": infinity,
-    "code": code,
-    "sdvar-test3": sdvar_test3,
-    "sdvar-parallel": sdvar_parallel,
-}
+    "var": var, "infinity": infinity, "code": code, "sdvar-test3": sdvar_test3, "sdvar-parallel": sdvar_parallel,
+}  # fmt: skip
 
 
 def has_rounds(name: str) -> bool:

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.adapters._checkout import Checkout
+from harness.adapters._checkout import Checkout, build_module, building, named
 from harness.adapters._published import Published, Sampler
-from harness.adapters._recorder import Recorder, SeenDraw, SeenWrite, in_order, replaced
-from harness.adapters._weights import build_module, building, named
-from harness.errors import ImageError, InputError, text_of
+from harness.adapters._recorder import Recorder, SeenDraw, SeenWrite, check_one_filter, in_order, replaced
+from harness.errors import ImageError, InputError
 from harness.models import ModelPair, mode_name
 from harness.models.infinity.autoencoder import InfinityAutoencoder
 from harness.models.infinity.transformer import InfinityConfig, infinity_config
@@ -142,14 +141,11 @@ class PublishedInfinity(Published):
     def _codes(self, vae: InfinityAutoencoder) -> BitCodes:
         """Return the checkout's quantiser beside the harness's decoder. Raises `InputError` where there is none."""
         C, name = vae.config.C, "infinity.models.bsq_vae.multiscale_bsq"
-        with building(self.checkout, self.models.device):
+        with building(self.checkout, self.models.device, "MultiScaleBSQ"):
             try:
                 quantizer = importlib.import_module(name).MultiScaleBSQ(dim=C, codebook_size=2**C, new_quant=True)
             except ModuleNotFoundError as error:
-                raise self.checkout.missing(error, f"{name.replace('.', '/')}.py") from None
-            except Exception as error:
-                rule = f"builds no MultiScaleBSQ ({type(error).__name__}: {text_of(error)})"
-                raise self.checkout.lacks(rule) from None
+                raise self.checkout.missing(str(error.name), f"{name.replace('.', '/')}.py") from None
         return BitCodes(quantizer.to(self.models.device).eval(), vae)
 
     def _register(self, config: InfinityConfig) -> None:
@@ -159,7 +155,7 @@ class PublishedInfinity(Published):
             return
         make = self.checkout.get("precompute_rope2d_freqs_grid")
         whole = [*self.schedule, (1, *config.full)]  # the last one says what sides coordinates are of
-        with building(self.checkout, self.models.device):
+        with building(self.checkout, self.models.device, "rope2d_freqs_grid"):
             made = make(
                 dim=config.D // config.H, dynamic_resolution_h_w={"own": {"1M": {"scales": whole}}},
                 rope2d_normalized_by_hw=config.rule, pad_to_multiplier=128,
@@ -172,9 +168,7 @@ class PublishedInfinity(Published):
         infinity_config(self.models.target).check_request(request)
         guidance, S = request.scale_guidance, self.models.pyramid.S
         assert guidance is not None
-        if request.filters:
-            rule = "are by scale, and published code has one filter for all"
-            raise InputError("filters", request.filters, rule, "pass top_k and top_p")
+        check_one_filter(request)
         labels, device = noise.labels(0).tolist(), self.models.device
         return {
             "vae": self.vae, "scale_schedule": self.schedule, "B": request.B, "g_seed": request.seed,
@@ -221,7 +215,6 @@ class BitRecorder(Recorder):
 
     @contextlib.contextmanager
     def watching(self, draft: Any, target: Any, vae: Any, namespace: Any) -> Iterator[None]:
-        """Watch a network, its quantiser and a module's sampling function."""
         with contextlib.ExitStack() as stack:
             blocks = target.unregistered_blocks
             hook = partial(self._before_pass, "target")

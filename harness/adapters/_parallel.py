@@ -103,7 +103,6 @@ class ParallelLoop:
 
     @contextlib.contextmanager
     def watching(self, recorder: Recorder) -> Iterator[None]:
-        """Watch another decode, which `recorder` records."""
         self._begin(recorder)
         watchers: dict[str, Callable[..., Any]] = {
             "_initialize_inference_state": self._initialized,
@@ -129,13 +128,18 @@ class ParallelLoop:
         """Return the trace of the last decode, whole or not, of B images."""
         self._finish_alone()
         trace, pyramid = blank(self.models, B), self.models.pyramid
+        shown = trace.shown
         for turn in self._turns:
             for k, idx_Bl in enumerate(turn.final):
                 si = turn.first + k
                 if si in pyramid:
                     trace.scale_writes_BS[:, si] += 1
-                    put(trace.tokens_BL, (slice(None), pyramid.span(si)), idx_Bl)
-                    self._put_tensors(trace, turn, k)
+                    span = (slice(None), pyramid.span(si))
+                    put(trace.tokens_BL, span, idx_Bl)
+                    put(shown.guided_BLV, span, turn.guided[k] if k < len(turn.guided) else None)
+                    put(shown.rows_RLV, span, turn.rows(k))
+                    put(shown.x_RLD, span, turn.inputs(k))
+                    put(shown.f_hat_SBCPP, si, turn.f_hats.get(si))
         f_hat = self._recorder.image_f_hat(B)
         last = f_hat if f_hat is not None else getattr(self._state, "target_f_hat", None)
         if isinstance(last, Tensor) and last.shape == trace.f_hat_BCPP.shape:
@@ -143,14 +147,6 @@ class ParallelLoop:
         trace.rounds = [list(rounds_of_turns(self._turns)) for _ in range(B)]
         count_calls(trace, self._recorder, B)
         return trace
-
-    def _put_tensors(self, trace: Trace, turn: Turn, k: int) -> None:
-        si, shown = turn.first + k, trace.shown
-        span = (slice(None), self.models.pyramid.span(si))
-        put(shown.guided_BLV, span, turn.guided[k] if k < len(turn.guided) else None)
-        put(shown.rows_RLV, span, turn.rows(k))
-        put(shown.x_RLD, span, turn.inputs(k))
-        put(shown.f_hat_SBCPP, si, turn.f_hats.get(si))
 
     def _watched(self, watcher: Callable[..., Any], real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method that is watched; say what the loop accumulated before it, and since the one before."""

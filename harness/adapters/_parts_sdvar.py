@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.adapters._parallel import accepted_scales
-from harness.adapters._parts_network import ask_hand_off_masks, ask_network
-from harness.adapters._parts_sampler import sampler_laws
+from harness.adapters._parts_sampler import ask_hand_off_masks, ask_network, sampler_laws
 from harness.adapters._parts_update import UPDATE_QUESTIONS
 from harness.adapters._parts_window import WINDOW_QUESTIONS
 from harness.adapters._probe import (
@@ -177,12 +176,7 @@ def _accept_share(probe: Probe, rule: str) -> None:
         if threshold is not None and abs(share - threshold) > 1e-6 and accepted != (share > threshold):
             said = f"{'accepted' if accepted else 'not accepted'}, with a threshold of {threshold:g}"
             raise Broken(f"a share of {share:.2f} of the batch's tokens is {said}")
-    _require_whole_batch(probe, rule, threshold)
-
-
-def _require_whole_batch(probe: Probe, rule: str, threshold: float | None) -> None:
-    """Require that hits in some images only count as a share of the whole batch."""
-    si = probe.pyramid.S - 1
+    # hits in some images only count as a share of the whole batch
     uneven = torch.zeros_like(_hits(probe, si, 0.0))
     uneven[: max(1, probe.request.B // 2)] = True
     share = float(uneven.float().mean())

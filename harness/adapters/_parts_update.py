@@ -69,17 +69,12 @@ def _draft_state(probe: Probe) -> None:
             try:
                 require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
             except Broken:
-                scratch = _is_restored(probe)
+                try:  # where every update puts it right, what drafting leaves there does no harm
+                    scratch = not probe.finds(_update_sync)
+                except PartNoted:
+                    scratch = False
                 if not scratch:
                     raise
-
-
-def _is_restored(probe: Probe) -> bool:
-    """Tell whether every update puts the draft's f_hat right: then it does no harm what drafting leaves there."""
-    try:
-        return not probe.finds(_update_sync)
-    except PartNoted:
-        return False
 
 
 def _is_unread(probe: Probe, name: str) -> bool:

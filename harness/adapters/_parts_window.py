@@ -34,7 +34,17 @@ def _query(probe: Probe) -> None:
             actual = probe.sdvar._build_combined_query(probe.drafted(window), probe.state_at(window), probe.request.B)
             require(isinstance(actual, Tensor), f"{window}: a {type(actual).__name__}, not a tensor")
             aligned = _aligned_query(actual, expected)
-            _require_shape(actual, expected, aligned is not None, window)
+            if actual.shape != expected.shape:
+                rows, n = actual.shape[1] if actual.dim() == 3 else 0, expected.shape[1]
+                if aligned is not None and rows == n + 1 and len(actual) == len(expected):
+                    how = "a start token stands before the drafted scales, and all sit one position later"
+                    raise Broken(f"{window}: {rows} rows for {n} positions: {how}")
+                how = (
+                    "nothing more of it can be compared"
+                    if aligned is None
+                    else "the rest is compared from its last row on"
+                )
+                raise Broken(f"{window}: the query is {tuple(actual.shape)}, not {tuple(expected.shape)}; {how}")
         if aligned is None:
             continue
         error = probe.input_error(expected)
@@ -54,18 +64,6 @@ def _aligned_query(actual: Tensor, expected: Tensor) -> Tensor | None:
     if 2 * len(actual) == len(expected):  # one half alone
         actual = actual.repeat(2, 1, 1)
     return actual[:, -expected.shape[1] :] if len(actual) == len(expected) else None
-
-
-def _require_shape(actual: Tensor, expected: Tensor, aligned: bool, window: ProbeWindow) -> None:
-    """Require the shape of a query; say what is more or less, and whether the rest is compared all the same."""
-    rows, n, how = actual.shape[1] if actual.dim() == 3 else 0, expected.shape[1], ""
-    if actual.shape == expected.shape:
-        return
-    if aligned and rows == n + 1 and len(actual) == len(expected):
-        how = "a start token stands before the drafted scales, and all sit one position later"
-        raise Broken(f"{window}: {rows} rows for {n} positions: {how}")
-    how = "the rest is compared from its last row on" if aligned else "nothing more of it can be compared"
-    raise Broken(f"{window}: the query is {tuple(actual.shape)}, not {tuple(expected.shape)}; {how}")
 
 
 def require_input(probe: Probe, actual: Tensor, of: tuple[ProbeSide, int], error: float, what: str) -> None:

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters._checkout import crash_of
+from harness.adapters._checkout import crash_of, on_device
 from harness.adapters._published import Published, Sampler
 from harness.adapters._recorder import Recorder, SharedNumbers
-from harness.adapters._weights import on_device
 from harness.errors import InputError
 from harness.judge import INPUT_ULPS, Broken, PartLaw, PartVerdict, require
 from harness.models.network import Network
@@ -80,11 +79,9 @@ class ProbeSide:
 
     @property
     def cond_RD(self) -> Tensor:
-        """Class embeddings of the guidance rows."""
         return self.network.weights["class_emb.weight"][self.labels_R]
 
     def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
-        """Return x_RlD of scale `si` by the reference."""
         return scale_input(self.network, self.network.condition(self.labels_R), raw_BlC, si)
 
     def caching(self, enable: bool) -> None:
@@ -166,7 +163,6 @@ class Probe:
         return [ProbeWindow(first, count) for first in firsts for count in (1, 2, 3) if first + count <= S]
 
     def drafted(self, window: ProbeWindow) -> list[Tensor]:
-        """Return the tokens of a window, a tensor a scale."""
         return [self.tokens_BL[:, self.pyramid.span(si)].clone() for si in window.scales]
 
     def f_hat(self, done: int) -> Tensor:
@@ -182,7 +178,6 @@ class Probe:
         return f_hats
 
     def input_error(self, x: Tensor) -> float:
-        """Return how far rounding may move an input."""
         relative = max(2 * self.budget.f_hat, INPUT_ULPS[torch.float32] * torch.finfo(torch.float32).eps)
         return relative * max(1.0, float(x.abs().max()))
 
@@ -215,11 +210,9 @@ class Probe:
         return state
 
     def running(self, recorder: Recorder) -> AbstractContextManager[SharedNumbers | None]:
-        """Let the code run under the harness's numbers."""
         return self.code.running(recorder, self.request, self.code.models.noise(self.request))
 
     def draft_from(self, state: Any) -> tuple[list[Tensor], Recorder]:
-        """Let the code draft from a state, under the harness's numbers."""
         recorder = Recorder(self.pyramid)
         with self.running(recorder):
             tokens = call_by_known_names(self.sdvar.draft_generate_batch, state=state, B=self.request.B, verbose=False)
@@ -253,16 +246,6 @@ class Probe:
         """Keep the first finding of a kind: those that differ in numbers alone are one."""
         self._found.setdefault(re.sub(r"\d[\d.e+-]*|inf|nan", "#", said), (verdict, said))
 
-    def _summed_up(self) -> tuple[PartVerdict, str]:
-        """Return what one law found in all its cases."""
-        found, self._found = list(self._found.values()), {}
-        if not found:
-            return PartVerdict.HELD, ""
-        verdicts, clauses = [verdict for verdict, _ in found], [said for _, said in found]
-        more = [f"{count_of(len(clauses) - MOST_FOUND, 'other finding')}"] if len(clauses) > MOST_FOUND else []
-        verdict = PartVerdict.BROKEN if PartVerdict.BROKEN in verdicts else PartVerdict.CRASHED
-        return verdict, "; ".join(clauses[:MOST_FOUND] + more)
-
     def ask(self, questions: Iterable[PartQuestion], has: Callable[[str], bool]) -> None:
         """Ask laws, part by part; of a part that the code does not have there is one row. Effects: on `rows`."""
         for part, laws in groupby(questions, lambda question: question.part):
@@ -283,7 +266,14 @@ class Probe:
                     for case in question.cases(self):
                         with self.aside():
                             question.test(self, case)
-            verdict, said = self._summed_up()
+            found, self._found = list(self._found.values()), {}
+            clauses = [clause for _, clause in found]
+            if len(clauses) > MOST_FOUND:
+                clauses[MOST_FOUND:] = [count_of(len(clauses) - MOST_FOUND, "other finding")]
+            # one that is broken says more than one that crashes
+            kinds = (PartVerdict.BROKEN, PartVerdict.CRASHED)
+            verdict = next((kind for kind in kinds if kind in dict(found)), PartVerdict.HELD)
+            said = "; ".join(clauses)
         except PartNoted as noted:
             verdict, said = PartVerdict.TOLD, str(noted)
         except InputError as refused:  # what cannot be asked is no mistake of the part

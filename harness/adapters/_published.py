@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters._checkout import Checkout, crash_of
+from harness.adapters._checkout import Checkout, build_network, build_vae, crash_of, defaults_of, named, on_device
 from harness.adapters._parallel import ParallelLoop
-from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers
+from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers, check_one_filter
 from harness.adapters._traces import check_image, trace_of
-from harness.adapters._weights import build_network, build_vae, check_dtype, defaults_of, named, on_device
 from harness.errors import InputError
-from harness.models import ModelPair, autocast_of, autocasting
+from harness.models import ModelPair, autocast_of, autocasting, mode_name
 from harness.protocol import Contract, Request, Trace
 from harness.protocol.noise import Noise
 from harness.wording import count_of
@@ -38,7 +37,16 @@ class Published:
     """
 
     def __init__(self, checkout: str | Path, models: ModelPair, options: Mapping[str, str] | None = None) -> None:
-        check_dtype(models)
+        for name, network in (("dtype", models.target), ("draft_dtype", models.draft)):
+            if network.dtype != torch.float32:
+                rule = "published code casts its logits to float32, and is judged in float32 alone"
+                raise InputError(name, mode_name(network), rule, f"pass --{name.replace('_', '-')} float32")
+        if autocast_of(models.draft) != autocast_of(models.target):
+            rule, remedy = "published code computes both networks in one torch.autocast", mode_name(models.target)
+            raise InputError("draft_dtype", mode_name(models.draft), rule, f"pass --draft-dtype {remedy}")
+        if models.pyramid.S < 2:
+            rule = "published code divides by the number of scales less one"
+            raise InputError("patch_nums", models.pyramid.patch_nums, rule, "pass two scales or more")
         stubs, init = (named(options or {}, word) for word in ("stub", "init"))
         self.models, self.checkout = models, Checkout(checkout, stubs)
         self.vae = build_vae(self.checkout, models.vqvae, models.pyramid.patch_nums, models.device)
@@ -64,9 +72,7 @@ class Published:
         a label or top_k that is not, and for filters by scale.
         """
         request.check_against(self.models.target.config.classes, self.models.target.config.V)
-        if request.filters:
-            rule = "are by scale, and published code has one filter for all"
-            raise InputError("filters", request.filters, rule, "pass top_k and top_p")
+        check_one_filter(request)
         label_B = None
         if request.labels is not None:
             label_B = torch.tensor(request.labels, device=self.models.device)
@@ -121,12 +127,7 @@ class Sampler:
     checks_image: Callable[[object, Tensor, ModelPair], None] = staticmethod(check_image)
 
     def __init__(
-        self,
-        code: Published,
-        call: Callable[..., Any],
-        contract: str,
-        numbers: str = "shared",
-        loop: ParallelLoop | None = None,
+        self, code: Published, call: Callable[..., Any], contract: str, numbers: str, loop: ParallelLoop | None = None
     ) -> None:
         self.code, self.call, self.contract, self.numbers, self.loop = code, call, str(contract), numbers, loop
         self.recorder = self.watches(code.models.pyramid)  # what was seen of the last decode

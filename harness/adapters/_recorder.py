@@ -94,7 +94,6 @@ class Recorder:
     _looked_up: dict[int, Tensor] = field(default_factory=dict)
 
     def calls(self, side: str) -> list[int]:
-        """Return the positions of every pass of one side."""
         return [each.n for each in self.passes if each.side == side]
 
     def image_f_hat(self, B: int) -> Tensor | None:
@@ -204,12 +203,17 @@ def replaced(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None
 
 
 def check_numbers(numbers: str, request: Request) -> None:
-    """Refuse numbers that cannot be. Raises `InputError`."""
     if numbers not in NUMBERS:
         raise InputError("numbers", numbers, f"must be one of {', '.join(NUMBERS)}", "pass --option numbers=shared")
     if numbers == "own" and request.order != "batch":
         rule = "published code draws from one generator for the whole batch"
         raise InputError("noise", request.order, rule, "pass --noise batch, or --option numbers=shared")
+
+
+def check_one_filter(request: Request) -> None:
+    if request.filters:
+        rule = "are by scale, and published code has one filter for all"
+        raise InputError("filters", request.filters, rule, "pass top_k and top_p")
 
 
 # Draws of the code's own: calls whose numbers have no address.
@@ -240,7 +244,6 @@ class SharedNumbers(TorchFunctionMode):
         self.own: list[str] = []  # draws of the code's own: what is called, and where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer a draw, or let any other call through."""
         if func in (torch.multinomial, Tensor.multinomial):
             return self._multinomial(*args, **(kwargs or {}))
         if func is Tensor.exponential_:

@@ -52,7 +52,16 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int, R: int = 0) -> Trace
     """Return what one decode did, of R guidance rows (0 = 2B), from what was seen of it."""
     trace, pyramid = blank(models, B, R), models.pyramid
     shown = trace.shown
-    _put_prefixes(recorder, models, shown.x_RLD)
+    # the target's inputs of whole prefixes; a pass over one scale may be as long as one (9² = 1² + 4² + 8²)
+    alone = set()
+    for draw in recorder.draws:
+        si, seen = draw.scale, draw.made_by
+        if seen is not None and si in pyramid and si > 0 and seen.n == pyramid.tokens(si):
+            alone.add(id(seen))
+    ends = {pyramid.end(si) for si in pyramid}
+    for each in recorder.passes:
+        if each.side == "target" and each.n in ends and each.cached == 0 and id(each) not in alone:
+            put(shown.x_RLD, (slice(None), slice(0, each.n)), each.x_RnD)
     for write in recorder.writes:
         if write.scale in pyramid:
             trace.scale_writes_BS[:, write.scale] += 1
@@ -68,19 +77,6 @@ def trace_of(recorder: Recorder, models: ModelPair, B: int, R: int = 0) -> Trace
     if any(turn.drafted for turn in rounds) or recorder.calls("draft"):  # a sequential sampler has none
         trace.rounds = [rounds] * B
     return trace
-
-
-def _put_prefixes(recorder: Recorder, models: ModelPair, x_RLD: Tensor) -> None:
-    """Put in the target's inputs of whole prefixes; a pass over one scale may be as long as one (9² = 1² + 4² + 8²)."""
-    pyramid, alone = models.pyramid, set()
-    for draw in recorder.draws:
-        si, seen = draw.scale, draw.made_by
-        if seen is not None and si in pyramid and si > 0 and seen.n == pyramid.tokens(si):
-            alone.add(id(seen))
-    ends = {pyramid.end(si) for si in pyramid}
-    for each in recorder.passes:
-        if each.side == "target" and each.n in ends and each.cached == 0 and id(each) not in alone:
-            put(x_RLD, (slice(None), slice(0, each.n)), each.x_RnD)
 
 
 def _put_draw(write: SeenWrite, models: ModelPair, shown: Intermediates) -> None:

@@ -128,7 +128,13 @@ def _decoder_row(
         spent = [_decoded(runner, request, 1 + repeats)[1] - _decoded(runner, request, 1)[1] for request in requests]
         samples.append(1e3 * statistics.mean(spent) / repeats)
     for request in requests:
-        _check_still_right(models, runner, replace(request, seed=(request.seed + repeats + 1) % 2**63))
+        unmet = replace(request, seed=(request.seed + repeats + 1) % 2**63)
+        trace, _ = _decoded(runner, unmet, 1)
+        expected = sample_sequential(models.target, models.vae, unmet, models.noise(unmet))
+        evidence = Evidence(models, unmet, trace, expected, joint_budget(models, compiled=False))
+        defects = judge(evidence, Contract.of(runner.built.contracts[0]), drafts=False).defects
+        if defects:
+            raise TimedDecoderError(f"the decoder was right before it was timed, and is wrong after it: {defects[0]}")
     if min(samples) <= 0:
         rule = "is too few: what the decoder takes is lost in what the way to its process does"
         raise InputError("repeats", repeats, rule, f"pass --repeats {10 * repeats}")
@@ -143,15 +149,6 @@ def _decoder_row(
         statistics.mean(calls) if calls else math.nan, max(trace.peak_bytes for trace in traces)
         if models.device.type == "cuda" else 0,
     )  # fmt: skip
-
-
-def _check_still_right(models: ModelPair, runner: Runner, request: Request) -> None:
-    trace, _ = _decoded(runner, request, 1)
-    expected = sample_sequential(models.target, models.vae, request, models.noise(request))
-    evidence = Evidence(models, request, trace, expected, joint_budget(models, compiled=False))
-    defects = judge(evidence, Contract.of(runner.built.contracts[0]), drafts=False).defects
-    if defects:
-        raise TimedDecoderError(f"the decoder was right before it was timed, and is wrong after it: {defects[0]}")
 
 
 def _decoded(runner: Runner, request: Request, times: int) -> tuple[Trace, float]:

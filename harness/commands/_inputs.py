@@ -18,7 +18,7 @@ from harness.models.infinity.checkpoint import Told, load_infinity, load_texts
 from harness.models.infinity.schedules import parse_schedule
 from harness.models.infinity.transformer import infinity_config
 from harness.numerals import MOST_NUMBERS, whole, wholes
-from harness.protocol import NoiseOrder, Request, Rows, ScaleGuidance, Settings
+from harness.protocol import NoiseOrder, Request, ScaleGuidance
 from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
@@ -37,21 +37,19 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
     noise = networks.draft_noise if isinstance(networks, Networks) else None
     if named and noise is None and networks.models == "digits-close":
         noise = CLOSE_NOISE
-    pair = _by_name(networks, device) if named else _from_files(networks)
+    for name in ("patch_nums", "heads", "schedule") if named else ():
+        if text := getattr(networks, name):
+            rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
+            raise InputError(name, text, rule, remedy)
+    if named:
+        is_digits = networks.models in ("digits", "digits-close")
+        pair = load_digits() if is_digits else random_pair(networks.models, device)
+    else:
+        pair = _from_files(networks)
     for line in () if quiet else pair.taken:
         say(plain_console(), f"loaded: {line}")
     pair = pair if noise is None else close_pair(pair, noise)
     return (pair.unrounded() if is_own_decoder(decoder) else pair).in_mode(device, mode.dtype, mode.draft_dtype)
-
-
-def _by_name(networks: Pair, device: torch.device) -> ModelPair:
-    """Return the networks that ship, or random ones of published sizes. Raises `InputError`."""
-    for name in ("patch_nums", "heads", "schedule"):
-        text = getattr(networks, name)
-        if text:
-            rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
-            raise InputError(name, text, rule, remedy)
-    return load_digits() if networks.models in ("digits", "digits-close") else random_pair(networks.models, device)
 
 
 def _from_files(networks: Pair) -> ModelPair:
@@ -121,14 +119,6 @@ def writable_folders(given: list[str] | None) -> tuple[str, ...]:
     return tuple(given or ())
 
 
-def with_speed(settings: list[Settings], name: str, graphs: bool, compiled: bool) -> list[Settings]:
-    """Return the settings with recorded and compiled work. Raises `InputError` for a decoder of somebody else's."""
-    if name != OWN_DECODER and (graphs or compiled):
-        rule = "is how the harness's own decoder works"
-        raise InputError("graphs" if graphs else "compile", True, rule, "drop it; yours takes --option NAME=VALUE")
-    return [replace(setting, graphs=graphs, compiled=compiled) for setting in settings]
-
-
 def requests_for(models: ModelPair, images: Images) -> list[Request]:
     """Return the batches of every seed: all its labels together, or `batch` at a time. Raises `InputError`."""
     seeds, whole = _drawn(models, images)
@@ -165,8 +155,10 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
-    texts = texts_for(models, images)
-    labels = labels_for(images.labels, len(texts[0]) or classes)
+    texts, negative = load_texts(images.texts) if images.texts is not None else ((), ())
+    if images.texts is None and "texts" in models.target.config.reads:
+        raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")
+    labels = labels_for(images.labels, len(texts) or classes)
     ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
     if images.batch < 0:
         raise InputError("batch", images.batch, "must be 0 or more", "pass --batch 0 for the usual one")
@@ -174,37 +166,23 @@ def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]
         raise InputError("images", images.addresses, "must all be 0 or more", "drop it")
     order: NoiseOrder = images.noise  # type: ignore[assignment]  # checked by Request
     request = Request(labels, 0, images.cfg, images.top_k, images.top_p, order=order, images=ids)
-    if any(texts):
-        request = with_texts(request, texts, models, images)
+    if texts or negative:
+        S, places = models.pyramid.S, _places(images.places)
+        guidance = ScaleGuidance((images.cfg,) * S, () if images.tau == 1 else (images.tau,) * S, places)
+        request = replace(request, texts=texts, negative_texts=negative, scale_guidance=guidance)
     request.check_for(models.target.config)
+    if texts or negative:
+        infinity_config(models.target).check_request(request)
     for seed in (min(seeds), max(seeds)):
         replace(request, seed=seed)
     return seeds, request
 
 
-def texts_for(models: ModelPair, images: Images) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
-    """Return texts and negative ones of a file; none for networks of labels. Raises `InputError` without a file."""
-    if images.texts is not None:
-        return load_texts(images.texts)
-    if "texts" in models.target.config.reads:
-        raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")
-    return (), ()
-
-
-def with_texts(
-    request: Request, texts: tuple[tuple[Rows, ...], tuple[Rows, ...]], models: ModelPair, images: Images
-) -> Request:
-    """Return a request of texts, guided at all scales alike. Raises `InputError` for what the networks have not."""
+def _places(text: str) -> tuple[int, ...]:
     try:
-        places = tuple(whole(text) for text in images.places.split(","))
+        return tuple(whole(each) for each in text.split(","))
     except ValueError:
-        raise InputError("places", images.places, "must read 0,-5", "pass --places=0, or --places=-5") from None
-    S = models.pyramid.S
-    guidance = ScaleGuidance((images.cfg,) * S, () if images.tau == 1 else (images.tau,) * S, places)
-    request = replace(request, texts=texts[0], negative_texts=texts[1], scale_guidance=guidance)
-    request.check_for(models.target.config)
-    infinity_config(models.target).check_request(request)
-    return request
+        raise InputError("places", text, "must read 0,-5", "pass --places=0, or --places=-5") from None
 
 
 def classes_of(models: ModelPair) -> int:

@@ -5,7 +5,6 @@ is imported: what other rooms hold as well (names of policies, usual numbers) is
 tests/unit/commands/test_options.py.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -108,11 +107,9 @@ def files_of(named: object) -> dict[str, Path | None]:
     return {name: local_file(getattr(named, name)) for name in FILES}
 
 
-@dataclass(frozen=True)
-class Pair(Group):
+class Pair(Group, panel=NETWORKS):
     """Which networks: by name, or three checkpoint files."""
 
-    panel = NETWORKS
     models: Annotated[str, Option(NAMED, offers=("digits", "digits-close", *SIZES))] = "digits"
     draft: Draft = None
     target: Target = None
@@ -126,18 +123,15 @@ class Pair(Group):
         return {name: text for name in FILES if (text := getattr(self, name)) is not None}
 
 
-@dataclass(frozen=True)
-class Mode(Group):
+class Mode(Group, panel=PLACE):
     """Where the networks run, and in which precision."""
 
-    panel = PLACE
     device: Device = "cpu"
     tf32: Annotated[bool, Option("Allow TF32 on CUDA; off, float32 is float32.", rare=True)] = False
     dtype: Dtype = "float32"
     draft_dtype: Annotated[str, Option(ROUNDS, rare=True, offers=DTYPES, shown="that of --dtype")] = ""
 
 
-@dataclass(frozen=True)
 class Networks(Pair):
     """Which networks, with another draft where `draft_noise` is given, and their mode."""
 
@@ -145,11 +139,9 @@ class Networks(Pair):
     mode: Mode = Mode()
 
 
-@dataclass(frozen=True)
-class Images(Group):
+class Images(Group, panel=DRAWN):
     """What is drawn, and how: every seed with every label, in batches."""
 
-    panel = DRAWN
     seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4, without 4.")] = "0:4"
     labels: Labels = "all"
     batch: Batch = 0
@@ -165,11 +157,9 @@ class Images(Group):
     addresses: str = ""  # an option of `verify` alone
 
 
-@dataclass(frozen=True)
-class UnderTest(Group):
+class UnderTest(Group, panel=TESTED):
     """The decoder under test."""
 
-    panel = TESTED
     implementation: Implementation = OWN
     checkout: Checkout = None
     option: FactoryOptions = None

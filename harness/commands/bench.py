@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 DRAFT_LEN = 5  # of anybody's decoder, where none is asked for
 
 
-@dataclass(frozen=True)
-class TimedDecodes(Group):
+class TimedDecodes(Group, panel=DECODED):
     """What is decoded, how, and what is written."""
 
-    panel = DECODED
     batches: Annotated[str, Option("Images per batch: 1,8.", panel=DRAWN)] = "1"
     seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4; times are means over them.", panel=DRAWN)] = "0"
     draft_len: Annotated[str, Option("Scales proposed per round: 2,5,10.")] = "2,5,10"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -17,17 +17,14 @@ from harness.errors import InputError
 from harness.files import check_outputs, compact
 
 if TYPE_CHECKING:
-    from harness.judge import CodeLine
     from harness.models import ModelPair
     from harness.runs import CommitStore, KeptCase
     from harness.verification import Question
 
 
-@dataclass(frozen=True)
-class Commits(Group):
+class Commits(Group, panel=JUDGED):
     """Where in the history, and what is written."""
 
-    panel = JUDGED
     bad: Annotated[str, Option("A commit that fails.")] = "HEAD"
     good: Annotated[list[str] | None, Option("A commit that does not fail; several times.")] = None
     draft_len: Annotated[str, Option("Scales proposed per round.", panel=options.DECODED)] = "2"
@@ -70,7 +67,11 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
             search = Bisection(history, failing(pair, question, history, bad), pair)
             first, *others = search.first_bad(good, bad)
             with history.laid_out(first) as folder:
-                line = within(locate_case(search.at(folder), pair), history.place / first)
+                line = locate_case(search.at(folder), pair)
+            if not isinstance(line, str):  # files are named from the top: the tree is gone when anybody reads it
+                top = f"{history.place / first}{os.sep}"
+                stack = tuple(each.removeprefix(top) for each in line.stack)
+                line = replace(line, file=line.file.removeprefix(top), stack=stack)
         say(console, f"{history.about(first)}, found in {search.runs} runs", "first bad commit:")
         say(console, f"defect: {search.case.defect}")
         say(console, f"line: {line}")
@@ -79,14 +80,6 @@ def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: C
     found = {"commit": first, "skipped": search.skipped, "runs": search.runs, "line": getattr(line, "__dict__", line)}
     write_asked(paths, commits.quiet, json=lambda: compact(found))
     raise typer.Exit(3 if others else 0)
-
-
-def within(line: CodeLine | str, tree: Path) -> CodeLine | str:
-    """Return a line with its files named from the top of the repository: `tree` is gone when anybody reads it."""
-    if isinstance(line, str):
-        return line
-    top = f"{tree}{os.sep}"
-    return replace(line, file=line.file.removeprefix(top), stack=tuple(each.removeprefix(top) for each in line.stack))
 
 
 def failing(pair: ModelPair, question: Question, history: CommitStore, bad: str) -> KeptCase:

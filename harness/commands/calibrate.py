@@ -1,6 +1,5 @@
 """`sdvar-harness calibrate`: measure how far rounding moves a network on this machine, and keep it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,9 @@ from harness.files import check_outputs
 from harness.wording import count_of
 
 
-@dataclass(frozen=True)
-class Calibration(Group):
+class Calibration(Group, panel="What is measured"):
     """What is measured, and where it is kept."""
 
-    panel = "What is measured"
     compile: options.Compile = False
     batches: Annotated[str, Option("Images per batch, a batch each.")] = "1,2,8"
     into: Annotated[Path | None, Option("File of budgets to add to; verify --budgets reads it.", panel=WRITTEN)] = None

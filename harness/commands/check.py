@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +15,9 @@ from harness.files import check_readable
 SAID = "what was not asked or proves nothing, laws, evidence, planted bugs, closest draws"
 
 
-@dataclass(frozen=True)
-class CertificateCheck(Group):
+class CertificateCheck(Group, panel=JUDGED):
     """Which certificate, and how it is checked."""
 
-    panel = JUDGED
     file: Annotated[Path, Option("File of verify --certificate.", argument=True)]
     key: Annotated[Path | None, Option("Public key (PEM, Ed25519) of whom you trust, for a signed one.")] = None
     decode: Annotated[bool, Option("Decode its images by the decoder that you name, too.", panel=TESTED)] = False

@@ -1,20 +1,15 @@
 """`sdvar-harness doctor`: what this machine has for a verification, and what to do about what it lacks."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from harness.commands._options import Mode, Pair
 from harness.commands.records import command
 from harness.errors import InputError
 from harness.wording import count_of
-
-if TYPE_CHECKING:
-    from harness.models import ModelPair
 
 # extra, a package that it brings, what it is for
 EXTRAS = (
@@ -50,70 +45,43 @@ def doctor(mode: Mode) -> None:
         say(console, text, "note" if finding.advice else "ok", "yellow" if finding.advice else "green")
 
 
-def findings(mode: Mode) -> list[Finding]:
-    """Return what is to be said of this machine in one device, dtype and mode. Raises `InputError` for another one."""
+def findings(mode: Mode) -> Iterator[Finding]:
+    """Yield what is to be said of this machine in one device, dtype and mode. Raises `InputError` for another one."""
+    import torch
+
     from harness.commands._inputs import load_models
-
-    models = load_models(Pair(), mode)
-    extras = [_extra(*row) for row in EXTRAS]
-    return [_processor(), _cards(), _compiler(models), *extras, _boundary(), _budgets(models), _default_run(models)]
-
-
-def _processor() -> Finding:
-    import torch
-
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    advice = f"OMP_NUM_THREADS={cores}: more threads than cores wait for each other" if threads > cores else ""
-    return Finding("CPU", f"{count_of(cores, 'core')}, {count_of(threads, 'thread')}", advice)
-
-
-def _cards() -> Finding:
-    import torch
-
-    names = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    advice = "" if names else "digits need none; without one, networks of published sizes take minutes an image"
-    return Finding("GPU", ", ".join(names) or "none", advice)
-
-
-def _compiler(models: ModelPair) -> Finding:
-    try:
-        models.compiled(True)
-    except InputError as error:
-        return Finding("compiler", "none", f"{error.remedy.split(',')[0]}, for --compile and decoders that compile")
-    return Finding("compiler", "there, for --compile")
-
-
-def _extra(extra: str, package: str, purpose: str) -> Finding:
-    if importlib.util.find_spec(package) is not None:
-        return Finding(purpose, "installed")
-    return Finding(purpose, "not installed", f'pip install "sdvar-harness[{extra}]"')
-
-
-def _boundary() -> Finding:
     from harness.processes import domain_version
-
-    if version := domain_version():
-        return Finding("boundary", f"Landlock {version}: a decoder writes to its own folder alone")
-    advice = "judge decoders that you trust, or use Linux 6.12 or newer (docs/boundary.md)"
-    return Finding("boundary", "no Landlock of version 6: against accidents only", advice)
-
-
-def _budgets(models: ModelPair) -> Finding:
-    from harness.rounding import budget_for
-
-    source = budget_for(models).source
-    measures = "`sdvar-harness calibrate --into FILE` measures it once, --budgets FILE reads it"
-    return Finding("error budget of digits", source, "" if "stored" in source else measures)
-
-
-def _default_run(models: ModelPair) -> Finding:
     from harness.protocol import Request
     from harness.reference.sequential import sample_sequential
+    from harness.rounding import budget_for
 
+    models = load_models(Pair(), mode)
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    advice = f"OMP_NUM_THREADS={cores}: more threads than cores wait for each other" if threads > cores else ""
+    yield Finding("CPU", f"{count_of(cores, 'core')}, {count_of(threads, 'thread')}", advice)
+    cards = ", ".join(torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count()))
+    advice = "" if cards else "digits need none; without one, networks of published sizes take minutes an image"
+    yield Finding("GPU", cards or "none", advice)
+    try:
+        models.compiled(True)
+        yield Finding("compiler", "there, for --compile")
+    except InputError as error:
+        yield Finding("compiler", "none", f"{error.remedy.split(',')[0]}, for --compile and decoders that compile")
+    for extra, package, purpose in EXTRAS:
+        lacks = importlib.util.find_spec(package) is None
+        advice = f'pip install "sdvar-harness[{extra}]"' if lacks else ""
+        yield Finding(purpose, "not installed" if lacks else "installed", advice)
+    version, source = domain_version(), budget_for(models).source
+    kept = f"Landlock {version}: a decoder writes to its own folder alone"
+    advice = "judge decoders that you trust, or use Linux 6.12 or newer (docs/boundary.md)"
+    none = Finding("boundary", "no Landlock of version 6: against accidents only", advice)
+    yield Finding("boundary", kept) if version else none
+    measures = "`sdvar-harness calibrate --into FILE` measures it once, --budgets FILE reads it"
+    yield Finding("error budget of digits", source, "" if "stored" in source else measures)
     request, seconds = Request((0, 1, 2, 3)), []
     for _ in range(3):
         start = time.perf_counter()
         sample_sequential(models.target, models.vae, request, models.noise(request))
         seconds.append(time.perf_counter() - start)
     minutes = max(0.5, DEFAULT_RUN * min(seconds) / 60)
-    return Finding("`verify` without options", f"about {minutes:.1f} minutes for this project's own decoder")
+    yield Finding("`verify` without options", f"about {minutes:.1f} minutes for this project's own decoder")

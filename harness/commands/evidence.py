@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,11 +22,9 @@ if TYPE_CHECKING:
 TOKENS, LABELS = "tokens", "labels"
 
 
-@dataclass(frozen=True)
-class Asked(Group):
+class Asked(Group, panel=WRITTEN):
     """Which tokens, what they should be drawn by, and what is kept."""
 
-    panel = WRITTEN
     file: Annotated[list[Path], Option("Safetensors files of tokens and labels, as of sample --tokens.", argument=True)]
     cfg: options.Cfg = 1.5
     top_k: options.TopK = 0

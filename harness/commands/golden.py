@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -24,17 +24,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Recorded tensors: check, record, diff.", no_args_is_help=True)
 
 
-@dataclass(frozen=True)
-class GoldenCases(Group):
+class GoldenCases(Group, panel=JUDGED):
     """Which recorded cases, and where they run."""
 
-    panel = JUDGED
     device: options.Device = "cpu"
     folder: Annotated[Path, Option("Where this project's goldens lie.", shown="harness/golden")] = GOLDENS
     only: Annotated[str, Option("Only cases whose id fits, e.g. 'one-phi-*'.")] = "*"
 
 
-@dataclass(frozen=True)
 class CheckOptions(GoldenCases):
     """Which files are checked, and what is said of them."""
 
@@ -45,14 +42,12 @@ class CheckOptions(GoldenCases):
     quiet: Annotated[bool, Option("Print defects and the last line only.", panel=WRITTEN)] = False
 
 
-@dataclass(frozen=True)
 class DiffOptions(GoldenCases):
     """Which cases are made again, and where the page goes."""
 
     html: options.Html = None
 
 
-@dataclass(frozen=True)
 class RecordOptions(GoldenCases):
     """Which cases are written anew, and why."""
 
@@ -101,12 +96,8 @@ def check(cases: CheckOptions) -> None:
     status = worst_verdict([result.verdict for result in results]).exit_status
     say_after(console, "golden", status, cases.quiet)
     pairs = list(zip(recorded, parsed, strict=True))
-    write_asked(
-        paths,
-        cases.quiet,
-        json=lambda: recordings_json(results, device),
-        html=lambda: recordings_page(results, pairs, str(device)),
-    )
+    as_json, as_page = partial(recordings_json, results, device), partial(recordings_page, results, pairs, str(device))
+    write_asked(paths, cases.quiet, json=as_json, html=as_page)
     raise typer.Exit(status)
 
 

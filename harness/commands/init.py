@@ -1,6 +1,5 @@
 """`sdvar-harness init`: a complete small decoder of one's own, to change."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,6 @@ from harness.files import check_outputs, write_whole
 TEMPLATE = Path(__file__).with_name("mydecoder.txt")
 
 
-@dataclass(frozen=True)
 class NewModule(Group):
     """What is written."""
 

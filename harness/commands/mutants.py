@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,11 +26,9 @@ FAMILIES = ("acceptance", "batch", "guidance", "masks", "numbers", "positions", 
 PROCESSES = "Processes; 0 = one a GPU of --device cuda; on a CPU one a core, where there are many bugs."
 
 
-@dataclass(frozen=True)
-class HuntedBugs(Group):
+class HuntedBugs(Group, panel=JUDGED):
     """Which bugs are hunted, how and where, and what is written."""
 
-    panel = JUDGED
     only: Annotated[
         str, Option("Mutants whose id begins so: masks or masks.corner; several: a,b.", offers=FAMILIES)
     ] = ""
@@ -65,7 +62,7 @@ def mutants(hunted: HuntedBugs) -> None:
 
     paths = check_outputs({"json": hunted.json, "html": hunted.html}, {})
     check_page(hunted.html)
-    chosen, device = chosen_mutants(hunted.only), _checked(hunted)
+    chosen, device = _checked(hunted)
     set_precision(False)
     scope = hunted.examples, hunted.seed, hunted.device, hunted.dtype
     hunt, cases = Hunt(hunted.laws, *scope), hunting_cases(*scope)
@@ -94,23 +91,17 @@ def mutants(hunted: HuntedBugs) -> None:
     raise typer.Exit(hunt.verdict.exit_status)
 
 
-def chosen_mutants(only: str) -> list[Mutant]:
-    """Return the mutants whose ids begin as one of the words. Raises `InputError` for a word that names none."""
-    from harness.mutants import MUTANTS
-
-    words = only.split(",") if only else [""]
-    for name in words:
-        if (only and not name) or not any(mutant.id.startswith(name) for mutant in MUTANTS):
-            families = ", ".join(sorted({mutant.family for mutant in MUTANTS}))
-            raise InputError("only", name, "names no mutant", f"pass one of {families}, or FAMILY.WORD")
-    return [mutant for mutant in MUTANTS if mutant.id.startswith(tuple(words))]
-
-
-def _checked(hunted: HuntedBugs) -> torch.device:
-    """Return the device. Raises `InputError` for what cannot be hunted with."""
+def _checked(hunted: HuntedBugs) -> tuple[list[Mutant], torch.device]:
+    """Return the mutants whose ids begin as one of the words, and the device. Raises `InputError`."""
     from harness.commands._inputs import check_most, find_device
     from harness.models import parse_mode
+    from harness.mutants import MUTANTS
 
+    words = hunted.only.split(",") if hunted.only else [""]
+    for name in words:
+        if (hunted.only and not name) or not any(mutant.id.startswith(name) for mutant in MUTANTS):
+            families = ", ".join(sorted({mutant.family for mutant in MUTANTS}))
+            raise InputError("only", name, "names no mutant", f"pass one of {families}, or FAMILY.WORD")
     if hunted.laws not in SCOPES:
         raise InputError("laws", hunted.laws, f"must be one of {', '.join(SCOPES)}", "pass --laws family")
     if hunted.examples < 1:
@@ -119,4 +110,4 @@ def _checked(hunted: HuntedBugs) -> torch.device:
     if not 0 <= hunted.seed < 2**63:
         raise InputError("seed", hunted.seed, "must lie in 0..2^63-1", "pass --seed 0")
     parse_mode("dtype", hunted.dtype)
-    return find_device(hunted.device)
+    return [mutant for mutant in MUTANTS if mutant.id.startswith(tuple(words))], find_device(hunted.device)

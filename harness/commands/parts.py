@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is asked for
 
 
-@dataclass(frozen=True)
 class PartsDecoder(options.UnderTest):
     """The decoder whose parts are asked, and how long they may take."""
 
@@ -32,11 +30,9 @@ class PartsDecoder(options.UnderTest):
     in_process: options.InProcess = False
 
 
-@dataclass(frozen=True)
-class PartsQuestion(Group):
+class PartsQuestion(Group, panel=DRAWN):
     """What parts are asked about, and what is written."""
 
-    panel = DRAWN
     device: options.Device = "cpu"
     seed: Annotated[int, Option("Of the tokens that parts are asked about, or of the cases.")] = 0
     labels: options.Labels = "0,1"
@@ -56,9 +52,10 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
     """
     from harness.commands._inputs import load_models, options_tested, requests_for, writable_folders
     from harness.commands.verify import recipe_of
-    from harness.decoders import Limits, Terms
+    from harness.decoders import Limits, Terms, start_runner
     from harness.protocol import Settings
     from harness.report import parts_json, parts_verdict, plain_console, say_after, show_parts, write_asked
+    from harness.rounding import budget_for
     from harness.runs import recipe_words
     from harness.signals import silence
     from harness.verification import Question, is_published, usual_settings
@@ -75,7 +72,12 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         if is_published(name):
             settings = usual_settings(name, settings, 1)[0]
         question = Question(name, (settings,), (request,), terms)
-        rows = of_published(pair, question) if is_published(name) else of_laws(question, about)
+        if is_published(name):
+            budget = budget_for(pair)  # before the decoder is built
+            with closing(start_runner(pair, name, question.settings, request.B, terms)) as built:
+                rows = built.parts(0, request, budget)
+        else:
+            rows = of_laws(question, about)
         rows.append(of_decode(pair, question, about.locate))
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
@@ -103,16 +105,6 @@ def of_decode(pair: ModelPair, question: Question, locate: bool | None) -> PartL
     finding = "" if verdict is PartVerdict.HELD else str(result.first_divergence or "; ".join(result.inconclusive))
     finding += f"; line: {result.line}" if result.line else ""
     return PartLaw("decode", "decode.contract", statement, verdict, finding)
-
-
-def of_published(pair: ModelPair, question: Question) -> list[PartLaw]:
-    """Ask the parts of published code, in its own process. Raises `InputError` for a checkout that does not fit."""
-    from harness.decoders import start_runner
-    from harness.rounding import budget_for
-
-    budget, request = budget_for(pair), question.requests[0]  # before the decoder is built
-    with closing(start_runner(pair, question.decoder, question.settings, request.B, question.terms)) as built:
-        return built.parts(0, request, budget)
 
 
 def of_laws(question: Question, about: PartsQuestion) -> list[PartLaw]:

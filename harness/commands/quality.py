@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from harness.quality import Means, Source
 
 
-@dataclass(frozen=True)
-class QualityImages(Group):
+class QualityImages(Group, panel=options.DRAWN):
     """What is drawn, and how the harness's own decoder decodes."""
 
-    panel = options.DRAWN
     images: Annotated[int, Option("Images of every decoder, labels in turn.")] = options.QUALITY_IMAGES
     batch: options.Batch = 0
     seed: Annotated[int, Option("Seed of all images; other seeds lie 2^32 away.", rare=True)] = 0
@@ -39,11 +37,9 @@ class QualityImages(Group):
     compile: options.Compile = False
 
 
-@dataclass(frozen=True)
-class QualityDecoders(Group):
+class QualityDecoders(Group, panel=options.TESTED):
     """Decoders under test, beside the harness's own."""
 
-    panel = options.TESTED
     implementation: Annotated[
         list[str] | None, Option("A decoder under test, package.module:factory; several times.")
     ] = None
@@ -55,11 +51,9 @@ class QualityDecoders(Group):
     in_process: options.InProcess = False
 
 
-@dataclass(frozen=True)
-class QualityJudging(Group):
+class QualityJudging(Group, panel=options.JUDGED):
     """How images are measured and judged, what is written, and by whom the work is done."""
 
-    panel = options.JUDGED
     max_loss: options.MaxLoss = None
     max_nats: options.MaxNats = None
     control: Annotated[int, Option("How often sequential decoding is measured under other seeds.", rare=True)] = 1

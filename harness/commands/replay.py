@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from harness.runs import KeptCase, Replayed
 
 
-@dataclass(frozen=True)
-class ReplayCases(Group):
+class ReplayCases(Group, panel=WRITTEN):
     """Which recorded defects, what is done with them, and where the networks and the decoders are now."""
 
-    panel = WRITTEN
     file: Annotated[Path, Option("File of verify --run, or of replay --bundle.", argument=True)]
     case: Annotated[int, Option("Number of one case; -1 = all, sixteen at most.", panel=JUDGED)] = -1
     shrink: Annotated[bool, Option("Reduce a case that fails, and state the smallest.", panel=JUDGED)] = False

@@ -1,7 +1,6 @@
 """`sdvar-harness report`: kept runs again, in the terminal and as pages: one, many beside each other, what changed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,6 @@ from harness.files import check_outputs
 FILES = "Files of verify --run, of runs that go on, too, or --certificate; or folders of such files."
 
 
-@dataclass(frozen=True)
 class ReportOptions(Group):
     """What is shown, and what is written."""
 

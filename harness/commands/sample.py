@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,11 +26,9 @@ if TYPE_CHECKING:
 SAMPLERS = ("sequential", "speculative")
 
 
-@dataclass(frozen=True)
-class SampleOptions(Group):
+class SampleOptions(Group, panel=WRITTEN):
     """How it is drawn, what is written, and what is watched."""
 
-    panel = WRITTEN
     sampler: Annotated[str, Option("sequential or speculative.", offers=SAMPLERS, panel=DECODED)] = "speculative"
     draft_len: Annotated[str, Option("Scales proposed per round: 5, 1/2/3/… or dynamic:1:5.", panel=DECODED)] = "5"
     policy: options.Policy = "coupled"
@@ -135,7 +132,8 @@ def observer_for(drawing: SampleOptions) -> Observer | None:
     trace, folder = drawing.trace, drawing.save_intermediates
     if not ROUNDS - 1 <= trace <= VALUES:
         raise InputError("trace", trace, f"must lie in 0..{VALUES}", "pass --trace 2")
-    check_folder(folder, "save-intermediates")
+    if folder is not None:
+        check_folder(folder, "save-intermediates")
     if not (trace or folder or drawing.profile):
         return None
     if drawing.sampler != "speculative":

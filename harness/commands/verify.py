@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,22 +40,18 @@ PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; se
 DESIGN = "Two drafts, many lengths and requests: a covering design."
 
 
-@dataclass(frozen=True)
-class VerifyImages(options.Images):
+class VerifyImages(options.Images, applies=GRID):
     """What is drawn, and how; the covering design draws what its blocks say."""
 
-    applies = GRID
     batch: Annotated[
         int, Option("Images per batch, seeds mixed; 0 = as many as device and memory like.", rare=True)
     ] = 0
     addresses: Annotated[str, Option(ADDRESSED, name="--images")] = ""
 
 
-@dataclass(frozen=True)
-class VerifyDecoding(Group):
+class VerifyDecoding(Group, panel=options.DECODED):
     """How it is decoded; the covering design has lengths of its own."""
 
-    panel = options.DECODED
     draft_len: Annotated[str, Option(PROPOSED, shown=f"{DRAFT_LENGTHS} {GRID}")] = DRAFT_LENGTHS
     bonus: options.Bonus = False
     policy: options.Policy = "coupled"
@@ -63,7 +59,6 @@ class VerifyDecoding(Group):
     compile: options.Compile = False
 
 
-@dataclass(frozen=True)
 class VerifyDecoder(options.UnderTest):
     """The decoder under test, and what it may take."""
 
@@ -73,11 +68,9 @@ class VerifyDecoder(options.UnderTest):
     in_process: options.InProcess = False
 
 
-@dataclass(frozen=True)
-class VerifyJudging(Group):
+class VerifyJudging(Group, panel=options.JUDGED):
     """How it is judged."""
 
-    panel = options.JUDGED
     contract: options.Contract = ""
     sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.")] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
@@ -103,11 +96,9 @@ class VerifyJudging(Group):
     real: options.Real = None
 
 
-@dataclass(frozen=True)
-class VerifyOutputs(Group):
+class VerifyOutputs(Group, panel=options.WRITTEN):
     """What is written, and by whom the work is done."""
 
-    panel = options.WRITTEN
     run: Annotated[Path | None, Option("Keep everything in this file, as it happens.")] = None
     resume: options.Resume = False
     workers: options.Workers = 0
@@ -138,16 +129,13 @@ def verify(
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
-    with _decoder_ahead(networks, tested, outputs):
-        raise typer.Exit(_verified(networks, images, decoding, tested, judging, outputs))
-
-
-def _decoder_ahead(networks: Networks, tested: VerifyDecoder, outputs: VerifyOutputs) -> AbstractContextManager[None]:
-    """Start the process of a decoder that will have one beside this one, while this one loads what it needs."""
     elsewhere = outputs.cluster or outputs.workers > 1
-    if tested.in_process or elsewhere or tested.implementation == options.OWN:
-        return nullcontext()
-    return started_ahead(options.DECODER_PROCESS, networks.mode.device, tested.allow_write or ())
+    with ExitStack() as stack:
+        # a decoder that will have a process beside this one gets it while this one loads what it needs
+        if not (tested.in_process or elsewhere or tested.implementation == options.OWN):
+            ahead = started_ahead(options.DECODER_PROCESS, networks.mode.device, tested.allow_write or ())
+            stack.enter_context(ahead)
+        raise typer.Exit(_verified(networks, images, decoding, tested, judging, outputs))
 
 
 def _verified(
@@ -155,7 +143,7 @@ def _verified(
     outputs: VerifyOutputs,
 ) -> int:  # fmt: skip
     """Answer what was asked, show and write it; return the exit status."""
-    from harness.commands._inputs import batches_for, load_models, options_tested, with_speed, writable_folders
+    from harness.commands._inputs import batches_for, load_models, options_tested, writable_folders
     from harness.decoders import Limits, Terms, start_runner
     from harness.pool import Parallelism
     from harness.protocol import Contract
@@ -170,7 +158,7 @@ def _verified(
     name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
-    settings = with_speed(settings_tested(decoding, name, pairs), name, decoding.graphs, decoding.compile)
+    settings = settings_tested(decoding, name, pairs)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
@@ -375,7 +363,11 @@ def settings_tested(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str,
     if given:
         rule = f"has no effect on {name}, which has a rule of its own"
         raise InputError(given[0], getattr(decoding, given[0]), rule, "drop it; --option NAME=VALUE sets what it has")
-    return settings_for(decoding, name, pairs)
+    settings = settings_for(decoding, name, pairs)
+    if name != options.OWN and (decoding.graphs or decoding.compile):
+        word, rule = "graphs" if decoding.graphs else "compile", "is how the harness's own decoder works"
+        raise InputError(word, True, rule, "drop it; yours takes --option NAME=VALUE")
+    return [replace(setting, graphs=decoding.graphs, compiled=decoding.compile) for setting in settings]
 
 
 def other_for(judging: VerifyJudging, name: str, settings: list[Settings], decoding: VerifyDecoding) -> Other | None:

@@ -1,12 +1,15 @@
 """A decoder under test: found, built, and run in this process or in its own."""
 
-from harness.decoders._crash import crash_of
 from harness.decoders._factory import (
     OWN_DECODER,
     Built,
     Factory,
+    Limits,
+    OutOfTimeError,
+    Surroundings,
     attribute_of,
     build_by_factory,
+    crash_of,
     factory_name,
     is_own_decoder,
     load_factory,
@@ -14,5 +17,4 @@ from harness.decoders._factory import (
     pickled_factory,
 )
 from harness.decoders._in_process import MOVED, run_in_process
-from harness.decoders._limits import Limits, OutOfTimeError, Surroundings
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

@@ -5,7 +5,7 @@ process, the judge's side does not notice other than by what comes back. What th
 left behind, numbers read, bytes of a cache) is its own word: the harness's functions here are compared with what they
 were before any code of the decoder's was loaded, which finds a decoder that replaced one, and no more.
 
-Started by `harness.decoders._own_process`, which is the other side of the conversation.
+Started by `harness.decoders._runner`, which is the other side of the conversation.
 """
 
 import atexit
@@ -22,16 +22,12 @@ from typing import Any, BinaryIO
 
 import torch
 
-from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply
-from harness.decoders._factory import Built, build_by_factory, load_factory
-from harness.decoders._in_process import Watched, decode_again, inspect_parts, run_in_process, search_line
-from harness.decoders._limits import OutOfTimeError
-from harness.decoders._mailbox import Mailbox
+from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply, Mailbox
+from harness.decoders._factory import OutOfTimeError, load_factory
+from harness.decoders._in_process import InProcess, Watched
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
 from harness.processes import given
-from harness.protocol import Implementation
-from harness.rounding import precision_unchanged
 
 
 def serve(device: str, conversation: str) -> None:
@@ -42,11 +38,7 @@ def serve(device: str, conversation: str) -> None:
                 torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
         job, *mailbox = given(int(conversation))
         _serve(_read(job), mailbox, int(conversation))
-    _leave()
-
-
-def _leave() -> None:
-    """End this process: what a decoder wants done at the end is done, but Python and PyTorch are not taken apart."""
+    # what a decoder wants done at the end is done, but Python and PyTorch are not taken apart
     threading._shutdown()  # type: ignore[attr-defined]  # as Python begins its own end, and multiprocessing does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -68,25 +60,29 @@ def _read(descriptor: int) -> DecoderJob:
 
 def _serve(job: DecoderJob, mailbox: list[int], conversation: int) -> None:
     faulthandler.enable()  # a process that dies names its own frame in the log
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # between decodes, that none is over
     job.surroundings.restore()
     job.limits.bound_memory()
     with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
-        memory, alarm, watched = Mailbox.open(job.mailbox, *mailbox), _Alarm(), Watched(job.models)
+        memory, watched = Mailbox.open(job.mailbox, *mailbox), Watched(job.models)
         untouched = own_functions()
         _say(replies, DecoderReply())
         try:
             factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
-            with precision_unchanged() as moved:
-                decoders = [build_by_factory(factory, job.models, setting) for setting in job.settings]
+            decoders = InProcess(factory, job.models, job.settings, watched=False)
         except InputError as error:
             _say(replies, DecoderReply(refused=error))
             return
-        _say(replies, DecoderReply(Built.of(decoders, moved)))
+        _say(replies, DecoderReply(decoders.built))
         while True:
             question: DecoderQuestion = pickle.load(questions)
-            with alarm.within(question.timeout_s):
-                reply = _answer(question, decoders[question.setting], watched, memory)
-            patched = patched_functions(untouched)
+            with _within(question.timeout_s):
+                reply = _answer(question, decoders, watched, memory)
+            patched = [
+                f"{module}.{dotted}"
+                for (module, dotted), (owner, name, value, code) in untouched.items()
+                if vars(owner).get(name) is not value or getattr(value, "__code__", None) is not code
+            ]
             if patched and reply.refused is None:
                 detail = f"the decoder left {', '.join(patched[:3])} of the harness patched in its process"
                 defects = [*reply.defects, Divergence("environment", detail, question.request.seed)]
@@ -94,15 +90,15 @@ def _serve(job: DecoderJob, mailbox: list[int], conversation: int) -> None:
             _say(replies, reply)
 
 
-def _answer(question: DecoderQuestion, decoder: Implementation, watched: Watched, mailbox: Mailbox) -> DecoderReply:
+def _answer(question: DecoderQuestion, decoders: InProcess, watched: Watched, mailbox: Mailbox) -> DecoderReply:
     """Decode once, the tensors into the mailbox, or ask the decoder's parts, or for the line that goes wrong."""
+    asked = question.setting, question.request
     try:
         if question.budget is not None:
-            return DecoderReply(parts=inspect_parts(decoder, question.request, question.budget))
+            return DecoderReply(parts=decoders.parts(*asked, question.budget))
         if question.greedy is not None:
-            return DecoderReply(code_line=search_line(decoder, watched.models, question.request, question.greedy))
-        outcome = run_in_process(decoder, watched.models, question.request)
-        decode_again(decoder, watched.models, question.request, question.times - 1)
+            return DecoderReply(code_line=decoders.line(*asked, question.greedy))
+        outcome = decoders.decode(*asked, question.times)
     except InputError as error:
         return DecoderReply(refused=error)
     ended = outcome if isinstance(outcome, Judgement) else Judgement(question.request.B, partial=outcome)
@@ -133,30 +129,15 @@ def own_functions() -> Functions:
     return found
 
 
-def patched_functions(before: Functions) -> list[str]:
-    """Return the names of functions that are others now, or do something else."""
-    return [
-        f"{module}.{dotted}"
-        for (module, dotted), (owner, name, value, code) in before.items()
-        if vars(owner).get(name) is not value or getattr(value, "__code__", None) is not code
-    ]
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """End what runs by an exception in the main thread, when the judge's side says that its time is over."""
 
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTimeError(f"no answer within {seconds:g} s (timeout)")
 
-class _Alarm:
-    """Ends a decode by an exception in the main thread, when the judge's side says that its time is over."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0  # of the decode that runs; 0 = none does
-        signal.signal(signal.SIGUSR1, self._ring)
-
-    def _ring(self, number: int, frame: object) -> None:
-        if self.seconds:
-            raise OutOfTimeError(f"no answer within {self.seconds:g} s (timeout)")
-
-    @contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        self.seconds = seconds
-        try:
-            yield
-        finally:
-            self.seconds = 0.0
+    signal.signal(signal.SIGUSR1, ring)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

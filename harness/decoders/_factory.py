@@ -1,27 +1,85 @@
-"""A decoder under test: found by name, built, and sent to other processes.
+"""A decoder under test: found by name, built, and sent to other processes; what its process may take, where it crashed.
 
 Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`. A factory without
-a name travels as bytes.
+a name travels as bytes. A limit that nobody can mean is bad input; `Surroundings` are all that two processes share, so
+that both compute the same. File and line of a crash are those of the decoder's own code, as far as the exception went
+through any.
 """
 
 import difflib
 import importlib
 import inspect
+import os
+import resource
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, cast
 
+import torch
+
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
-from harness.decoders._crash import raised_in
-from harness.decoders._limits import OutOfTimeError
 from harness.errors import InputError, StopSignal, shown, text_of
+from harness.judge import CodeLine
 from harness.models import ModelPair
 from harness.processes import is_refused_connection, refused_write
 from harness.protocol import DECLINES, Contract, Implementation, Settings
+from harness.rounding import precision, set_precision
 from harness.signals import ctrl_c_is_a_stop
 from harness.speculative.sampler import build_decoder
+
+TIMEOUT_S = 600.0  # a decode of ten images by the published sizes takes seconds on a GPU, minutes on a CPU
+
+
+class OutOfTimeError(BaseException):
+    """A decode is taking too long; no `Exception`, so that a decoder cannot swallow it by accident."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a decoder's process may take. Raises `InputError`: no such time or memory."""
+
+    timeout_s: float = TIMEOUT_S  # seconds of one decode
+    memory_gib: float = 0.0  # GiB that it may allocate on the host; 0 = no limit
+    allow_write: tuple[str, ...] = ()  # folders that it may write to, besides its own
+    connects: bool = True  # it may connect to others by TCP, a cluster's scheduler among them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allow_write", tuple(str(Path(folder).absolute()) for folder in self.allow_write))
+        if not 0 < self.timeout_s < float("inf"):
+            raise InputError("timeout", self.timeout_s, "must be a number of seconds above 0", "pass --timeout 600")
+        if not 0 <= self.memory_gib < float("inf"):
+            raise InputError("memory", self.memory_gib, "must be 0 GiB or more", "pass --memory 0 for no limit")
+
+    def bound_memory(self) -> None:
+        """Let this process, and what it starts, allocate no more than `memory_gib`. Effects: its limits."""
+        if self.memory_gib:
+            most = int(self.memory_gib * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process shares with the one that starts it, so that both compute the same."""
+
+    tf32: bool  # the mode of precision
+    threads: int  # that PyTorch computes with
+    path: tuple[str, ...]  # where modules are found
+
+    @classmethod
+    def here(cls) -> Self:
+        path = tuple(folder or str(Path.cwd()) for folder in sys.path)
+        return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
+
+    def restore(self, path: Sequence[str] | None = None) -> None:
+        """Make them those of this process."""
+        sys.path[:] = self.path if path is None else path
+        set_precision(self.tf32)
+        torch.set_num_threads(self.threads)
+
 
 Factory = Callable[[ModelPair, Settings], Implementation]
 OWN_DECODER = "harness:build_decoder"  # the harness's own
@@ -189,3 +247,67 @@ def pickled_factory(factory: Factory, name: str) -> bytes:
         rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
         remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
         raise InputError("implementation", name, rule, remedy) from None
+
+
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
+MOST_TRACEBACK = 4000  # characters, its end
+LAWS = str(Path(PACKAGE, "laws")) + os.sep
+
+
+def crash_of(error: BaseException) -> str:
+    """Describe an exception of a decoder, with the part of the innermost frame whose name, or module, tells one.
+
+    Laws call parts, and are none themselves.
+    """
+    frames = [frame for frame in _frames(error) if not frame.filename.startswith(LAWS)]
+    names = (name.lower() for each in reversed(frames) for name in (each.name, Path(each.filename).stem))
+    part = next((part for name in names for word, part in WORDS.items() if word in name), "")
+    return f"{raised_in(error)}{f': part {part}' if part else ''}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception of a decoder, without the frame of the harness that called it."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
+    return "".join(lines)[-MOST_TRACEBACK:]
+
+
+def raised_in(error: BaseException) -> str:
+    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
+    frame = _own_frames(error)[-1]
+    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
+    return " ".join(f"{_said(error)} in {where}".split())
+
+
+def line_of_crash(error: BaseException) -> CodeLine:
+    """Return the line that an exception of a decoder was raised in, as the one where its decode goes wrong."""
+    frames = _own_frames(error)[::-1]
+    stack = tuple(f"{each.filename}:{each.lineno}, in {each.name}: {each.line}" for each in frames)
+    own, said = frames[0], _said(error)
+    return CodeLine(own.filename, own.lineno or 0, own.name, own.line or "", said, "the decode ends here", stack=stack)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]}".split())
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = _frames(error)
+    return [frame for frame in frames if not frame.filename.startswith(PACKAGE)] or frames
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames below the caller's that are no library's, if there are any."""
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))] or frames
+
+
+# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
+WORDS = {
+    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
+    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
+    "split": "split",
+    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
+    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
+    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
+}  # fmt: skip

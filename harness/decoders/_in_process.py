@@ -10,19 +10,26 @@ back, and a remark: whether a result depends on it is seen by the result.
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from harness.adapters import Sampler, examine_parts
-from harness.decoders._crash import crash_of, line_of_crash, traceback_of
-from harness.decoders._factory import Built, Factory, build_by_factory, check_refused_write
-from harness.decoders._limits import OutOfTimeError
+from harness.decoders._factory import (
+    Built,
+    Factory,
+    OutOfTimeError,
+    build_by_factory,
+    check_refused_write,
+    crash_of,
+    line_of_crash,
+    traceback_of,
+)
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.judge import (
     CodeLine,
@@ -36,13 +43,13 @@ from harness.judge import (
     wrong_shape,
 )
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Intermediates, Request, Settings, Trace
+from harness.protocol import Contract, Implementation, Request, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
 MOST_LEFT = 5  # things left behind that are named
-Record = TypeVar("Record", Trace, Intermediates)
+
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
 
@@ -58,14 +65,18 @@ class InProcess:
 
     def decode(self, setting: int, request: Request, times: int = 1) -> Trace | Judgement:
         by_value = self._watched is not None
-        outcome = run_in_process(self._decoders[setting], self.models, replace(request), by_value=by_value)
-        decode_again(self._decoders[setting], self.models, request, times - 1)
+        decoder, models = self._decoders[setting], self.models
+        outcome = run_in_process(decoder, models, replace(request), by_value=by_value)
+        for further in range(1, times):  # for the time that they take
+            again = replace(request, seed=(request.seed + further) % 2**63)
+            decoder.decode(again, models.noise(again))
+        if times > 1 and models.device.type == "cuda":
+            torch.cuda.synchronize(models.device)
         written = self._watched.written(request) if self._watched else []
         # the reference's own networks are others now: nothing can be compared with it
         return Judgement(request.B, defects=written) if written else outcome
 
     def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
-        """Return the line of a decoder that goes wrong, or why none is named. Raises `InputError` as `decode`."""
         return search_line(self._decoders[setting], self.models, replace(request), greedy)
 
     def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
@@ -73,15 +84,6 @@ class InProcess:
 
     def close(self) -> None:
         """Nothing is left to end."""
-
-
-def decode_again(decoder: Implementation, models: ModelPair, request: Request, times: int) -> None:
-    """Decode under the `times` seeds that follow, for the time that it takes. Raises whatever the decoder does."""
-    for further in range(1, times + 1):
-        again = replace(request, seed=(request.seed + further) % 2**63)
-        decoder.decode(again, models.noise(again))
-    if times and models.device.type == "cuda":
-        torch.cuda.synchronize(models.device)
 
 
 class Watched:
@@ -126,24 +128,16 @@ def search_line(decoder: Implementation, models: ModelPair, request: Request, gr
         trace = decoder.decode(request, models.noise(request))
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
+    # what PyTorch's compiler has compiled, if anything, runs as it is written: no operation is seen of it else
+    plainly = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop(), run_plainly():
+        with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop(), plainly:
             claims = decoder.contract == Contract.TOKENS
             return LineSearch(WrongDecode(models, request, greedy, claims, decode)).line()
     except (InputError, StopSignal):
         raise
     except BaseException as error:
         return line_of_crash(error)
-
-
-@contextmanager
-def run_plainly() -> Iterator[None]:
-    """Let what PyTorch's compiler has compiled, if anything, run as it is written: no operation is seen of it else."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:
@@ -170,7 +164,9 @@ def _defect_of(error: BaseException, seed: int) -> Divergence:
     for kind, component in KNOWN.items():
         if isinstance(error, kind):
             return Divergence(component, str(error), seed)
-    of_the_process = _out_of_memory(error) or isinstance(error, OutOfTimeError)
+    # PyTorch has a class of its own for memory of CUDA alone
+    no_memory = isinstance(error, RuntimeError) and "allocate memory" in text_of(error)
+    of_the_process = no_memory or isinstance(error, OutOfTimeError | MemoryError | torch.OutOfMemoryError)
     return Divergence("process" if of_the_process else "crash", crash_of(error), seed)
 
 
@@ -203,23 +199,14 @@ def _seen(noise: SeededNoise) -> str:
     return "; ".join(said)
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out; PyTorch has a class of its own for CUDA alone."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or (isinstance(error, RuntimeError) and "allocate memory" in text_of(error))
-
-
 def _by_value(trace: Trace) -> Trace:
     """Return a copy: what the decoder still holds of its trace changes nothing any more."""
-    copied = _copied(trace)
-    shown = None if copied.intermediates is None else _copied(copied.intermediates)
-    return replace(copied, rounds=[list(rounds) for rounds in copied.rounds], intermediates=shown)
 
+    def copies(record: object) -> Any:
+        return {name: each.detach().clone() for name, each in vars(record).items() if isinstance(each, Tensor)}
 
-def _copied(record: Record) -> Record:
-    """Return a record with copies of its tensors."""
-    copies: Any = {name: each.detach().clone() for name, each in vars(record).items() if isinstance(each, Tensor)}
-    return replace(record, **copies)
+    shown = trace.intermediates and replace(trace.intermediates, **copies(trace.intermediates))
+    return replace(trace, **copies(trace), rounds=[list(rounds) for rounds in trace.rounds], intermediates=shown)
 
 
 TORCH = str(Path(torch.__file__).parent)
@@ -232,7 +219,10 @@ OWNERS: dict[str, Any] = {
 @contextmanager
 def tidied_process() -> Iterator[list[str]]:
     """Run somebody else's code; what it left behind is undone, and listed when it ends, one clause each."""
-    dtype, threads, states = torch.get_default_dtype(), torch.get_num_threads(), _states()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    generators = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
+    states = [(name, generator, generator.get_state()) for name, generator in generators]
     functions = {
         name: {word: value for word, value in vars(owner).items() if callable(value) and not word.startswith("__")}
         for name, owner in OWNERS.items()
@@ -250,7 +240,9 @@ def tidied_process() -> Iterator[list[str]]:
         for name, owner in OWNERS.items():
             for word, value in functions[name].items():
                 now = vars(owner).get(word)
-                if now is not value and not _by_torch(now, value):
+                code = getattr(now, "__code__", None)  # PyTorch wraps `manual_seed` where `torch.compile` is used
+                by_torch = code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is value
+                if now is not value and not by_torch:
                     changes.append(f"left {name}.{word} patched")
                     setattr(owner, word, value)
         for name, generator, state in states:
@@ -259,21 +251,7 @@ def tidied_process() -> Iterator[list[str]]:
                 generator.set_state(state)
 
 
-def _by_torch(now: Any, before: Any) -> bool:
-    """Tell whether PyTorch itself wrapped its function, as it does with `manual_seed` when `torch.compile` is used."""
-    code = getattr(now, "__code__", None)
-    return code is not None and code.co_filename.startswith(TORCH) and inspect.unwrap(now) is before
-
-
-def _states() -> list[tuple[str, torch.Generator, Tensor]]:
-    """Return the global generators that are there, each with its state."""
-    cards = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    every = [("", torch.default_generator), *((f" of cuda:{k}", card) for k, card in enumerate(cards))]
-    return [(name, generator, generator.get_state()) for name, generator in every]
-
-
 def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
-    """Ask every law of every part of a decoder of published code. Raises `InputError` where it is none."""
     if not isinstance(decoder, Sampler):
         rule = "is no decoder of published code, whose parts have the report's names"
         remedy = "pass --implementation published:sdvar-parallel"

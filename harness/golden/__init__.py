@@ -1,7 +1,6 @@
 """Recorded tensors: outside truth (read only) and this project's own goldens (written by `golden record` alone)."""
 
-from harness.golden._case_results import CaseResult, FileResult, golden_totals
-from harness.golden._cases import recorded_networks
+from harness.golden._cases import CaseResult, FileResult, golden_totals, recorded_networks
 from harness.golden._check import AnyCase, check_recording, read_recordings, recorded_cases
 from harness.golden._infinity import InfinityCase
 from harness.golden._metadata import GoldenCase

@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._allowance import Allowances, allowances
-from harness.golden._case_results import NOT_RECORDED, CaseResult, FileResult, Ground, judge_recorded_tokens
-from harness.golden._cases import RecordedCase, parse
+from harness.golden._cases import (
+    NOT_RECORDED,
+    Allowances,
+    CaseResult,
+    FileResult,
+    Ground,
+    RecordedCase,
+    allowances,
+    judge_recorded_tokens,
+    parse,
+)
 from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, judge_infinity, parse_infinity
 from harness.golden._metadata import GoldenCase
 from harness.golden._smooth import judge_smooth
@@ -34,12 +42,10 @@ DRAWN = ("tokens", "bits", "forced")  # begin the names of what has V values
 
 @contextmanager
 def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Give every core a case of its own; on CUDA one at a time.
+    """Give every core a case of its own; on CUDA one at a time. Effects: PyTorch computes with one thread meanwhile.
 
     The passes of one small case are too short to be shared out: on two busy cores the recorded cases took 274 s of
     processor time with two threads a case, 78 s with one.
-
-    Effects: process-wide, PyTorch computes with one thread meanwhile.
     """
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -109,10 +115,7 @@ def recorded_cases(recording: Recording, device: torch.device) -> list[AnyCase]:
 
 
 def check_recording(
-    recording: Recording,
-    cases: Sequence[AnyCase],
-    device: torch.device,
-    progress: Callable[[], None] = lambda: None,
+    recording: Recording, cases: Sequence[AnyCase], device: torch.device, progress: Callable[[], None] = lambda: None
 ) -> FileResult:
     """Judge a whole file and its cases (`recorded_cases`); UNVERIFIED where it is of another platform."""
     result = FileResult(str(recording.path), unverified=unverified(recording, device))
@@ -192,7 +195,6 @@ def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, res
 def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
-    """Compare logits, f_hat and image. Effects: on `result`."""
     pyramid, most, shown, deltas, logits = case.models.pyramid, allowed.f_hat, run.shown, list[float](), [NOT_RECORDED]
 
     def judge(name: str, made: Tensor, most: float, scale: int) -> float:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._case_results import CaseResult, Ground, judge_recorded_tokens
-from harness.golden._cases import RecordedCase, TensorShapes
+from harness.golden._cases import CaseResult, Ground, RecordedCase, TensorShapes, judge_recorded_tokens
 from harness.golden._metadata import MOST, MOST_NUMBERS, REMEDY, GoldenCase, check_weights, naming
 from harness.models import ModelPair
 from harness.models.infinity import autoencoder, transformer
@@ -166,8 +165,8 @@ def parse_infinity(stated: InfinityStated, device: torch.device) -> InfinityCase
         check_values(network, NETWORK)
         check_values(values, CASE)
         teacher, config = values["sampler"] == "teacher", _config_of(values, network)
-        check_values(values, {} if teacher else {"seed": range(2**63 - 1)})
-        check_values(values, {"negative_lens": COUNTS} if values["negative_lens"] else {})
+        more = {} if teacher else {"seed": range(2**63 - 1)}
+        check_values(values, more | ({"negative_lens": COUNTS} if values["negative_lens"] else {}))
         S, lens, negative = config.pyramid.S, tuple(values["text_lens"]), tuple(values["negative_lens"] or ())
         if values["B"] != len(lens) or max((*lens, *negative)) > config.X or values["gt_leak"] > S:
             shown = {key: values[key] for key in ("B", "text_lens", "negative_lens", "gt_leak")}

@@ -156,10 +156,7 @@ def _value(values: Mapping[str, object], key: str, kind: type[Any]) -> Any:
 
 
 def check_sizes(values: Mapping[str, object]) -> None:
-    """Refuse single sizes that no recording has: too large, or of another kind.
-
-    Raises `InputError`, and `KeyError` where a list, a switch or `phi` is missing; a missing number is met elsewhere.
-    """
+    """Refuse single sizes that no recording has. Raises `InputError`, and `KeyError` where one lacks."""
     for key, most in MOST.items():
         if key in values and not _is_size(values[key], most):
             raise _refused({key: values[key]}, f"must be a whole number in 1..{most}")
@@ -196,13 +193,11 @@ def _is_size(value: object, most: int) -> bool:
 
 
 def check_weights(numbers: int) -> None:
-    """Refuse a network of too many weights. Raises `InputError`."""
     if numbers > MOST_NUMBERS:
         raise _refused(f"{numbers} weights", f"must be at most {MOST_NUMBERS} a network")
 
 
 def check_batch(images: int, pyramid: ScalePyramid, config: TransformerConfig, downsampling: int) -> None:
-    """Refuse a batch whose logits, attention or pixels are too many. Raises `InputError`."""
     side = pyramid.P * downsampling
     numbers = images * max(2 * pyramid.L * config.V, 2 * config.H * pyramid.L**2, 3 * side * side)
     if numbers > MOST_NUMBERS:

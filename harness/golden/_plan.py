@@ -12,8 +12,7 @@ from typing import Any, Self
 import torch
 
 from harness.errors import InputError
-from harness.golden._case_results import FileResult
-from harness.golden._cases import CPU
+from harness.golden._cases import CPU, FileResult
 from harness.golden._check import understood
 from harness.golden._infinity import AnyStated, InfinityStated
 from harness.golden._metadata import DrawSettings, GoldenCase, Recipe
@@ -221,7 +220,6 @@ def origins(recording: Recording, names: Collection[str]) -> tuple[Origin, ...]:
 
 
 def pairs_of(models: str, device: torch.device = CPU) -> list[ModelPair]:
-    """Return the networks that the planned cases of one file use."""
     return list(dict.fromkeys(understood(case, models, device).models for case in cases(models)))
 
 

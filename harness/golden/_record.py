@@ -9,7 +9,7 @@ nothing is recorded is one line with its remedy.
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -22,8 +22,7 @@ from harness.decoders import OWN_DECODER, run_in_process
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
 from harness.golden import _plan as plan
-from harness.golden._case_results import NOT_RECORDED, CaseResult
-from harness.golden._cases import CPU
+from harness.golden._cases import CPU, NOT_RECORDED, CaseResult
 from harness.golden._check import (
     AnyCase,
     check_case,
@@ -106,11 +105,7 @@ def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
 
 @torch.inference_mode()
 def failing_laws(models: ModelPair) -> list[str]:
-    """List the laws that fail on one pair; none of them looks at a golden.
-
-    A recording must come from samplers that agree with each other: with a cache and without one, speculative and
-    sequential, hand-off and the limits in which it is sequential.
-    """
+    """List the laws that fail on one pair: a recording must come from samplers that agree with each other."""
     config, request = models.target.config, family_of(models.target).example(models, 2, 7)
     target = sample_sequential(models.target, models.vae, request, models.noise(request))
     failing = []
@@ -208,7 +203,11 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
         raise InputError("golden", str(path), rule, "restore it from version control, or leave out --only")
     planned = plan.cases(models)
     ids, on_disk = {case.id for case in planned}, {case.id: case for case in before.cases}
-    kinds = _kinds([case for case in planned if fnmatchcase(case.id, only)], models, before, device)
+    asked = [case for case in planned if fnmatchcase(case.id, only)]
+    unchanged = [understood(case, models, device) for case in asked if case in before.cases]
+    with one_case_a_core(device) as pool:
+        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
+    kinds = {case.id: kind_of_change(case, before, judged.get(case.id)) for case in asked}
     if by_hand:
         kinds = {name: kind or "values" for name, kind in kinds.items()}
     stays = {name for name in on_disk if not fnmatchcase(name, only) or kinds.get(name) == ""}
@@ -225,14 +224,6 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     changes += [Change(WHOLE_FILE, "changed by hand")] if by_hand else []
     changes += [Change(WHOLE_FILE, "weights")] if before.cases and before.metadata.get("weights") != weights else []
     return Regeneration(path, models, after.cases, tensors, weights, tuple(changes), plan.origins(before, stays))
-
-
-def _kinds(planned: Sequence[AnyStated], models: str, before: Recording, device: torch.device) -> dict[str, str]:
-    """Return what has become of every planned case, by id; those of unchanged settings are judged."""
-    unchanged = [understood(case, models, device) for case in planned if case in before.cases]
-    with one_case_a_core(device) as pool:
-        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
-    return {case.id: kind_of_change(case, before, judged.get(case.id)) for case in planned}
 
 
 @torch.inference_mode()
@@ -262,13 +253,9 @@ def regenerate_all(device: torch.device, folder: Path = plan.GOLDENS, only: str 
 
 
 def changed_goldens(
-    reason: str,
-    device: torch.device,
-    folder: Path = plan.GOLDENS,
-    code: Path = CODE,
-    laws: Laws = failing_laws,
+    reason: str, device: torch.device, folder: Path = plan.GOLDENS, code: Path = CODE, laws: Laws = failing_laws,
     only: str = "*",
-) -> list[Regeneration]:
+) -> list[Regeneration]:  # fmt: skip
     """Judge every file and return those that would change. `InputError` says why recording is refused."""
     refuse(reason, folder, code)
     if device.type not in plan.PLATFORMS:

@@ -79,7 +79,6 @@ class Recording:
 
 
 def canonical(cases: Sequence[AnyStated]) -> str:
-    """Return the one JSON text of a list of cases."""
     return json.dumps([case.as_values() for case in cases], sort_keys=True, separators=(",", ":"))
 
 

@@ -44,16 +44,19 @@ class DefectFound(AssertionError):  # noqa: N818
 
 
 def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Check a law in as many cases as the options say; skip the test where it does not apply to the decoder.
-
-    Raises `Violation` where it is broken, `Unproven` where it was never exercised, or mostly refused, and
-    `KnownNotApplicable` where it is known to fail, and does not apply. Effects: what was seen, in `stash`.
-    """
+    """Check a law; skip the test where it does not apply. Raises `Violation`, `Unproven` or `KnownNotApplicable`."""
     __tracebackhide__ = True
     result = try_law(law, options.subject, options.scope_of(law))
-    stash[SEEN] = _row_of_law(result, options)
-    if result.violation is not None:
-        raise result.violation
+    violation = result.violation
+    why = {None: result.skipped, Verdict.INCONCLUSIVE: _why_unproven(result)}.get(result.verdict, "")
+    stash[SEEN] = CheckRow(
+        law.id, "law", law.statement, law.watches, result.verdict,
+        examples=result.examples, exercised=result.exercised, refused=result.refused, seconds=result.seconds, why=why,
+        finding=one_line(violation.found) if violation else "", case=repr(violation.case) if violation else "",
+        replay=violation.replay if violation else "", known=options.known.get(law.id, ""),
+    )  # fmt: skip
+    if violation is not None:
+        raise violation
     if result.verdict is None:
         _skip(law.id, f"does not apply: {result.skipped}", result.skipped, options)
     if result.verdict is Verdict.INCONCLUSIVE:
@@ -61,12 +64,7 @@ def check_law(law: Law, options: PluginOptions, stash: pytest.Stash) -> None:
 
 
 def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) -> None:
-    """Verify one setting on digits; skip the test where the decoder refuses a schedule or a bonus scale.
-
-    Raises `DefectFound`, `Unproven` where nothing was drafted or compared, `KnownNotApplicable` where the case is known
-    to fail, and is refused, and `InputError` where the decoder refuses a plain draft length or a request. Effects: what
-    was seen, in `stash`.
-    """
+    """Verify one setting on digits; skip one that may be refused. Raises as `check_law`, and `DefectFound`."""
     __tracebackhide__ = True
     try:
         result = verified(case, options)
@@ -76,7 +74,14 @@ def check_digits(case: DigitsCase, options: PluginOptions, stash: pytest.Stash) 
         stash[SEEN] = CheckRow(case.name, "digits", str(case.settings), ("decode",), None, why=str(error))
         _skip(case.name, f"refused: {error}", str(error), options)
     take_line(result, pair(options.scope.device))
-    stash[SEEN] = _row_of_digits(case, result, options)
+    defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
+    stash[SEEN] = CheckRow(
+        case.name, "digits", f"{case.settings} on digits: {result.summary}",
+        (defect.component,) if defect else ("decode",), result.verdict,
+        examples=result.images, exercised=result.images, seconds=result.wall_seconds,
+        why="; ".join(result.inconclusive), finding="; line: ".join(map(str, filter(None, (defect, result.line)))),
+        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
+    )  # fmt: skip
     if result.verdict is Verdict.DEFECT:
         raise DefectFound(_message(result))
     if result.is_law_untested and not result.reasons and result.inconclusive == result.open:
@@ -97,28 +102,6 @@ def _why_unproven(result: LawResult) -> str:
     if result.refused > result.examples:
         return f"{result.refused} cases refused, {result.examples} decoded; the last refusal: {result.why}"
     return f"{result.examples} examples, and every one was trivial: nothing was tested"
-
-
-def _row_of_law(result: LawResult, options: PluginOptions) -> CheckRow:
-    law, violation = result.law, result.violation
-    why = {None: result.skipped, Verdict.INCONCLUSIVE: _why_unproven(result)}.get(result.verdict, "")
-    return CheckRow(
-        law.id, "law", law.statement, law.watches, result.verdict,
-        examples=result.examples, exercised=result.exercised, refused=result.refused, seconds=result.seconds, why=why,
-        finding=one_line(violation.found) if violation else "", case=repr(violation.case) if violation else "",
-        replay=violation.replay if violation else "", known=options.known.get(law.id, ""),
-    )  # fmt: skip
-
-
-def _row_of_digits(case: DigitsCase, result: Verification, options: PluginOptions) -> CheckRow:
-    defect = result.first_divergence if result.verdict is Verdict.DEFECT else None
-    return CheckRow(
-        case.name, "digits", f"{case.settings} on digits: {result.summary}",
-        (defect.component,) if defect else ("decode",), result.verdict,
-        examples=result.images, exercised=result.images, seconds=result.wall_seconds,
-        why="; ".join(result.inconclusive), finding="; line: ".join(map(str, filter(None, (defect, result.line)))),
-        replay=result.alone if defect else "", known=options.known.get(case.name, ""),
-    )  # fmt: skip
 
 
 def _message(result: Verification) -> str:
@@ -157,12 +140,9 @@ def reference(models: ModelPair, request: Request) -> Trace:
 
 
 def judged(
-    models: ModelPair,
-    decoder_or_trace: Implementation | Trace,
-    request: Request,
-    contract: str = "",
+    models: ModelPair, decoder_or_trace: Implementation | Trace, request: Request, contract: str = "",
     drafts: bool = True,
-) -> Judgement:
+) -> Judgement:  # fmt: skip
     """Judge one decode: of a decoder, which decodes the request in this process, or the trace that one returned.
 
     An empty `contract` is the decoder's own claim, and token-identical of a trace; `drafts` is False for a decoder that

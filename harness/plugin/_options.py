@@ -95,7 +95,6 @@ ROW = "sdvar_row"  # attribute of a test report: a `CheckRow` as JSON
 
 
 def options_of(config: pytest.Config) -> PluginOptions:
-    """Return the options of a run, read once. Raises `pytest.UsageError`."""
     if OPTIONS not in config.stash:
         from harness.errors import InputError
 

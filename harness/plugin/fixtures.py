@@ -83,7 +83,6 @@ def needing_the_pair(function: Callable[..., object]) -> None:
 
 
 def _pair_of(config: pytest.Config) -> ModelPair:
-    """Return the pair of the test that runs."""
     item: Any = config.stash[RUNNING]
     pair: ModelPair = item._request.getfixturevalue("sdvar_pair")
     return pair

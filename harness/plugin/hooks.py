@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         suite = Suite.of(session, options_of(config))
         items += session.genitems(suite)  # counted and reported as pytest's own are
     if OPTIONS in config.stash:
-        from harness.plugin._junit import mark_known
+        from harness.plugin._items import mark_known
 
         mark_known(items, options_of(config).known)
 
@@ -102,7 +102,7 @@ def pytest_runtest_makereport(
     """Put verdict, component and replay of a law or case into its report, and what it saw."""
     report = yield
     if OPTIONS in item.config.stash:
-        from harness.plugin._junit import add_properties, case_of
+        from harness.plugin._items import add_properties, case_of
 
         if case_of(item):
             add_properties(item, call, report)

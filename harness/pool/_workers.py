@@ -6,7 +6,7 @@ ends a worker, so that another one starts afresh; any other error of the harness
 
 Why not concurrent.futures: its pool is broken for good when one process dies. Why not multiprocessing: its processes
 import the caller's main script again. The messages are pickled, since both sides are the harness; a decoder under test
-has a process of its own below the worker's (`decoders._own_process`). They are bytes of plain pickle: `Connection.send`
+has a process of its own below the worker's (`decoders.OwnProcess`). They are bytes of plain pickle: `Connection.send`
 would hand tensors over as shared memory, which a process that multiprocessing did not start may not open. What they
 begin with is sealed memory, which nobody else can write to, and no file of theirs has a name.
 """
@@ -272,7 +272,6 @@ def _answer(opened: Opened, task: Any) -> Any:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return an error that can be pickled: the harness's own as they are."""
     with suppress(Exception):
         pickle.loads(pickle.dumps(error))
         return error

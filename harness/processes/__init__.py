@@ -1,8 +1,16 @@
 """A process that the harness starts: kept, bounded, heard through one guard, and ended with all that it started."""
 
-from harness.processes._domain import domain_version, is_refused_connection, refused_write
-from harness.processes._folder import OwnFolder
-from harness.processes._line import GoneError, ProcessLine, UnreadableError, given
-from harness.processes._memory import sealed, sized
-from harness.processes._process import GRACE_S, START_S, Log, Place, Process
-from harness.processes._workplace import own_place, started_ahead, workplace_for
+from harness.processes._keeper import Place, domain_version, is_refused_connection, refused_write
+from harness.processes._process import (
+    GRACE_S,
+    START_S,
+    GoneError,
+    Log,
+    Process,
+    ProcessLine,
+    UnreadableError,
+    given,
+    sealed,
+    sized,
+)
+from harness.processes._workplace import OwnFolder, own_place, started_ahead, workplace_for

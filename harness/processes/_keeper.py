@@ -1,28 +1,131 @@
-"""The keeper of a process that the harness starts: it stands between the starter and that process.
+"""The keeper of a process that the harness starts, and its domain: what it may write to, and whom it may signal.
 
 Promise: when the starter says so, or is gone (`kill -9`, too), the process ends with everything that it started, in
 whatever session; where the starter is gone, its folder goes, too. When the process ends, the keeper ends all that is
 left of it, and then ends as it did. Signals that are for the process are passed on; those that would end a keeper early
-are not heard.
+are not heard. Inside a domain of Landlock a process, and whatever it starts, writes to no file outside the folders that
+are named, but to what `/proc` says of it, opens no other process's memory, and signals nobody outside; root is no
+exception. Reading is free, and so are sockets, but where it `connects` to nobody by TCP. Where the system has no such
+domain nothing is refused, and `domain_version` says so: what is kept then is kept against accidents only.
 
 How: the keeper adopts what the process leaves behind (Linux: it is the subreaper), and ends it child by child until
 there is none. It is a fork of a Python that has imported next to nothing, so that it costs no start and little memory.
+Why ctypes: three system calls, and no library of them that is kept.
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
 import select
 import signal
+import stat
+import struct
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from importlib import import_module
 from pathlib import Path
 
-from harness.processes._domain import enter_domain
+LEAST = 6  # version of Landlock that scopes signals, too; an older one would keep half of the promise
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # numbers of the system calls, the same on every machine
+VERSION = 1  # flag of the first: say which version there is
+BENEATH = 1  # kind of a rule: what lies beneath a folder
+WRITE_FILE, TRUNCATE = 1 << 1, 1 << 14
+MAKE_OR_REMOVE = sum(1 << bit for bit in range(4, 14))  # files, folders, links, pipes, sockets, devices; and renaming
+WRITING = WRITE_FILE | TRUNCATE | MAKE_OR_REMOVE
+CONNECT_TCP = 1 << 1
+ABSTRACT_SOCKETS, SIGNALS = 1, 2  # scopes: nobody outside is reached
+NO_NEW_PRIVILEGES = 38  # of prctl; a domain needs it
+# Of /dev what computes and what every program writes to; whole disks are no such thing.
+DEVICES = (
+    "null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "nvidia*", "dri", "kfd", "infiniband", "accel*",
+    "shm", "mqueue", "hugepages",
+)  # fmt: skip
+
+
+class _State:
+    """Whether this process is in a domain, the folder in it that is its own, and whether it may connect to others."""
+
+    inside, own, connects = False, "", True
+
+
+def domain_version() -> int:
+    """Return the version of Landlock that the system has, 0 where that is none, or one that is too old."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    version = _call(CREATE_RULESET, None, 0, VERSION)
+    return version if version >= LEAST else 0
+
+
+def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
+    """Hold this process, of one thread, and all that it will start; tell whether the system can. Raises `OSError`."""
+    if not domain_version():
+        return False
+    ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)
+    descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
+    devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
+    # what this process says of itself: CUDA names its threads there as it starts, and fails where it cannot
+    for path in (*writable, *devices, "/proc/self"):
+        with suppress(FileNotFoundError):
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rights = WRITING if stat.S_ISDIR(os.fstat(place).st_mode) else WRITE_FILE | TRUNCATE
+            _checked(_call(ADD_RULE, descriptor, BENEATH, struct.pack("=Qi", rights, place), 0))
+            os.close(place)
+    _checked(ctypes.CDLL(None, use_errno=True).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    _checked(_call(RESTRICT_SELF, descriptor, 0))
+    os.close(descriptor)
+    _State.inside, _State.own, _State.connects = True, next(iter(writable), ""), connects
+    return True
+
+
+def refused_write(error: BaseException) -> str:
+    """Return the file that the domain of this process kept `error` from writing; empty where that is not the reason.
+
+    Who would remove its very own folder, or write into another process, wants nothing that could be allowed.
+    """
+    for refused in _refusals(error):
+        path = refused.filename
+        if isinstance(path, str | bytes):
+            path = os.path.abspath(os.fsdecode(path))
+            place = path if os.path.exists(path) else os.path.dirname(path)
+            if (
+                path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK)
+            ):  # the file system itself would have let us
+                return path
+    return ""
+
+
+def is_refused_connection(error: BaseException) -> bool:
+    """Tell whether `error` may be that of a connection which the domain of this process refuses: it names no file."""
+    return not _State.connects and any(refused.filename is None for refused in _refusals(error))
+
+
+def _refusals(error: BaseException | None) -> Iterator[PermissionError]:
+    """Yield what may have been refused by the domain of this process, in `error` or in what led to it."""
+    for _ in range(10):
+        if error is None or not _State.inside:
+            return
+        if isinstance(error, PermissionError) and error.errno == errno.EACCES:
+            yield error
+        error = error.__cause__ or error.__context__
+
+
+def _call(number: int, *words: object) -> int:
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.restype = ctypes.c_long
+    return int(call(ctypes.c_long(number), *(ctypes.c_long(w) if isinstance(w, int) else w for w in words)))
+
+
+def _checked(status: int) -> int:
+    if status < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return status
+
 
 DIES_WITH_PARENT, ADOPTS = 1, 36  # of prctl
 PASSED_ON = (signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT)
@@ -33,20 +136,29 @@ LOOK_S = 1.0  # between two looks at whether the starter is there, whatever its 
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a process may work."""
+
+    folder: str = ""  # its own, which goes where the starter is gone; empty = none
+    writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
+    environment: tuple[tuple[str, str], ...] = ()  # variables of its own
+    grace_s: float = 0.0  # that what it started has to end by itself: the keepers below it clear up
+    connects: bool = True  # it may connect to others by TCP, in a domain
+
+
+@dataclass(frozen=True)
 class Keep:
     """What a keeper gets, as JSON."""
 
     line: int  # descriptor to its starter
     starter: int  # process that must live
-    folder: str  # that is removed where the starter is gone; empty = none
-    grace_s: float  # that what the process started has to end by itself: the keepers below it clear up
-    writable: list[str] | None  # folders that the process may write to; None = it is in no domain
-    connects: bool  # whether it may connect to others by TCP, in a domain
+    place: Place
 
 
 def main() -> None:
     """Start the function that the words name, and keep it; in the process itself, return when it does."""
-    keep, (module, _, function), words = Keep(**json.loads(sys.argv[1])), sys.argv[2].partition(":"), sys.argv[3:]
+    told, (module, _, function), words = json.loads(sys.argv[1]), sys.argv[2].partition(":"), sys.argv[3:]
+    keep = Keep(told["line"], told["starter"], Place(**told["place"]))
     _prctl(ADOPTS, 1)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in UNHEARD}
     keeper, child = os.getpid(), os.fork()
@@ -59,8 +171,8 @@ def main() -> None:
     _prctl(DIES_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(1)
-    if keep.writable is not None:
-        enter_domain(keep.writable, keep.connects)
+    if keep.place.writable is not None:
+        enter_domain(keep.place.writable, keep.place.connects)
     sys.argv = [sys.argv[2], *words]
     getattr(import_module(module), function)(*words)
 
@@ -75,11 +187,11 @@ def _keep(keep: Keep, child: int) -> None:
     gone = _is_gone(keep)
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    status = _end_all(child, status, keep.grace_s)
-    if keep.folder and (gone or os.getppid() != keep.starter):
+    status = _end_all(child, status, keep.place.grace_s)
+    if keep.place.folder and (gone or os.getppid() != keep.starter):
         import shutil  # noqa: PLC0415  # nobody else waits for it
 
-        shutil.rmtree(keep.folder, ignore_errors=True)
+        shutil.rmtree(keep.place.folder, ignore_errors=True)
     _end_as(status)
 
 

@@ -1,10 +1,16 @@
-"""A process of Python that the harness starts: how it begins, and how it ended.
+"""A process of Python that the harness starts: how it begins, what it is given, how it is heard, and how it ended.
 
 Promise: it has a session of its own, so that Ctrl-C is its starter's to hear; whatever becomes of its starter, it ends,
 with all that it started (`_keeper`). What it prints goes to a log, which is held by its descriptor and read within a
-bound, whatever the process makes of the file's name. It finds this package, and nothing of the current folder's.
+bound, whatever the process makes of the file's name. It finds this package, and nothing of the current folder's. No
+word of a `ProcessLine` takes longer than it was given, in either direction; what comes back costs time and memory in
+proportion to its length, `LONGEST` at most, and nothing of it is believed here. No path leads to the memory that it is
+given, which goes with the last descriptor: what is `sealed` nobody can write into any more, its maker included; what is
+`sized` nobody can cut short, which would end whoever reads it there (SIGBUS). Where the system seals no memory both are
+files without a name.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -12,12 +18,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
-from harness.processes._keeper import END, MOST_S, Keep
+from harness.errors import HarnessError
+from harness.processes._keeper import END, MOST_S, Keep, Place
 from harness.signals import keep_standard_open
 
 START_S, GRACE_S = 600.0, 5.0  # to get ready, imports included; to end by itself
@@ -58,17 +67,6 @@ class Log:
         self.descriptor = -1
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process may work."""
-
-    folder: str = ""  # its own, which goes where the starter is gone; empty = none
-    writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
-    environment: tuple[tuple[str, str], ...] = ()  # variables of its own
-    grace_s: float = 0.0  # for what it started to end by itself
-    connects: bool = True  # it may connect to others by TCP, in a domain
-
-
 ANYWHERE = Place()
 
 
@@ -85,9 +83,8 @@ class Process:
         paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))))
         self._ended = False  # by its starter
         self._line, theirs = socket.socketpair()
-        writable = list(place.writable) if place.writable is not None else None
         with theirs:
-            keep = Keep(theirs.fileno(), os.getpid(), place.folder, place.grace_s, writable, place.connects)
+            keep = Keep(theirs.fileno(), os.getpid(), place)
             self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-c", START, json.dumps(asdict(keep)), serve, *map(str, words)],
                 stdin=subprocess.DEVNULL, stdout=log.descriptor, stderr=log.descriptor,
@@ -132,8 +129,132 @@ class Process:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; its number where it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+LONGEST = 2**26  # bytes of one answer; the rounds of a thousand images take some megabytes
+PIECE = 2**20
+MOST_GIVEN = 2  # open files
+
+
+class GoneError(HarnessError):
+    """The process gave no answer; the message says why."""
+
+
+class UnreadableError(HarnessError):
+    """What the other process says is not what it may say."""
+
+
+class ProcessLine:
+    """The line to one process, which calls `serve` with `words` and the descriptor of its end.
+
+    It needs the `inherited` descriptors besides. Effects: a process; `close` ends it.
+    """
+
+    def __init__(
+        self, serve: str, words: Sequence[object], inherited: Sequence[int], log: Log, place: Place = ANYWHERE
+    ) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._buffer = bytearray()
+        with theirs:
+            self.process = Process(serve, [*words, theirs.fileno()], [*inherited, theirs.fileno()], log, place)
+
+    def tell(self, message: bytes, seconds: float) -> None:
+        """Send a message. Raises `GoneError` where it is not taken in time."""
+        self._socket.settimeout(max(seconds, 0.001))
+        try:
+            self._socket.sendall(message)
+        except TimeoutError:
+            raise GoneError(f"the question was not taken within {seconds:g} s (timeout)") from None
+        except OSError:
+            raise GoneError(f"the decoder's process {self.process.death()} before the decode") from None
+
+    def give(self, descriptors: Sequence[int]) -> None:
+        """Let the process have open files, which it takes by `given`. Raises `GoneError` where it has ended."""
+        try:
+            socket.send_fds(self._socket, [b"."], descriptors)
+        except OSError:
+            raise GoneError(f"the decoder's process {self.process.death()} before it had its work") from None
+
+    def hear(self, seconds: float, word: str) -> bytes:
+        """Return the next line. Raises `GoneError` where none comes, `UnreadableError` where it has no end."""
+        end, looked = time.monotonic() + seconds, 0
+        while (place := self._buffer.find(b"\n", looked)) < 0:
+            looked = len(self._buffer)
+            if looked > LONGEST:
+                raise UnreadableError(f"the decoder's process answers with more than {LONGEST} bytes")
+            self._buffer += self._piece(end - time.monotonic(), f"no answer within {seconds:g} s ({word})")
+        line = bytes(self._buffer[:place])
+        del self._buffer[: place + 1]
+        return line
+
+    def _piece(self, seconds: float, late: str) -> bytes:
+        """Return what is there next. Raises `GoneError`."""
+        if seconds <= 0:
+            raise GoneError(late)
+        self._socket.settimeout(seconds)
+        try:
+            piece = self._socket.recv(PIECE)
+        except TimeoutError:
+            raise GoneError(late) from None
+        except OSError:  # closed with what it had not read
+            piece = b""
+        if not piece:
+            raise GoneError(f"the decoder's process {self.process.death()}")
+        return piece
+
+    def close(self, grace_s: float) -> None:
+        """End the process and whatever it started, once it has had so many seconds to end by itself."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self.process.end(grace_s)
+
+
+def given(line: int) -> list[int]:
+    """Return the open files that the starter of this process has for it. Raises `EOFError` where that one is gone."""
+    with socket.socket(fileno=os.dup(line)) as end:
+        word, descriptors, _, _ = socket.recv_fds(end, 1, MOST_GIVEN)
+    if not word:
+        raise EOFError
+    for each in descriptors:
+        os.set_inheritable(each, False)
+    return list(descriptors)
+
+
+SIZED = ("F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL")  # of a memfd: neither grown nor shrunk, and so it stays
+SEALED = (*SIZED, "F_SEAL_WRITE")  # nor written
+CAN_SEAL = hasattr(os, "memfd_create") and all(hasattr(fcntl, name) for name in SEALED)
+
+
+def sealed(write: Callable[[BinaryIO], object]) -> int:
+    """Return a descriptor of what `write` writes; a process that inherits it reads ``/dev/fd/N``.
+
+    Effects: an open file, which the caller closes.
+    """
+    return _made(write, SEALED)
+
+
+def sized(size: int) -> int:
+    """Return a descriptor of so many bytes, for whoever inherits it to write. Effects: as those of `sealed`."""
+    return _made(lambda stream: stream.truncate(size), SIZED)
+
+
+def _made(write: Callable[[BinaryIO], object], seals: tuple[str, ...]) -> int:
+    if not CAN_SEAL:
+        with tempfile.TemporaryFile() as stream:
+            write(stream)
+            stream.flush()
+            return os.dup(stream.fileno())
+    descriptor = os.memfd_create("sdvar-harness", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as stream:
+            write(stream)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, name) for name in seals))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

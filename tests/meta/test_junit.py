@@ -12,7 +12,7 @@ import pytest
 
 from harness import laws
 from harness.laws import Case, Violation
-from harness.plugin._junit import NAMES
+from harness.plugin._items import NAMES
 from tests.helpers import laws_of
 
 ROOT = Path(__file__).parents[2]

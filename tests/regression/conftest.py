@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from harness.plugin._junit import OWN
+from harness.plugin._items import OWN
 from tests.helpers import recorded
 from tests.regression.tampered import NAMES, Content
 from tests.reported import pytest_runtest_makereport

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from harness.golden import _record as record
 from harness.golden import _smooth as smooth
-from harness.golden._allowance import LIMITS, allowances, smooth_rounding
-from harness.golden._case_results import CaseResult
-from harness.golden._cases import CPU, RecordedCase, parse
+from harness.golden._cases import CPU, LIMITS, CaseResult, RecordedCase, allowances, parse, smooth_rounding
 from harness.golden._check import check_case, recorded_cases
-from harness.golden._spread import Spread, spread
+from harness.golden._smooth import Spread, spread
 from harness.golden._store import Recording, as_bytes, read_recording
 from harness.judge._verdict import Verdict
 from tests.bent_smooth import SOFT_BUGS

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.numerals import MOST_NUMBERS, real, reals, whole, wholes
+from harness.numerals import MOST_NUMBERS, real, whole, wholes
 from tests.helpers import command
 
 NO_WHOLES = ["1_2", "１", " 1", "1 ", "1\n", "", "1.0", "1e3", "0x1", "nan", "+-1", "٣", "9" * 31]
 NO_REALS = ["1_5", "１.5", " 1", "1 ", "", "nan", "inf", "-inf", "1e400", "1;5", "0x1p3", ".", "e5", "infinity"]
 READ = [
     (whole, "-3", -3), (whole, "+07", 7), (real, "1.5", 1.5), (real, "-.5e-1", -0.05), (real, "3.", 3.0),
-    (wholes, "0,3,5", (0, 3, 5)), (wholes, "-1:2", (-1, 0, 1)), (wholes, "4:4", ()), (reals, "0,0.5", (0.0, 0.5)),
+    (wholes, "0,3,5", (0, 3, 5)), (wholes, "-1:2", (-1, 0, 1)), (wholes, "4:4", ()),
 ]  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def test_numbers_are_read(reader: Callable[[str], object], text: str, value: obj
     assert reader(text) == value
 
 
-@pytest.mark.parametrize(("readers", "texts"), [((whole, wholes), NO_WHOLES), ((real, reals), NO_REALS)])
+@pytest.mark.parametrize(("readers", "texts"), [((whole, wholes), NO_WHOLES), ((real,), NO_REALS)])
 def test_anything_else_is_no_number(readers: tuple[Callable[[str], object], ...], texts: list[str]):
     for reader in readers:
         for text in texts:

@@ -17,9 +17,8 @@ from harness.__main__ import app
 from harness.adapters._factories import PUBLISHED_FACTORIES
 from harness.commands import _options as options
 from harness.commands import mutants, verify
-from harness.decoders._factory import OWN_DECODER
-from harness.decoders._limits import TIMEOUT_S
-from harness.decoders._own_process import SERVE
+from harness.decoders._factory import OWN_DECODER, TIMEOUT_S
+from harness.decoders._runner import SERVE
 from harness.golden._plan import GOLDENS
 from harness.laws._few_cases import LAW_CASES
 from harness.models import MODES

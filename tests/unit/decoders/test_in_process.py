@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.decoders._factory import build_by_factory, load_factory
+from harness.decoders._factory import Limits, OutOfTimeError, build_by_factory, load_factory
 from harness.decoders._in_process import run_in_process
-from harness.decoders._limits import Limits, OutOfTimeError
-from harness.decoders._own_process import OwnProcess
+from harness.decoders._runner import OwnProcess
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Judgement
 from harness.models._pair import ModelPair

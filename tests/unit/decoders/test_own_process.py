@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from harness import InputError, Request, Settings, Verdict
-from harness.decoders._limits import Limits
-from harness.decoders._mailbox import Mailbox
-from harness.decoders._own_process import SERVE
-from harness.decoders._runner import Terms
+from harness.decoders._conversation import Mailbox
+from harness.decoders._factory import Limits
+from harness.decoders._runner import SERVE, Terms
 from harness.judge._verdict import Divergence
 from harness.models._pair import ModelPair, checksums
 from harness.processes import UnreadableError, domain_version, started_ahead
@@ -128,7 +127,7 @@ def test_no_wait_outlives_its_time():
 def test_the_result_says_what_kept_the_decoder_from_its_judge(
     version: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.decoders._own_process.domain_version", lambda: version)
+    monkeypatch.setattr("harness.decoders._runner.domain_version", lambda: version)
     result = apart("honest")
     assert result.record is not None
     assert result.record.isolation.startswith(words)

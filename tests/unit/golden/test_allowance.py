@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.golden import _allowance as allowance
-from harness.golden._allowance import LIMITS, allowances
-from harness.golden._cases import RecordedCase
+from harness.golden import _cases as allowance
+from harness.golden._cases import LIMITS, RecordedCase, allowances
 from harness.protocol._request import Request
 from harness.rounding._budget import Budget
 from tests.helpers import Layout, tiny

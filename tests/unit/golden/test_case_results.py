@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden._case_results import CaseResult, FileResult, Ground, golden_totals, judge_recorded_tokens
-from harness.golden._cases import RecordedCase
+from harness.golden._cases import CaseResult, FileResult, Ground, RecordedCase, golden_totals, judge_recorded_tokens
 from harness.judge import _race as races
 from harness.judge._verdict import Divergence, Verdict
 from harness.protocol._request import Request

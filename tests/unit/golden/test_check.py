@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden import _allowance as allowance
+from harness.golden import _cases as allowance
 from harness.golden import _cases as cases
 from harness.golden import _check as checking
 from harness.golden import _plan as plan
-from harness.golden._allowance import LIMITS, Allowances, allowances
-from harness.golden._case_results import CaseResult, Ground
-from harness.golden._cases import CPU, RecordedCase
+from harness.golden._cases import CPU, LIMITS, Allowances, CaseResult, Ground, RecordedCase, allowances
 from harness.golden._check import check_case, check_recording, read_recordings, recorded_cases, structure
 from harness.golden._metadata import GoldenCase
 from harness.golden._record import produce

@@ -15,8 +15,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden import _plan as plan
 from harness.golden import _record as guard
-from harness.golden._case_results import CaseResult, FileResult
-from harness.golden._cases import CPU
+from harness.golden._cases import CPU, CaseResult, FileResult
 from harness.golden._record import failing_laws
 from harness.judge._verdict import Verdict
 from harness.protocol._request import Request

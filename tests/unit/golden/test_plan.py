@@ -14,8 +14,7 @@ from safetensors import safe_open
 
 from harness.errors import InputError
 from harness.golden import _plan as plan
-from harness.golden._case_results import FileResult
-from harness.golden._cases import CPU, recorded_networks
+from harness.golden._cases import CPU, FileResult, recorded_networks
 from harness.golden._metadata import GoldenCase
 from harness.golden._plan import Origin, golden_inventory, origins, stale_entries, weights_digest
 from harness.golden._store import Recording, canonical, read_recording

@@ -14,8 +14,7 @@ from harness.errors import InputError
 from harness.golden import _cases as cases
 from harness.golden import _plan as plan
 from harness.golden import _record as record
-from harness.golden._case_results import CaseResult
-from harness.golden._cases import CPU
+from harness.golden._cases import CPU, CaseResult
 from harness.golden._metadata import GoldenCase
 from harness.golden._plan import path_of, weights_digest
 from harness.golden._record import change, kind_of_change

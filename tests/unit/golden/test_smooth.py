@@ -10,13 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import _allowance as allowance
+from harness.golden import _cases as allowance
 from harness.golden import _smooth as smooth
-from harness.golden._allowance import allowances, smooth_rounding
-from harness.golden._case_results import CaseResult
-from harness.golden._cases import RecordedCase
-from harness.golden._smooth import judge_smooth
-from harness.golden._spread import Spread, spread
+from harness.golden._cases import CaseResult, RecordedCase, allowances, smooth_rounding
+from harness.golden._smooth import Spread, judge_smooth, spread
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
 from harness.rounding._budget import Budget

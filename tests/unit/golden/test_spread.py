@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden import _spread as measuring
+from harness.golden import _smooth as measuring
 from harness.golden._cases import RecordedCase
-from harness.golden._spread import (
+from harness.golden._smooth import (
     LEAST,
     TOSSES,
     Choices,

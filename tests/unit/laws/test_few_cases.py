@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.decoders._limits import Limits
+from harness.decoders._factory import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Violation

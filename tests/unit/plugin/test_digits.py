@@ -12,7 +12,7 @@ from harness.laws import Violation
 from harness.laws._catalogue import LAWS
 from harness.plugin._checking import DefectFound, Unproven
 from harness.plugin._digits import read_known
-from harness.plugin._junit import mark_known
+from harness.plugin._items import mark_known
 
 
 def test_laws_and_cases_with_reasons(tmp_path: Path):

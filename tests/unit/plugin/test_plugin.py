@@ -12,7 +12,7 @@ import pytest
 
 from harness.laws import LAWS, Case, Violation, check
 from harness.plugin._digits import USUAL
-from harness.plugin._junit import NAMES
+from harness.plugin._items import NAMES
 from tests.unit.report.reading import read
 
 ROOT = Path(__file__).parents[3]

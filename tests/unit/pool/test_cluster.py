@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.judge import Verdict
-from harness.pool import _cluster as cluster
+from harness.pool import _employ as cluster
 from harness.pool._employ import Parallelism
 from harness.pool._workers import WorkerError
 from harness.processes import domain_version

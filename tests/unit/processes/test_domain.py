@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.processes import _domain as domain
-from harness.processes._domain import domain_version, is_refused_connection, refused_write
+from harness.processes import _keeper as domain
+from harness.processes._keeper import domain_version, is_refused_connection, refused_write
 from harness.processes._process import Log, Place, Process
 
 HERE = "tests.unit.processes.test_domain"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.processes import _memory
-from harness.processes._folder import OWNER, PREFIX, OwnFolder, clear_abandoned
-from harness.processes._memory import sealed, sized
+from harness.processes import _process
+from harness.processes._process import sealed, sized
+from harness.processes._workplace import OWNER, PREFIX, OwnFolder, clear_abandoned
 
 ROOT = str(Path(__file__).parents[3])
 
@@ -37,7 +37,7 @@ def test_it_goes_or_leaves_what_shall_be_read(tmp_path: Path):
 
 
 def test_that_of_somebody_who_was_killed_goes_with_the_next(tmp_path: Path):
-    code = "from harness.processes._folder import OwnFolder; f = OwnFolder(); print(f.path, flush=True); input()"
+    code = "from harness.processes._workplace import OwnFolder; f = OwnFolder(); print(f.path, flush=True); input()"
     environment = {**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(tmp_path)}
     pipe = subprocess.PIPE
     other = subprocess.Popen([sys.executable, "-c", code], env=environment, stdin=pipe, stdout=pipe, text=True)
@@ -79,7 +79,7 @@ def test_sealed_memory_is_read_and_never_written():
 
 
 def test_where_nothing_is_sealed_it_is_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(_memory, "CAN_SEAL", False)
+    monkeypatch.setattr(_process, "CAN_SEAL", False)
     descriptor = sealed(lambda stream: stream.write(b"theirs"))
     assert (os.pread(descriptor, 9, 0), list(tmp_path.iterdir())) == (b"theirs", [])
     os.close(descriptor)

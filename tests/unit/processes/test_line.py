@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.processes import _line as line
-from harness.processes._line import GoneError, ProcessLine, UnreadableError
-from harness.processes._process import Log
+from harness.processes import _process as line
+from harness.processes._process import GoneError, Log, ProcessLine, UnreadableError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.decoders._factory import OWN_DECODER, load_factory
-from harness.golden._case_results import CaseResult, FileResult
+from harness.golden._cases import CaseResult, FileResult
 from harness.golden._record import Change
 from harness.judge._verdict import Divergence, PartLaw, PartVerdict, Verdict
 from harness.laws import Case, Violation
