@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from harness.adapters import PUBLISHED_PREFIX, has_rounds, published_settings
-from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder
+from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder, start_runner
 from harness.errors import InputError
-from harness.judge import Verdict
+from harness.judge import Divergence, Verdict
 from harness.laws import LAW_CASES, LAWS, LawsInterrupted, LawsPlace, try_laws_quickly
 from harness.models import ModelPair
 from harness.pool import ALONE, Parallelism
-from harness.protocol import Request, Settings
+from harness.protocol import Request, Settings, Trace
 from harness.quality import Conditions, Means, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
 from harness.runs import (
@@ -75,6 +77,14 @@ class Question:
             raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {LAW_CASES}")
         if self.laws > MOST_LAWS:
             raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {LAW_CASES}")
+
+    def check_for(self, S: int) -> None:
+        """Refuse a first scale that may differ where it is none of S, or the first of all. Raises `InputError`."""
+        si = self.terms.may_differ_from
+        if si is not None and not (type(si) is int and 0 < si < S):
+            raise InputError(
+                "may_differ_from", si, f"must be a scale after the first, 1..{S - 1}", "pass one, or drop it"
+            )
 
     @property
     def in_process(self) -> bool:
@@ -179,8 +189,9 @@ def answer_question(
     Effects: processes, which have ended when this returns; the run file.
     """
     shown = watch or watch_of(lambda: None)
+    question.check_for(models.pyramid.S)
     result = _decoded(models, question, parallelism, store, shown)
-    for add in (_add_laws, _add_quality):
+    for add in (_add_memory, _add_laws, _add_quality):
         if result.verdict is not Verdict.DEFECT:
             add(result, models, question, Conditions(parallelism, store, question.terms), shown)
     if store.file is not None and result.sealed:
@@ -208,6 +219,44 @@ def _decoded(
             raise
     result.batches = batches
     return result
+
+
+def _add_memory(
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+) -> None:
+    """Ask an accelerator for one request alone and after another one: what it answers may not depend on that."""
+    if question.terms.may_differ_from is None:
+        return
+    plan = question.decodes(models).plan
+    request = replace(plan.tasks[0].request, seeds=None, images=None)
+    count = models.target.config.classes or len(request.texts)
+    labels = request.labels and tuple((label + 1) % count for label in request.labels)
+    other = replace(request, seed=request.seed + 1, labels=labels)
+    allowed = result.budget.logits if result.budget else 0.0
+    alone, again = (_answer(models, question, plan.settings[0], few) for few in ([request], [other, request]))
+    if alone is None or again is None or not (far := _apart(alone, again, allowed)):
+        return  # a decode that ends half-way is judged elsewhere
+    anew = _answer(models, question, plan.settings[0], [request])
+    if anew is not None and not _apart(alone, anew, allowed):
+        detail = f"the answer to a request depends on those before it: {far} than in a new decoder"
+        result.early.append(Divergence("decode", detail, request.seed))
+
+
+def _answer(models: ModelPair, question: Question, settings: Settings, requests: Sequence[Request]) -> Trace | None:
+    """Return what a new decoder answers to the last of some requests; None where that decode does not end well."""
+    with closing(start_runner(models, question.decoder, [settings], requests[0].B, question.terms)) as runner:
+        ended = [runner.decode(0, request) for request in requests][-1]
+    return ended if isinstance(ended, Trace) else ended.whole_trace
+
+
+def _apart(one: Trace, other: Trace, allowed: float) -> str:
+    """Return what is another in two answers to one request, beyond what rounding may move logits; empty: nothing is."""
+    if one.tokens_BL.shape != other.tokens_BL.shape or not torch.equal(one.tokens_BL, other.tokens_BL):
+        return "other tokens"
+    shown = [each.intermediates.rows_RLV for each in (one, other) if each.intermediates is not None]
+    if len(shown) == 2 and not bool(((shown[0] - shown[1]).abs() <= allowed).all()):
+        return "other logits"
+    return ""
 
 
 def _add_laws(

@@ -248,7 +248,7 @@ def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJud
     for is_asked, what in (
         (judging.against or judging.against_checkout, "decoder in the reference's place"),
         (images.texts, "texts that requests draw from"),
-        (judging.may_differ_from is not None, "scale that tokens may differ from"),
+        (judging.may_differ_from is not None, "scale that tokens may differ from (--may-differ-from)"),
     ):
         if is_asked:
             raise InputError("certificate", str(file), f"has no {what}", "drop one of them")

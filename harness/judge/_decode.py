@@ -229,27 +229,37 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
     if contract is not Contract.TOKENS:
         word = "tokens" if free is None else f"tokens from scale {free} on"
         judgement.not_compared[word] = f"contract {contract.letter} does not claim them"
-    if free is not None and contract is Contract.QUALITY:
-        judgement.inconclusive += _why_idle(actual, evidence.request.B)
+    if free is not None:
+        judgement.inconclusive += _why_idle(evidence, free, contract)
     if why := _not_shown(evidence):
         unseen = SHOWN if actual.intermediates is None else SHOWN[:3]
         judgement.not_compared |= dict.fromkeys(unseen, why)
         if contract is not Contract.TOKENS:
             judgement.inconclusive.append(f"nothing of the target was compared: {why}")
     judgement.compared += [name for name in SHOWN if name not in judgement.not_compared]
+    if free is not None and contract is Contract.QUALITY:
+        late = {f"{name} from scale {free} on": "something may be left out there" for name in SHOWN[:3]}
+        judgement.not_compared |= late
     if actual.rounds and actual.target_calls and actual.target_rows:
         judgement.compared.append(CALLS_AND_ROWS)
     else:
         judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
 
 
-def _why_idle(actual: Trace, B: int) -> list[str]:
-    """Return why nothing is known of what an accelerator saves; empty where every image says what it left out."""
+def _why_idle(evidence: Evidence, free: int, contract: Contract) -> list[str]:
+    """Return why nothing is known of what an accelerator saves; empty where every image says and shows it."""
+    actual, shown, rows, B = evidence.actual, evidence.actual.intermediates, evidence.expected.shown, evidence.request.B
     skipped = [actual.skipped_BSN is not None and bool(actual.skipped_BSN[b].long().any()) for b in range(B)]
-    idle = [b for b in range(B) if not (skipped[b] or unverified_scales(actual, b))]
-    if not idle:
-        return []
-    return [f"nothing was saved in {len(idle)} of {count_of(B, 'image')}, as far as Trace.skipped_BSN and rounds show"]
+    alone = [any(si >= free for si in unverified_scales(actual, b)) for b in range(B)]
+    idle = B - sum(one or other for one, other in zip(skipped, alone, strict=True))
+    if idle:
+        return [f"nothing was saved in {idle} of {count_of(B, 'image')}, as far as Trace.skipped_BSN and rounds show"]
+    late = slice(evidence.models.pyramid.draws.begin(free), None)
+    if contract is Contract.QUALITY and shown is not None:
+        far = (shown.rows_RLV[:, late] - rows.rows_RLV[:, late]).abs().amax()
+        if far <= 2 * evidence.budget.rows:
+            return [f"what it says it left out changed nothing: its logits from scale {free} on are the whole target's"]
+    return []
 
 
 def _not_shown(evidence: Evidence) -> str:

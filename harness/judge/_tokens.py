@@ -143,10 +143,11 @@ def judge_support(evidence: Evidence, judgement: Judgement, forbidden: Sequence[
     request = evidence.request
     labels = request.labels or evidence.numbers.labels(evidence.models.target.config.classes).tolist()
     level_of = evidence.models.pyramid.draws.level_of
-    places = sorted((level_of(draw), row, draw) for row, draw in forbidden)
-    judgement.wrong_tokens = len(places)
+    free = evidence.may_differ_from or 0  # tokens before it are judged one by one
+    places = sorted((level_of(draw), row, draw) for row, draw in forbidden if level_of(draw) >= free)
+    judgement.wrong_tokens += len(places)
     judgement.unclaimed -= len(places)
-    judgement.unlisted = max(0, len(places) - MOST_RECORDS)
+    judgement.unlisted += max(0, len(places) - MOST_RECORDS)
     for si, row, draw in places[:MOST_RECORDS]:
         component, detail = _part(evidence, row, si)
         actual, expected = (int(side.tokens_BL[row, draw]) for side in (evidence.actual, evidence.expected))

@@ -38,7 +38,7 @@ def logits(config: InfinityConfig, w: _Weights, raw_BLN: Tensor, request: Reques
     x_RLD = torch.cat([x_BLD] * (len(texts) // len(x_BLD)))
     x_RLD[:, 0] = cond_RD + w["pos_start"][:, 0]
     level_LD = w["lvl_embed.weight"][levels]
-    mixed = torch.tensor(guidance.weights).to(raw_BLN)[levels][:, None]
+    mixed = raw_BLN.new_tensor(guidance.weights)[levels][:, None]
     for i in range(config.depth):
         chunk, j = divmod(i, config.depth // config.chunks)
         block = f"block_chunks.{chunk}.module.{j}."

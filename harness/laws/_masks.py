@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import Subject, law, shown_tensors
-from harness.laws._oracle import Run, allowed, needs_exact, run_over, several, targeted
+from harness.laws._oracle import Run, allowed, decided_whole, needs_exact, run_over, several
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal
@@ -110,17 +110,18 @@ def future(subject: Subject, case: Case) -> bool:
     """Logits of a scale are those of a run whose tokens of that scale and later ones are others."""
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)
-    pyramid = case.pyramid
+    pyramid, looked = case.pyramid, 0
     for si in pyramid:
         other_BL = decoded.tokens_BL.clone()
         begin = pyramid.draws.begin(si)
         other_BL[:, begin:] = (other_BL[:, begin:] + 1) % case.V
-        rows = case.request.rows_of(*targeted(decoded, case.B, si))
+        rows = case.request.rows_of(*decided_whole(decoded, case.B, si))
         if not rows:
             continue
+        looked += 1
         run = run_over(case.models.target, case.models.vae, case, other_BL)
         span = pyramid.draws.span(si)
         moved = float((shown.rows_RLV[rows, span] - run.rows_RLV[rows, span]).abs().max())
         most = SEEN if case.exact else allowed(case).rows
         require(moved <= most, f"logits of scale {si} hold tokens of scale {si} or later: moved by {moved:.3g}")
-    return several(decoded, pyramid.S)
+    return looked > 0 and several(decoded, pyramid.S)

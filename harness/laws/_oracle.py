@@ -105,17 +105,19 @@ class Run:
 
 
 def targeted(decoded: Trace, B: int, si: int) -> list[int]:
-    """Return the images whose scale `si` the whole target decided.
-
-    All of them, unless a policy left it to the draft alone, or an accelerator says that it left something out by then.
-    """
+    """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
     alone = [
         {turn.first + k for turn in rounds if not turn.target_rows for k in range(turn.finished)}
         for rounds in decoded.rounds
     ]
+    return [image for image in range(B) if not alone or si not in alone[image]]
+
+
+def decided_whole(decoded: Trace, B: int, si: int) -> list[int]:
+    """Return those of which an accelerator says, too, that it left nothing out by then."""
     left = decoded.skipped_BSN
     whole = [image for image in range(B) if left is None or not bool(left[image, : si + 1].long().any())]
-    return [image for image in whole if not alone or si not in alone[image]]
+    return [image for image in targeted(decoded, B, si) if image in whole]
 
 
 def several(decoded: Trace, S: int) -> bool:

@@ -17,7 +17,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import allowed, needs_exact, run_over, several, targeted
+from harness.laws._oracle import allowed, decided_whole, needs_exact, run_over, several
 from harness.laws._scripted import Scripted, decode_drafted
 from harness.protocol import Contract
 
@@ -96,15 +96,16 @@ def trace(subject: Subject, case: Case) -> bool:
     """The inputs and rows of every token are those of a sequential run over the tokens."""
     decoded = subject.decode(case)
     shown = shown_tensors(decoded)
-    run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
+    run, looked = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL), 0
     for si in case.pyramid:
-        span, draws, images = case.pyramid.span(si), case.pyramid.draws.span(si), targeted(decoded, case.B, si)
+        span, draws, images = case.pyramid.span(si), case.pyramid.draws.span(si), decided_whole(decoded, case.B, si)
         rows = case.request.rows_of(*images)
         actual: dict[str, Tensor] = {"x": shown.x_RLD[rows, span], "rows": shown.rows_RLV[rows, draws]}
         expected = {"x": run.x_RLD[rows, span], "rows": run.rows_RLV[rows, draws]}
         if images:
+            looked += 1
             require_same(actual, expected, f"scale {si}", vars(allowed(case)))
-    return several(decoded, case.pyramid.S)
+    return looked > 0 and several(decoded, case.pyramid.S)
 
 
 @law(

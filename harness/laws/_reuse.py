@@ -8,7 +8,7 @@ from harness.errors import InputError
 from harness.judge import require
 from harness.laws._case import CLASSES, Case
 from harness.laws._law import NotOffered, Subject, law, require_equal, require_tokens
-from harness.laws._oracle import allowed, require_draws, run_over, targeted
+from harness.laws._oracle import allowed, decided_whole, require_draws, run_over
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Trace
 
@@ -101,7 +101,7 @@ def labels(subject: Subject, case: Case) -> bool:
         met.add(tuple(labels_B.tolist()))
         where = f"request {k} of one decoder, labels {'drawn' if request.labels is None else 'given'}"
         run = run_over(models.target, models.vae, case, actual.tokens_BL, labels_B)
-        images = targeted(actual, request.B, 0)
+        images = decided_whole(actual, request.B, 0)
         if actual.intermediates is not None and images:
             rows, first = request.rows_of(*images), case.pyramid.span(0)
             shown = actual.intermediates.x_RLD[rows, first]

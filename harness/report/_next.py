@@ -10,8 +10,8 @@ from harness.runs import Verification, recipe_words
 
 SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
-PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "timeout", "memory", "in_process", "budgets",
-         "device"}  # fmt: skip
+PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "may_differ_from", "timeout", "memory",
+         "in_process", "budgets", "device"}  # fmt: skip
 RAISED = re.compile(r" in [^,]+, ([^\s,]+:\d+)")  # of a crash, file and line
 
 # What to do after the other commands, by exit status; `verify` asks the decoder that was under test.

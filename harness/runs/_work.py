@@ -104,7 +104,7 @@ class Verifier:
                 for k, number in enumerate(numbers):
                     self._decoders[number] = runner, k, models
                     contract = claimed_contract(runner.built.contracts[k], work.terms)
-                    _check_first_scale(work.terms, contract, models.pyramid.S)
+                    _check_first_scale(work.terms, contract)
                     contracts[number] = contract.value
                     declines[number] = runner.built.declines[k]
                     _check_settings(declines[number], work.settings[number])
@@ -237,15 +237,14 @@ class Verifier:
     def _evidence(self, request: Request, number: int, actual: Trace, free: Free) -> Evidence:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
         differ, known = self.work.terms.may_differ_from, {"noise": free.noise, "cache": free.cache}
+        differ = None if differ is None else min(differ, models.pyramid.S)  # of a case that was made smaller
         return Evidence(models, request, actual, free.trace, budget, greedy, may_differ_from=differ, **known)
 
 
-def _check_first_scale(terms: Terms, contract: Contract, S: int) -> None:
+def _check_first_scale(terms: Terms, contract: Contract) -> None:
     """Refuse a scale that tokens may differ from, of a decoder that claims all of them, too. Raises `InputError`."""
     if (si := terms.may_differ_from) is None:
         return
-    if not 0 < si < S:
-        raise InputError("may_differ_from", si, f"must be a scale after the first, 1..{S - 1}", "pass one, or drop it")
     if terms.against is not None:
         raise InputError(
             "may_differ_from", si, "is about a decoder beside the reference alone", "drop it, or --against"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.accelerators import (
     PrunesNothing,
     Remembers,
 )
-from tests.helpers import Layout, tiny
+from tests.helpers import Layout, V, tiny
 from tests.unit.speculative.test_infinity import REQUEST as OF_TEXTS
 from tests.unit.speculative.test_infinity import pair
 
@@ -109,6 +110,29 @@ def test_every_image_is_to_be_saved():
 def test_one_that_remembers_the_image_before_breaks_the_laws_of_reuse(law_id: str):
     rows = [try_law(BY_ID[law_id], Subject(kind), Scope(6, 3, shrink_s=0.0)) for kind in (Pruned, Remembers)]
     assert [row.verdict for row in rows] == [Verdict.IDENTICAL, Verdict.DEFECT]
+
+
+def test_an_answer_may_not_depend_on_the_request_before():
+    first = judged(Remembers, (("entry", "4"),), 4).first_divergence  # it keeps the last scale's alone
+    assert first is not None
+    assert first.component == "decode"
+    assert re.fullmatch(
+        "the answer to a request depends on those before it: other (tokens|logits) than .*", first.detail
+    )
+
+
+def test_who_draws_otherwise_in_every_process_is_not_said_to_remember():
+    class Drifts(Pruned):
+        times = 0
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            Drifts.times += 1
+
+        def rows(self, *given: Any) -> Any:
+            return super().rows(*given) + torch.randn(V, generator=torch.Generator().manual_seed(Drifts.times))
+
+    assert judged(Drifts, models=MODELS).verdict is Verdict.CONSISTENT
 
 
 @pytest.mark.parametrize("kind", RIGHT)
