@@ -16,7 +16,7 @@ from harness.report.html._hunt import hunt_page
 from harness.report.html._laws import laws_page
 from harness.report.html._recordings import regeneration_page
 from harness.report.html._timings import timings_page
-from harness.runs._recorded import recorded_result
+from harness.runs._decodes import recorded_result
 from harness.runs._runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.browser.conftest import MISSING

@@ -15,7 +15,7 @@ from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.report._history import REFUSED, UNFINISHED, UNREADABLE, History, changes_between, run_files, summary_of
 from harness.report.html._history import changes_page, history_page
-from harness.runs._recorded import recorded_result
+from harness.runs._decodes import recorded_result
 from harness.runs._runfile import RunFile, RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
 from harness.verification import Question, answer_question
