@@ -19,7 +19,7 @@ import torch
 from harness import ModelPair, Request, Settings, Terms, Verdict, verify
 from harness.models import close_pair
 from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
-from harness.models.infinity.schedules import parse_schedule
+from harness.models.infinity.checkpoint import parse_schedule
 from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
 from harness.models.var.sizes import count_scalars, random_weights
 from harness.protocol import Rows, ScaleGuidance

@@ -31,7 +31,7 @@ from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import _families as families
 from harness.reference import sequential
-from harness.runs import _seals as seals
+from harness.runs import _database as seals
 from harness.runs._result import Verification
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder

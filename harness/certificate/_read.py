@@ -31,15 +31,13 @@ def read_key(path: Path, private: bool = False) -> Any:
     word = "private" if private else "public"
     remedy = "openssl genpkey -algorithm ed25519 -out KEY" if private else "openssl pkey -in KEY -pubout -out PUBLIC"
     check_readable(path, "key", f"make one: {remedy}")
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # an extra brings it
+    from cryptography.hazmat.primitives import serialization as pem  # noqa: PLC0415  # an extra brings it
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
 
     try:
         with path.open("rb") as stream:
             text = stream.read(2**16)
-        key: object = (
-            serialization.load_pem_private_key(text, None) if private else serialization.load_pem_public_key(text)
-        )
+        key: object = pem.load_pem_private_key(text, None) if private else pem.load_pem_public_key(text)
     except Exception:  # a password, another format, another algorithm
         key = None
     if not isinstance(key, ed25519.Ed25519PrivateKey if private else ed25519.Ed25519PublicKey):
@@ -149,7 +147,11 @@ def _checked(raw: bytes) -> tuple[Certificate, list[Any]]:
         raise ValueError("it is not in canonical form")
     if hashlib.sha256(empty).hexdigest() != own:
         raise ValueError("its digest is of another text")
-    _check_subject(subject)
+    names = [each["name"] for each in subject]
+    if not names or len(set(names)) != len(names) or any(set(each) != {"digest", "name"} for each in subject):
+        raise ValueError("its subject names nothing, or something twice")
+    if not all(isinstance(word, str) for each in subject for word in (each["name"], *each["digest"].values())):
+        raise ValueError("its subject has no digests")
     images = [image for decode in predicate["decodes"] for image in decode["images"]]
     if not all(isinstance(each, dict) for each in (predicate["networks"], *predicate["settings"], *images)):
         raise ValueError("a record of it has no names")
@@ -159,14 +161,6 @@ def _checked(raw: bytes) -> tuple[Certificate, list[Any]]:
     for problem in _problems(made):
         raise ValueError(problem)
     return made, subject
-
-
-def _check_subject(subject: Any) -> None:
-    names = [each["name"] for each in subject]
-    if not names or len(set(names)) != len(names) or any(set(each) != {"digest", "name"} for each in subject):
-        raise ValueError("its subject names nothing, or something twice")
-    if not all(isinstance(word, str) for each in subject for word in (each["name"], *each["digest"].values())):
-        raise ValueError("its subject has no digests")
 
 
 def _problems(made: Certificate) -> Iterator[str]:

@@ -84,15 +84,12 @@ def check_certificate(
         rule = f"does not hold together ({shortened(text_of(error), 160)})"
         raise InputError(form.NAME, made.root, rule, "ask for it again from whoever made it") from None
     budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
-    found = [
-        each for group in challenged_groups(made, images) for each in _along(made, models, requests, budget, group)
-    ]
+    found = [one for group in challenged_groups(made, images) for one in _along(made, models, requests, budget, group)]
     if again is not None:
         found += list(_decoded(made, models, requests, budget, images, again))
     found += _unmet(made, found, images, again)
-    answer, why = max(
-        found, key=lambda each: BEST_FIRST.index(each[0]), default=(CheckAnswer.UNKNOWN, "it holds no tokens")
-    )
+    nothing = CheckAnswer.UNKNOWN, "it holds no tokens"
+    answer, why = max(found, key=lambda each: BEST_FIRST.index(each[0]), default=nothing)
     return Checked(answer, why, len(images))
 
 
@@ -237,11 +234,8 @@ def _decoded(
         for of, rows, task in tasks:
             row = opened.do(task).rows[0]
             if of is None:
-                yield (
-                    (CheckAnswer.SAME, "met")
-                    if row.judgement.defects
-                    else (CheckAnswer.UNKNOWN, "its first defect was not met here")
-                )
+                unmet = CheckAnswer.UNKNOWN, "its first defect was not met here"
+                yield (CheckAnswer.SAME, "met") if row.judgement.defects else unmet
                 continue
             stated, contract = made.image(of[2][0])[0], made.settings[of[0]].contract
             if row.refused:

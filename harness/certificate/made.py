@@ -54,17 +54,10 @@ def certificate_of(result: Verification, models: ModelPair, path: Path, challeng
         () if layout.patch_nums else layout.sides, layout.channels, of.V, of.classes,
     )  # fmt: skip
     number = {task.number: k for k, task in enumerate(plan.tasks)}
-    decodes = [
-        _decoded(row, number[row.task], requests[number[row.task]], networks)
-        for setting in result.settings
-        for row in setting.rows
-    ]
-    leaves = [
-        leaf
-        for _, images in decodes
-        for tokens_L, *_ in images
-        for leaf in form.scale_digests(tokens_L, networks.ends, networks.V)
-    ]
+    rows = [row for setting in result.settings for row in setting.rows]
+    decodes = [_decoded(row, number[row.task], requests[number[row.task]], networks) for row in rows]
+    decoded = [tokens_L for _, images in decodes for tokens_L, *_ in images]
+    leaves = [leaf for tokens_L in decoded for leaf in form.scale_digests(tokens_L, networks.ends, networks.V)]
     asked = [
         {
             **vars(s.settings),
@@ -134,8 +127,7 @@ def subject_of(implementation: str, checkout: str, commit: str, path: Path) -> l
 
 def weight_digests(models: ModelPair) -> dict[str, str]:
     """Return the SHA-256 of every network's weights, in the mode that they are in."""
-    draft, target, vae = (content_digest(each.weights) for each in (models.draft, models.target, models.vae))
-    return {"draft": draft, "target": target, "vae": vae}
+    return {side: content_digest(getattr(models, side).weights) for side in ("draft", "target", "vae")}
 
 
 def platform_of(models: ModelPair) -> dict[str, Any]:
@@ -164,17 +156,6 @@ def forced(models: ModelPair, request: Request, rows: list[int], tokens_bL: form
     return alone, numbers, sample_sequential(models.target, models.vae, alone, numbers, tokens, greedy)
 
 
-def gaps_bL(models: ModelPair, request: Request, numbers: Noise, run: Trace) -> torch.Tensor:
-    """Return by how much every draw of a reference's run was won, log scale; infinite where there was no other."""
-    gaps = []
-    for si in models.pyramid:
-        guided_BlV = run.shown.guided_BLV[:, models.pyramid.draws.span(si)]
-        scores_BlV = filter_logits(guided_BlV, *request.filter(si)) - numbers.exponential(si, TOKEN, "judge").log()
-        best_Bl2 = scores_BlV.topk(2, dim=-1).values
-        gaps.append(best_Bl2[..., 0] - best_Bl2[..., 1])
-    return torch.cat(gaps, 1)
-
-
 def challenged_groups(made: form.Certificate, images: Sequence[int]) -> Iterator[tuple[int, int, list[int], list[int]]]:
     """Yield setting, request, image numbers and rows of some images, those of one decode together."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -185,21 +166,23 @@ def challenged_groups(made: form.Certificate, images: Sequence[int]) -> Iterator
         yield setting, request, numbers, [made.image(number)[1] for number in numbers]
 
 
-def _closest(
-    made: form.Certificate, models: ModelPair, requests: Sequence[Request], budget: Budget
-) -> list[list[float]]:
+def _closest(made: form.Certificate, models: ModelPair, requests: list[Request], budget: Budget) -> list[list[float]]:
     """Return the closest draws of challenged images: image, draw, its lead in log scale, what rounding explains."""
-    found = list[list[float]]()
+    found, draws = list[list[float]](), models.pyramid.draws
     with torch.inference_mode():
         for setting, number, images, rows in challenged_groups(made, made.challenged):
             if made.settings[setting].policy == "greedy":  # nothing is drawn
                 continue
             tokens_bL = np.stack([made.tokens(made.image(image)[2].tokens) for image in images])
             alone, numbers, run = forced(models, requests[number], rows, tokens_bL, False)
-            gap_n = gaps_bL(models, alone, numbers, run).double().flatten()
-            L = tokens_bL.shape[1]
+            gaps = list[torch.Tensor]()  # by how much every draw was won; infinite where there was no other
+            for si in models.pyramid:
+                guided_BlV = filter_logits(run.shown.guided_BLV[:, draws.span(si)], *alone.filter(si))
+                best_Bl2 = (guided_BlV - numbers.exponential(si, TOKEN, "judge").log()).topk(2, dim=-1).values
+                gaps.append(best_Bl2[..., 0] - best_Bl2[..., 1])
+            gap_n, L = torch.cat(gaps, 1).double().flatten(), tokens_bL.shape[1]
             for at in gap_n.argsort()[:CLOSEST].tolist():
-                si = models.pyramid.draws.level_of(at % L)
+                si = draws.level_of(at % L)
                 bound = margin_bound(budget.guided(alone.guidance, models.pyramid.ramp(si), si).logits)
                 if bool(gap_n[at].isfinite()):
                     found.append([images[at // L], at % L, float(gap_n[at]), bound])
@@ -209,9 +192,7 @@ def _closest(
 Kept = tuple[form.Tokens, form.Tokens | None, tuple[int, ...], bool]  # tokens, expected, ties, whether they are shown
 
 
-def _decoded(
-    row: JudgedRow, number: int, request: Request, networks: form.Layout
-) -> tuple[dict[str, object], list[Kept]]:
+def _decoded(row: JudgedRow, number: int, request: Request, networks: form.Layout) -> tuple[dict[str, Any], list[Kept]]:
     """Return what a row says of a decode, and its images."""
     judgement = row.judgement
     counts = ("draws", "identical", "ties", "wrong_tokens", "unclaimed", "wrong_tensors", "defects")

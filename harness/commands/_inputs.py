@@ -14,8 +14,7 @@ from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, f
 from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
-from harness.models.infinity.checkpoint import Told, load_infinity, load_texts
-from harness.models.infinity.schedules import parse_schedule
+from harness.models.infinity.checkpoint import Told, load_infinity, load_texts, parse_schedule
 from harness.models.infinity.transformer import infinity_config
 from harness.numerals import MOST_NUMBERS, whole, wholes
 from harness.protocol import NoiseOrder, Request, ScaleGuidance

@@ -94,12 +94,8 @@ class ModelPair:
     ) -> Self:
         """Return a copy on `device`, the transformers in `dtype`, the quantiser in float32 at least (spec §3)."""
         latent = torch.promote_types(dtype, torch.float32)
-        return replace(
-            self,
-            draft=self.draft.to(device, draft_dtype or dtype),
-            target=self.target.to(device, dtype),
-            vae=self.vae.to(device, latent),
-        )
+        draft, target = self.draft.to(device, draft_dtype or dtype), self.target.to(device, dtype)
+        return replace(self, draft=draft, target=target, vae=self.vae.to(device, latent))
 
     def in_mode(self, device: torch.device | str, mode: str, draft_mode: str = "") -> Self:
         """Return a copy on `device` in a mode of `MODES`, the draft in another one where that is named.

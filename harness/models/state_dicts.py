@@ -49,32 +49,27 @@ class Candidate:
 
     def same(self, other: Self) -> bool:
         """Tell whether another one holds the same numbers."""
-        mine, theirs = self.tensors, other.tensors
-        return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
-
-
-@dataclass(frozen=True)
-class Family:
-    """What `load_network` has to know of the networks that it looks for."""
-
-    kind: Kind  # the kind that is wanted
-    others: tuple[Kind, ...]  # kinds that may lie beside it
+        if self.tensors.keys() != other.tensors.keys():
+            return False
+        pairs = ((mine, other.tensors[key]) for key, mine in self.tensors.items())
+        return all(a is b or (is_plain(a) and is_plain(b) and torch.equal(a, b)) for a, b in pairs)
 
 
 def load_network(
-    source: Path | str, name: str, family: Family, build: Callable[[Mapping[str, Tensor], str], Built]
+    source: Path | str, name: str, kinds: tuple[Kind, ...], build: Callable[[Mapping[str, Tensor], str], Built]
 ) -> tuple[Built, str]:
     """Return the one network of a file or folder that fits, and what was taken from where; empty where that is plain.
 
     `source` is FILE, FOLDER, FILE::ENTRY, or hf://OWNER/NAME/FILE; `name` what it is to the user, e.g. ``target``;
-    `build` makes the network of a state dict, or says in an `InputError` why it does not fit.
+    `kinds` the one that is wanted, then those that may lie beside it; `build` makes the network of a state dict, or
+    says in an `InputError` why it does not fit.
 
     Raises `InputError` where the file cannot be read; nothing in it fits (with every name that is missing, unknown or
     mis-shaped); several fit, or none has the entry's name.
     """
     place, entry = split_source(str(source))
     files = files_of(fetched(place, name), name)
-    chosen, built = _chosen(files, (name, place, entry), family, build)
+    chosen, built = _chosen(files, (name, place, entry), kinds, build)
     used, names = list(built.weights), list(chosen.tensors)
     del built  # it holds the tensors as the file does
     weights = [chosen.tensors[key] for key in used]
@@ -82,7 +77,7 @@ def load_network(
     del weights
     for key in used:
         chosen.tensors[key] = settled(chosen.tensors.pop(key))
-    left = [key for key in names if key not in used and key.rpartition(".")[2] not in family.kind.unread]
+    left = [key for key in names if key not in used and key.rpartition(".")[2] not in kinds[0].unread]
     notes = [f"taken from {chosen.entry}"] if chosen.entry else []
     notes += [f"{', '.join(chosen.wrappers)} taken out of its names"] if chosen.wrappers else []
     notes += [f"{len(files)} shards"] if len(files) > 1 else []
@@ -103,21 +98,19 @@ def tensors_of(file: Path, name: str) -> dict[str, Tensor]:
 
 
 def _chosen(
-    files: Sequence[Path],
-    asked: tuple[str, str, str],
-    family: Family,
+    files: Sequence[Path], asked: tuple[str, str, str], kinds: tuple[Kind, ...],
     build: Callable[[Mapping[str, Tensor], str], Built],
-) -> tuple[Candidate, Built]:
+) -> tuple[Candidate, Built]:  # fmt: skip
     """Return the one candidate that fits, and what is built of it; `asked` is (name, place, entry)."""
     name, place, entry = asked
     tree = read(files, name)
-    candidates = list(_candidates(tree, family))
+    candidates = list(_candidates(tree, kinds))
     if not candidates:
-        raise InputError(name, place, _without(tree, family), WHOLE)
+        raise InputError(name, place, _without(tree, kinds), WHOLE)
     del tree
     named = [each for each in candidates if not entry or entry in (each.entry or ".", each.entry.rpartition(".")[2])]
     if not named:
-        rule = f"has no {family.kind.words} named {entry}: there is {_listed(candidates)}"
+        rule = f"has no {kinds[0].words} named {entry}: there is {_listed(candidates)}"
         raise InputError(name, place, rule, _remedy(asked, candidates))
     fitting: list[tuple[Candidate, Built]] = []
     errors: list[InputError] = []
@@ -150,25 +143,22 @@ def _remedy(asked: tuple[str, str, str], candidates: Sequence[Candidate]) -> str
     return f"pass --{asked[0]} {asked[1]}{ENTRY}{candidates[0].entry or '.'}"
 
 
-def _without(tree: object, family: Family) -> str:
+def _without(tree: object, kinds: tuple[Kind, ...]) -> str:
     """Say what a file holds in which there is no network of the kind."""
-    for other in family.others:
-        if any(_candidates(tree, Family(other, ()))):
-            return f"holds a {other.words}, no {family.kind.words}"
+    kind, *others = kinds
+    for other in others:
+        if any(_candidates(tree, (other,))):
+            return f"holds a {other.words}, no {kind.words}"
     keys = list(tree) if isinstance(tree, Mapping) else []
     there = f"a mapping of {', '.join(map(str, keys[:MOST_NAMED]))}{', …' if len(keys) > MOST_NAMED else ''}"
     held = there if keys else "no tensors" if isinstance(tree, Mapping) else f"a {type(tree).__name__}"
-    return f"holds no {family.kind.words}, which has {family.kind.anchors[0]}, but {held}"
+    return f"holds no {kind.words}, which has {kind.anchors[0]}, but {held}"
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor holds its numbers place by place, and has them."""
     held = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
     return held and tensor.dtype not in PACKED
-
-
-def _equal(mine: Tensor, theirs: Tensor) -> bool:
-    return mine is theirs or (is_plain(mine) and is_plain(theirs) and torch.equal(mine, theirs))
 
 
 def _mappings(
@@ -188,32 +178,25 @@ def _mappings(
             yield from _mappings(value, (*path, str(key)), entered)
 
 
-def _candidates(tree: object, family: Family) -> Iterator[Candidate]:
+def _candidates(tree: object, kinds: tuple[Kind, ...]) -> Iterator[Candidate]:
     """Yield what may be a network of the kind: under every prefix of its tensors' names, in every mapping."""
     for path, tensors in _mappings(tree):
-        clean = {key: family.kind.inner.sub("", WRAPPERS.sub("", key)) for key in tensors}
+        clean = {key: kinds[0].inner.sub("", WRAPPERS.sub("", key)) for key in tensors}
         if len(set(clean.values())) < len(clean):
             clean = {key: key for key in tensors}
         wrappers = {word for key, name in clean.items() if key != name for word in WRAPPERS.findall(key)}
-        own = _prefixes(clean.values(), family.kind)
-        every = own.union(*(_prefixes(clean.values(), other) for other in family.others))
+        own, *others = (_prefixes(clean.values(), kind) for kind in kinds)
+        every = own.union(*others)
         for prefix in sorted(own):
             inside = tuple(each for each in every if each != prefix and each.startswith(prefix))
             under = {key: name for key, name in clean.items() if name.startswith(prefix)}
             mine = {key: name for key, name in under.items() if not name.startswith(inside)}
-            yield Candidate(
-                ".".join((*path, *filter(None, (prefix.rstrip("."),)))),
-                {name.removeprefix(prefix): tensors[key] for key, name in mine.items()},
-                tuple(sorted(wrappers)),
-                len(tensors) - len(mine),
-            )
+            entry = ".".join((*path, *filter(None, (prefix.rstrip("."),))))
+            found = {name.removeprefix(prefix): tensors[key] for key, name in mine.items()}
+            yield Candidate(entry, found, tuple(sorted(wrappers)), len(tensors) - len(mine))
 
 
 def _prefixes(names: Iterable[str], kind: Kind) -> set[str]:
     """Return what stands before the names of a kind's tensors: it ends with a dot, or is empty."""
-    return {
-        name.removesuffix(anchor)
-        for name in names
-        for anchor in kind.anchors
-        if name == anchor or name.endswith(f".{anchor}")
-    }
+    pairs = ((name, anchor) for name in names for anchor in kind.anchors)
+    return {name.removesuffix(anchor) for name, anchor in pairs if f".{name}".endswith(f".{anchor}")}

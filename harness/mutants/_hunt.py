@@ -23,8 +23,6 @@ WORDS = (
 )  # fmt: skip
 FAMILIES = tuple(import_module(f"harness.mutants.{word}") for word in WORDS)
 MUTANTS = tuple(thing for family in FAMILIES for thing in vars(family).values() if isinstance(thing, Mutant))
-
-
 SCOPES = ("first", "family", "all")
 
 

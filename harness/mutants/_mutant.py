@@ -4,12 +4,13 @@ Promise: a mutant is the production decoder with one part, one rule or one sourc
 changes. It is a factory, so `--implementation harness.mutants.masks:CORNER` names one.
 """
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
@@ -67,50 +68,29 @@ class Mutant:
             forget_models()
 
 
-def _found(place: str) -> tuple[Any, str]:
-    """Return what holds a function, and its name there, of "module:name" or "module:Class.name"."""
-    module, _, path = place.partition(":")
-    holder: Any = importlib.import_module(module)
-    *outer, name = path.split(".")
-    for each in outer:
-        holder = getattr(holder, each)
-    return holder, name
-
-
 @contextmanager
 def replaced(targets: Mapping[str, object]) -> Iterator[None]:
     """Put other things in the places of attributes ("module:name" or "module:Class.name") for a while."""
-    originals = []
-    try:
+    with ExitStack() as stack:
         for place, thing in targets.items():
-            holder, name = _found(place)
-            originals.append((holder, name, holder.__dict__[name]))
-            setattr(holder, name, thing)
+            stack.enter_context(mock.patch(place.replace(":", "."), thing))
         yield
-    finally:
-        for holder, name, was in reversed(originals):
-            setattr(holder, name, was)
 
 
-class _Patched(SpeculativeDecoder):
-    """The production decoder that decodes with other functions in some modules' places."""
-
-    targets: Mapping[str, object] = {}
-
-    def decode(self, request: Request, noise: Noise) -> Trace:
-        with replaced(self.targets):
-            return super().decode(request, noise)
+def of_class(decoder: type[SpeculativeDecoder]) -> Factory:
+    """Plant a bug in methods of the decoder."""
+    return lambda models, settings: decoder(models, options_of(settings))
 
 
 def patched(targets: Mapping[str, object]) -> Factory:
     """Plant a bug in a function that is no part: "module:name" -> what stands there while the decoder decodes."""
 
-    def build(models: ModelPair, settings: Settings) -> Implementation:
-        decoder = _Patched(models, options_of(settings))
-        decoder.targets = targets
-        return decoder
+    class Patched(SpeculativeDecoder):
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            with replaced(targets):
+                return super().decode(request, noise)
 
-    return build
+    return of_class(Patched)
 
 
 def parts(**replaced: Any) -> Factory:
@@ -140,12 +120,12 @@ def passed(**changes: Callable[..., tuple[Any, ...]]) -> Factory:
 
 def result_of(place: str, change: Callable[..., Any]) -> dict[str, object]:
     """Return what `patched` puts at a place: a function that returns something else, as `returning` does."""
-    return {place: returning(getattr(*_found(place)), change)}
+    return {place: returning(resolve_name(place), change)}
 
 
 def arguments_of(place: str, change: Callable[..., tuple[Any, ...]]) -> dict[str, object]:
     """Return what `patched` puts at a place: a function that is given something else, as `given` does."""
-    return {place: given(getattr(*_found(place)), change)}
+    return {place: given(resolve_name(place), change)}
 
 
 def caching(**methods: Callable[..., Any]) -> Factory:
@@ -156,14 +136,12 @@ def caching(**methods: Callable[..., Any]) -> Factory:
 def updating(change: Callable[[DecodeState, int, int, int, int], None]) -> Factory:
     """Plant what else a round does to an image: (state, image, first scale, scales finished, scales tried)."""
 
-    def update(
-        state: DecodeState, used: Parts, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
-    ) -> None:
-        PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    def changed(_: None, state: DecodeState, used: Parts, images: list[int], first: int, *of: list[Any]) -> None:
+        tokens, finished = of
         for image, count in zip(images, finished, strict=True):
             change(state, image, first, count, len(tokens))
 
-    return parts(update_state_with_accepted_tokens=update)
+    return returned(update_state_with_accepted_tokens=changed)
 
 
 def policy(change: Callable[[Policy], Policy]) -> Factory:
@@ -179,13 +157,10 @@ def policy(change: Callable[[Policy], Policy]) -> Factory:
 def judgement(change: Callable[[Acceptance, Proposal, Window], Acceptance]) -> Factory:
     """Plant a bug in the judgement of whichever rule is in force."""
 
-    def changed(true: Policy) -> Policy:
-        def accept(used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-            return change(true.accept(used, proposal, probs_bnV, window), proposal, window)
+    def changed(judged: Acceptance, used: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+        return change(judged, proposal, window)
 
-        return replace(true, accept=accept)
-
-    return policy(changed)
+    return policy(lambda true: replace(true, accept=returning(true.accept, changed)))
 
 
 @dataclass(frozen=True)
@@ -236,21 +211,19 @@ def telling(change: Callable[[Round], Round]) -> Factory:
 _Change = Callable[[Tensor, int, str, str], Tensor]  # (numbers, scale, stream, reader) -> numbers
 
 
-class Tampered(NoiseBefore):
-    """A source of numbers of which some readings are changed."""
-
-    def __init__(self, noise: Noise, change: _Change) -> None:
-        super().__init__(noise)
-        self.change = change
-
-    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
-        return self.change(numbers(si, stream, reader), si, stream, reader)
-
-
 def numbered(change: Callable[[SpeculativeDecoder, Request, SeededNoise], _Change]) -> Factory:
     """Plant a bug in the numbers that a decode is given: (decoder, request, noise) -> change of every reading."""
-    return wrapped(lambda decoder, request, noise: decoder.decode(
-        request, Tampered(noise, change(decoder, request, noise))))  # fmt: skip
+
+    def around(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Trace:
+        changed = change(decoder, request, noise)
+
+        class Tampered(NoiseBefore):
+            def read(self, numbers: Reading, *at: Any) -> Tensor:
+                return changed(numbers(*at), *at)
+
+        return decoder.decode(request, Tampered(noise))
+
+    return wrapped(around)
 
 
 def asked_for(**changes: Any) -> Factory:

@@ -21,10 +21,6 @@ def whole_scales(change: Callable[[Tensor], Tensor]) -> Factory:
     return judgement(lambda judged, proposal, window: replace(judged, whole_bs=change(judged.whole_bs)))
 
 
-def _whole_in_bfloat16(self: Window, accepted_bn: Tensor) -> Tensor:
-    return torch.stack([accepted_bl.bfloat16().mean(1) == 1 for accepted_bl in self.split(accepted_bn)], 1)
-
-
 def _under_law(change: Callable[[Policy], Policy]) -> Factory:
     """Plant a change of policies that claim contract B."""
     return policy(lambda true: change(true) if true.contract is Contract.LAW else true)
@@ -105,7 +101,8 @@ FROM_TARGET = Mutant("acceptance.from-target", "contract B: redrawn from the tar
 ABSOLUTE = Mutant("acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp",
     _residual(lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).abs()), alone=True)  # fmt: skip
 NARROW_SHARE = Mutant("acceptance.narrow-share", "one wrong token of more than 512 is forgiven",
-    "a mean in the networks' precision", patched({"harness.speculative._accept:Window.whole": _whole_in_bfloat16}),
+    "a mean in the networks' precision", patched({"harness.speculative._accept:Window.whole":
+    lambda window, accepted_bn: torch.stack([one.bfloat16().mean(1) == 1 for one in window.split(accepted_bn)], 1)}),
     alone=True)  # fmt: skip
 SMALL_IGNORED = Mutant("acceptance.small-ignored", "contract B: a residual below 0.05 is the target's law",
     "a guard against dividing by little",

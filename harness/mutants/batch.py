@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, caching, labelled, numbered, options_of, patched, returning
+from harness.mutants._mutant import Mutant, caching, labelled, numbered, of_class, patched, returning
 from harness.mutants.acceptance import whole_scales
 from harness.protocol import Contract
 from harness.speculative import Buffers, CacheWindow, DecodeState, KVCache
@@ -45,7 +45,7 @@ def _grouped(change: Callable[[DecodeState, _Key], _Key], level_caches: bool = F
                     lengths[image] = longest
             return [(key, sorted(images)) for key, images in sorted(groups.items())]
 
-    return lambda models, settings: Grouped(models, options_of(settings))
+    return of_class(Grouped)
 
 
 def _one_cache(state: DecodeState, key: _Key) -> _Key:

@@ -28,11 +28,17 @@ def _mask(sees: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Factory:
     return parts(attention_mask=attention_mask)
 
 
-def _long(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
-    mask = mask.clone()
-    if first and last >= first + 6:
-        mask[:, :, pyramid.begin(first + 6) - pyramid.begin(first) :, : pyramid.begin(first)] = -_INF
-    return mask
+def late_rows(count: int, hidden: int | None = None) -> Factory:
+    """Plant a mask whose rows do not see the first `hidden` cached positions (None = any) after `count` scales."""
+
+    def changed(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
+        mask = mask.clone()
+        if first and last >= first + count:
+            begin = pyramid.begin(first)
+            mask[:, :, pyramid.begin(first + count) - begin :, : hidden or begin] = -_INF
+        return mask
+
+    return returned(attention_mask=changed)
 
 
 def _nine(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
@@ -65,6 +71,6 @@ FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half p
 FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
     returned(attention_mask=lambda mask, *window: mask[0, 0]), alone=True)  # fmt: skip
 LONG = Mutant("masks.long", "from a late window's seventh scale on rows do not see what is cached",
-    "a mask made for six scales", returned(attention_mask=_long), component="mask")  # fmt: skip
+    "a mask made for six scales", late_rows(6), component="mask")  # fmt: skip
 OPEN_END = Mutant("masks.open-end", "in a late window of eight scales the last but one sees the last",
     "a mask made for seven scales", returned(attention_mask=_nine), component="mask")  # fmt: skip

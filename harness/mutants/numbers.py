@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.models.network import Condition
-from harness.models.var import BlockWeights, before, layer_norm
+from harness.models.var import before, layer_norm
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer, phi_index
 from harness.models.var.transformer import Transformer
@@ -19,7 +19,7 @@ from harness.speculative import Acceptance, Window
 
 _ENCODE, _LOGITS = Quantizer.encode, Transformer.logits
 _QUANTIZER, _TRANSFORMER = "harness.models.var.quantizer:", "harness.models.var.transformer:Transformer."
-_VAE, _BLOCK = "harness.models.var.autoencoder:Autoencoder.", "harness.models.var._block:"
+_VAE, _BLOCK = "harness.models.var.autoencoder:Autoencoder.", "harness.models.var.transformer:"
 _ROUND = "harness.speculative._round:"
 
 
@@ -41,14 +41,6 @@ def _rounded(dtype: torch.dtype) -> Callable[..., Tensor]:
 
 def _by_way_of(dtype: torch.dtype, to: Callable[..., Any]) -> Callable[..., Any]:
     return given(to, lambda network, device, own: (to(network, device, dtype), device, own))
-
-
-def _exact_gelu(h_RnD: Tensor, w: BlockWeights) -> Tensor:
-    return F.linear(F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias)
-
-
-def _shifts_swapped(condition: Any, *of_labels: Any) -> Any:
-    return replace(condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))
 
 
 def _narrow_head(self: Transformer, h_RnD: Tensor, condition: Condition) -> Tensor:
@@ -83,9 +75,12 @@ HALF_WEIGHTS = Mutant("numbers.half-weights", "weights take a detour through hal
 NARROW = Mutant("numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
     shared={_VAE + "to": _by_way_of(torch.bfloat16, Autoencoder.to)}, alone=True)  # fmt: skip
 GELU = Mutant("numbers.gelu", "GELU by the error function", "the library's default",
-    shared={_BLOCK + "feed_forward": _exact_gelu}, alone=True)  # fmt: skip
+    shared={_BLOCK + "feed_forward": lambda h_RnD, w: F.linear(
+        F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias)}, alone=True)  # fmt: skip
 SHIFTS = Mutant("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
-    shared=result_of(_TRANSFORMER + "condition", _shifts_swapped), alone=True)  # fmt: skip
+    shared=result_of(_TRANSFORMER + "condition", lambda condition, *of_labels: replace(
+        condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))),
+    alone=True)  # fmt: skip
 NORM = Mutant("numbers.norm", "layer norm with eps 1e-3", "another library's default",
     shared={_BLOCK + "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-3)}, alone=True)  # fmt: skip
 NARROW_HEAD = Mutant("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",

@@ -42,9 +42,7 @@ def _half(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor
     return torch.cat((conditional_BnD, unconditional_BnD - terms_nD))
 
 
-def _zero_leaks(
-    x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int
-) -> Tensor:
+def _zero_leak(x_RnD: Tensor, network: Network, condition: Condition, raw_BnC: Tensor, first: int, last: int) -> Tensor:
     """Add the raw input of position 0, which has none; zero in a decode, whatever the buffer held elsewhere."""
     if first == 0:
         leak_BD = network.embed(raw_BnC[:, 0]) - network.embed(torch.zeros_like(raw_BnC[:, 0]))
@@ -74,7 +72,7 @@ FIRST_LEVEL = Mutant("positions.first-level", "all rows of a window get its firs
 HALF = Mutant("positions.half", "unconditional rows lack their position term",
     "the term added before the rows were doubled, to one half", returned(build_combined_query=_half))  # fmt: skip
 ZERO_LEAKS = Mutant("positions.zero-leaks", "position 0 also gets a raw input",
-    "a buffer that happens to be zero, until it is reused", returned(build_combined_query=_zero_leaks),
+    "a buffer that happens to be zero, until it is reused", returned(build_combined_query=_zero_leak),
     alone=True)  # fmt: skip
 LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
     parts(split_logits_by_scale=lambda window, pyramid, first, last: list(

@@ -19,9 +19,7 @@ def _redrawn(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) 
     """Give the target the numbers of another seed from scale 1 on."""
     models = decoder.models
     other = SeededNoise(replace(request, seed=request.seed + 1), models.pyramid, models.target.config.V, models.device)
-    return lambda E_BlV, si, stream, reader: (
-        other.exponential(si, stream, reader) if reader == "target" and si else E_BlV
-    )
+    return lambda E_BlV, si, *by: other.exponential(si, *by) if by[-1] == "target" and si else E_BlV
 
 
 def _wrong_scale(decoder: SpeculativeDecoder, request: Request, noise: SeededNoise) -> Any:

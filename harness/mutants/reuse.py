@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, options_of, patched, result_of, wrapped
+from harness.mutants._mutant import Mutant, of_class, patched, result_of, wrapped
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
 from harness.speculative import DecodeState, Side
@@ -32,7 +32,7 @@ def _beginning(change: Callable[[dict[Any, Any], DecodeState], None]) -> Factory
             change(vars(self).setdefault("kept", {}), state)
             return state
 
-    return lambda models, settings: Beginning(models, options_of(settings))
+    return of_class(Beginning)
 
 
 def _stale_condition(*sides: str) -> Factory:
@@ -113,19 +113,16 @@ SAME_NOISE = Mutant("reuse.same-noise", "a batch size keeps the numbers that it 
     "static buffers, never refilled", wrapped(_same_noise), component="condition")  # fmt: skip
 REMEMBERED = Mutant("reuse.remembered", "a decode is looked up by labels and seed alone",
     "a cache key that forgets settings", wrapped(_remembered))  # fmt: skip
-UNKEPT_BONUS = Mutant(
-    "reuse.unkept-bonus", "without kept tensors bonus tokens are not counted", "a count inside `if keep`",
-    _unkept(_RECORD, lambda turn, *of: replace(turn, bonus_tokens=0)), alone=True,
-)  # fmt: skip
-UNKEPT_F_HAT = Mutant(
-    "reuse.unkept-f-hat", "without kept tensors the final f_hat is halved", "a buffer that only a diagnosis copies",
-    _unkept("harness.speculative._state:accumulate_scales", _last_lost), alone=True,
-)  # fmt: skip
-UNKEPT_COUNTS = Mutant(
-    "reuse.unkept-counts", "without kept tensors corrected tokens count as accepted", "two paths of one count",
-    _unkept(_RECORD, lambda turn, *of: replace(
-        turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)), alone=True,
-)  # fmt: skip
+UNKEPT_BONUS = Mutant("reuse.unkept-bonus", "without kept tensors bonus tokens are not counted",
+    "a count inside `if keep`", _unkept(_RECORD, lambda turn, *of: replace(turn, bonus_tokens=0)),
+    alone=True)  # fmt: skip
+UNKEPT_F_HAT = Mutant("reuse.unkept-f-hat", "without kept tensors the final f_hat is halved",
+    "a buffer that only a diagnosis copies", _unkept("harness.speculative._state:accumulate_scales", _last_lost),
+    alone=True)  # fmt: skip
+UNKEPT_COUNTS = Mutant("reuse.unkept-counts", "without kept tensors corrected tokens count as accepted",
+    "two paths of one count", _unkept(_RECORD, lambda turn, *of: replace(
+        turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)),
+    alone=True)  # fmt: skip
 CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",
     "a memo whose key is sorted",
     patched({"harness.speculative._state:Side.condition": property(_by_set)}))  # fmt: skip

@@ -11,32 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness import speculative
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, arguments_of, patched, policy, production, reporting, returning, telling
+from harness.mutants._mutant import Mutant, arguments_of, patched, policy, production, reporting, telling
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import (
-    Acceptance,
-    DecodeState,
-    DraftLength,
-    Pass,
-    Policy,
-    Proposal,
-    Window,
-    accept_by_kl,
-    accept_by_rate,
-    draft_generate_batch,
-    forward,
-    forward_window,
-    is_in_top,
-    is_own_draw,
-    most_likely,
-    propose_scale,
-    race,
-    race_alone,
-    run_round,
-)
+from harness.speculative import Acceptance, DecodeState, DraftLength, Pass, Policy, Proposal, Window
 from harness.speculative.parts import PARTS, Parts
 
 _LENGTH = "harness.speculative._draft_length:DraftLength."
@@ -58,46 +39,35 @@ def _not_partial(rule: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*rule[:-1], False)
 
 
-def _reversed(true: Policy) -> Policy:
-    if not true.name.startswith("kl"):
-        return true
-    inner: Any = true.accept
+def _judging(by: object, change: Callable[..., Acceptance]) -> Factory:
+    """Plant another judgement of one kind of rule: (the true one, what that is given) -> acceptance."""
 
-    def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        own = accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything is rejected
-        judged = inner(parts, Proposal(proposal.tokens_bn, probs_bnV), proposal.probs_bnV, window)
-        stands_bn = (judged.tokens_bn == proposal.tokens_bn) & inner.keywords["rule"][1]
-        tokens_bn = torch.where(stands_bn, proposal.tokens_bn, own.tokens_bn)
-        return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, judged.whole_bs)
+    def changed(true: Policy) -> Policy:
+        accept: Any = true.accept
+        return replace(true, accept=partial(change, accept)) if getattr(accept, "func", None) is by else true
 
-    return replace(true, accept=accept)
+    return policy(changed)
 
 
-def _summed(true: Policy) -> Policy:
-    if not true.name.startswith("kl"):
-        return true
-    inner: Any = true.accept
-    bound = inner.keywords["rule"][0]
-
-    def changed(judged: Acceptance, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        narrow = [(bound / window.pyramid.tokens(si), False) for si in window.scales]
-        by_bound = [accept_by_kl(parts, proposal, probs_bnV, window, each).whole_bs for each in narrow]
-        return replace(judged, whole_bs=torch.stack([whole_bs[:, k] for k, whole_bs in enumerate(by_bound)], 1))
-
-    return replace(true, accept=returning(inner, changed))
+def _reversed(true: Any, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+    own = speculative.accept_by_kl(parts, proposal, probs_bnV, window, (-1.0, False))  # everything is rejected
+    judged = true(parts, Proposal(proposal.tokens_bn, probs_bnV), proposal.probs_bnV, window)
+    stands_bn = (judged.tokens_bn == proposal.tokens_bn) & true.keywords["rule"][1]
+    tokens_bn = torch.where(stands_bn, proposal.tokens_bn, own.tokens_bn)
+    return Acceptance(tokens_bn, tokens_bn == proposal.tokens_bn, judged.whole_bs)
 
 
-def _kept_by_test(true: Policy) -> Policy:
-    accept: Any = true.accept
-    if getattr(accept, "func", None) is not accept_by_rate:
-        return true
-    test = accept.keywords["rule"][0]
+def _summed(true: Any, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+    judged: Acceptance = true(parts, proposal, probs_bnV, window)
+    narrow = [(true.keywords["rule"][0] / window.pyramid.tokens(si), False) for si in window.scales]
+    by_bound = [speculative.accept_by_kl(parts, proposal, probs_bnV, window, each).whole_bs for each in narrow]
+    return replace(judged, whole_bs=torch.stack([whole_bs[:, k] for k, whole_bs in enumerate(by_bound)], 1))
 
-    def changed(judged: Acceptance, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
-        own_bn = parts.draw(probs_bnV, window.exponential("token"))
-        return replace(judged, accepted_bn=test(proposal, probs_bnV, own_bn).bool())
 
-    return replace(true, accept=returning(accept, changed))
+def _kept_by_test(true: Any, parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window) -> Acceptance:
+    judged: Acceptance = true(parts, proposal, probs_bnV, window)
+    own_bn = parts.draw(probs_bnV, window.exponential("token"))
+    return replace(judged, accepted_bn=true.keywords["rule"][0](proposal, probs_bnV, own_bn).bool())
 
 
 def _top(among: Callable[[Tensor, Tensor, int], Tensor]) -> Factory:
@@ -153,7 +123,7 @@ def _coin(coin: Callable[[tuple[Tensor, ...]], list[Tensor]]) -> dict[str, Any]:
 
     def accept(parts: Parts, proposal: Proposal, probs_bnV: Tensor, window: Window, rate: float) -> Acceptance:
         u_bn = window.read_as("accept").uniform(ACCEPT)
-        own_bn = race(parts, probs_bnV, window)
+        own_bn = speculative.race(parts, probs_bnV, window)
         whole_bs = torch.stack([u_b < rate for u_b in coin(window.split(u_bn))], 1)
         return Acceptance(own_bn, own_bn == proposal.tokens_bn, whole_bs)
 
@@ -171,8 +141,9 @@ def _draft_rows(trace: Trace) -> None:
 
 
 REVERSED_KL = Mutant("rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
-    policy(_reversed), alone=True)  # fmt: skip
-SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean", policy(_summed), alone=True)
+    _judging(speculative.accept_by_kl, _reversed), alone=True)  # fmt: skip
+SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean",
+    _judging(speculative.accept_by_kl, _summed), alone=True)  # fmt: skip
 HALF_BOUND = Mutant("rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
     policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True)  # fmt: skip
 PARTIAL_LOST = Mutant("rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
@@ -180,7 +151,7 @@ PARTIAL_LOST = Mutant("rules.partial-lost", "+partial is parsed and ignored", "a
 ALWAYS_PARTIAL = Mutant("rules.always-partial", "tokens that pass stay in a rejected scale, always",
     "a default that wins", policy(_rule("match", lambda rule: (*rule[:-1], True))), alone=True)  # fmt: skip
 OWN_MATCH = Mutant("rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
-    policy(_rule("match", lambda rule: (is_own_draw, *rule[1:]))), alone=True)  # fmt: skip
+    policy(_rule("match", lambda rule: (speculative.is_own_draw, *rule[1:]))), alone=True)  # fmt: skip
 FILTERED_TOP = Mutant("rules.filtered-top", "a filtered token counts as one of the K most likely",
     "a tie at probability 0",
     _top(lambda drafted, probs, k: _of_drafted(probs, drafted) >= _kth(probs, k)), alone=True)  # fmt: skip
@@ -189,12 +160,12 @@ STRICT_TOP = Mutant("rules.strict-top", "the K-th most likely token is none of K
 TOP_BY_INDEX = Mutant("rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
     _top(_top_by_index), alone=True)  # fmt: skip
 TOP_OFF = Mutant("rules.top-off", "K+1 most likely tokens", "an index counted from 0",
-    policy(_rule("topk-match", lambda r: (partial(is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))),
+    policy(_rule("topk-match", lambda r: (partial(speculative.is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))),
     alone=True)  # fmt: skip
 STRICT_RATE = Mutant("rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
     policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True)  # fmt: skip
 KEPT_BY_TEST = Mutant("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
-    policy(_kept_by_test), alone=True)  # fmt: skip
+    _judging(speculative.accept_by_rate, _kept_by_test), alone=True)  # fmt: skip
 ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <",
     policy(_one_late))  # fmt: skip
 BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collaborative`",
@@ -232,10 +203,7 @@ BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and ne
     "an option dropped on the way",
     lambda models, settings: production(models, replace(settings, bonus=False)))  # fmt: skip
 FEW_ROWS = Mutant("rules.few-rows", "a round without a draft counts one row", "a row for a pass",
-
     telling(lambda turn: turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows))))  # fmt: skip
-
-
 _ROUND = "harness.speculative._round:"
 
 
@@ -243,14 +211,14 @@ def _filled_short(state: DecodeState, parts: Parts, policy: Policy, window: Wind
     for image in window.images:
         if window.first and not state.draft.cache.lengths[image]:
             state.draft.cache.lengths[image] = state.pyramid.end(0)
-    draft_generate_batch(state, parts, policy, window)
+    speculative.draft_generate_batch(state, parts, policy, window)
 
 
 def _inputs_lost(state: DecodeState, parts: Parts, policy: Policy, window: Window) -> None:
     raw_before = state.raw_BLC.clone()
     if window.first and not state.draft.cache.lengths[window.images[0]]:
         state.raw_BLC[window.images, : window.span.start] = 0
-    draft_generate_batch(state, parts, policy, window)
+    speculative.draft_generate_batch(state, parts, policy, window)
     state.raw_BLC[window.images, : window.span.start] = raw_before[window.images, : window.span.start]
 
 
@@ -260,14 +228,14 @@ def _restarted(state: DecodeState, parts: Parts, this: Pass, policy: Policy) -> 
         share = (first - policy.entry) / first if alone else 1.0
         return PARTS.guide(rows_RnV, pyramid, cfg * share, first, last)
 
-    propose_scale(state, replace(parts, guide=guide), this, policy)
+    speculative.propose_scale(state, replace(parts, guide=guide), this, policy)
 
 
 def _filled_along(state: DecodeState, parts: Parts, policy: Policy, window: Window, bonus: bool) -> None:
     if not window.scales:
         step = replace(window, last=window.first, reader="draft")
-        forward_window(state, parts, state.draft, step, forward)
-    run_round(state, parts, policy, window, bonus)
+        speculative.forward_window(state, parts, state.draft, step, speculative.forward)
+    speculative.run_round(state, parts, policy, window, bonus)
 
 
 def _of_code(**changes: Any) -> Any:
@@ -281,9 +249,9 @@ INPUTS_LOST = Mutant("rules.inputs-lost", "the draft that takes over fills its c
 RESTARTED = Mutant("rules.restarted", "guidance begins at t = 0 again where the draft takes over",
     "an index counted from ENTRY", patched({_ROUND + "propose_scale": _restarted}))  # fmt: skip
 OWN_STREAM = Mutant("rules.own-stream", "the draft that takes over draws with numbers of its own",
-    "the stream of a rejection sampler", _of_code(propose=race_alone), alone=True)  # fmt: skip
+    "the stream of a rejection sampler", _of_code(propose=speculative.race_alone), alone=True)  # fmt: skip
 TARGET_GREEDY = Mutant("rules.target-greedy", "the target that decides alone takes the most likely tokens",
-    "a draw left out", _of_code(extend=most_likely))  # fmt: skip
+    "a draw left out", _of_code(extend=speculative.most_likely))  # fmt: skip
 DRAFTED_ANYWAY = Mutant("rules.drafted-anyway", "scales that the target decides alone are drafted all the same",
     "another policy's loop", _of_code(speculates=True))  # fmt: skip
 FILLED_ALONG = Mutant("rules.filled-along", "the draft makes a pass for every scale that the target decides",

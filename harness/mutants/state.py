@@ -24,25 +24,15 @@ def twice(f_hat_BCPP: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: 
     return PARTS.accumulate(once, idx_Bl, si, quantizer, pyramid)
 
 
-def _last_lost(after: Tensor, before: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
-    return after if si + 1 < pyramid.S else before.clone()
-
-
 def _bilinear(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     side = pyramid.patch_nums[si]
     return F.interpolate(f_hat_BCPP, (side, side), mode="bilinear").flatten(2).mT
 
 
-def _alias(raw_BlC: Tensor, f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
-    return f_hat_BCPP.flatten(2).mT if pyramid.patch_nums[si] == pyramid.P else raw_BlC
-
-
-def stale_input(
-    state: Any, used: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]
-) -> None:
+def stale_input(state: Any, own: Any, images: list[int], first: int, tokens: list[Tensor], finished: list[int]) -> None:
     """Keep the draft's input of the next scale, although the tokens before it were corrected."""
     drafted_BLC = state.raw_BLC.clone()
-    PARTS.update_state_with_accepted_tokens(state, used, images, first, tokens, finished)
+    PARTS.update_state_with_accepted_tokens(state, own, images, first, tokens, finished)
     for image in images:
         if state.done[image] < state.pyramid.S:
             span = state.pyramid.span(state.done[image])
@@ -122,11 +112,14 @@ IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
     "+= to save memory, while the draft works on the same map",
     returned(accumulate=lambda after, before, *scale: before.copy_(after)))  # fmt: skip
 LAST_LOST = Mutant("state.last-lost", "the last scale never reaches f_hat",
-    "accumulation inside `if there is a next scale`", returned(accumulate=_last_lost))  # fmt: skip
+    "accumulation inside `if there is a next scale`",
+    returned(accumulate=lambda after, before, idx_Bl, si, quantizer, pyramid: (
+        after if si + 1 < pyramid.S else before.clone())))  # fmt: skip
 BILINEAR = Mutant("state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
     parts(next_input=_bilinear))  # fmt: skip
 ALIAS = Mutant("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
-    returned(next_input=_alias), alone=True)  # fmt: skip
+    returned(next_input=lambda raw_BlC, f_hat_BCPP, si, pyramid: (
+        f_hat_BCPP.flatten(2).mT if pyramid.patch_nums[si] == pyramid.P else raw_BlC)), alone=True)  # fmt: skip
 STALE_INPUT = Mutant("state.stale-input", "after a correction the next input is still the draft's",
     "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))  # fmt: skip
 STALE = Mutant("state.stale", "cache slots keep what a rejected scale wrote",

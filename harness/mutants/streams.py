@@ -51,29 +51,22 @@ FLOOR = Mutant("streams.floor", "acceptance numbers never fall below 0.02", "a c
     alone=True)  # fmt: skip
 NARROW_SEED = Mutant("streams.narrow-seed", "seeds 2^32 apart are one", "a seed through 32 bits", alone=True,
     shared=_seeds(lambda seed, image, stream: (seed % 2**32, image, stream)))  # fmt: skip
-FLOAT_SEED = Mutant(
-    "streams.float-seed", "seeds beyond 2^53 are rounded", "a seed through a float", alone=True,
-    shared=_seeds(lambda seed, image, stream: (int(float(seed)), image, stream)),
-)  # fmt: skip
-SIGNED_SEED = Mutant(
-    "streams.signed-seed", "seeds 2^31 apart are one", "a seed that loses its sign bit", alone=True,
-    shared=_seeds(lambda seed, image, stream: (seed & 0x7FFFFFFF, image, stream)),
-)  # fmt: skip
+FLOAT_SEED = Mutant("streams.float-seed", "seeds beyond 2^53 are rounded", "a seed through a float", alone=True,
+    shared=_seeds(lambda seed, image, stream: (int(float(seed)), image, stream)))  # fmt: skip
+SIGNED_SEED = Mutant("streams.signed-seed", "seeds 2^31 apart are one", "a seed that loses its sign bit", alone=True,
+    shared=_seeds(lambda seed, image, stream: (seed & 0x7FFFFFFF, image, stream)))  # fmt: skip
 TINY = Mutant("streams.tiny", "exponentials below 0.0005 are clamped", "an epsilon against division by zero",
     shared=_numbers(lambda x, kind: x if kind == ACCEPT else x.clamp_min(5e-4)))  # fmt: skip
-TAIL = Mutant(
-    "streams.tail", "exponentials end at 5", "a clamp against overflow", alone=True,
-    shared=_numbers(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0)),
-)  # fmt: skip
+TAIL = Mutant("streams.tail", "exponentials end at 5", "a clamp against overflow", alone=True,
+    shared=_numbers(lambda x, stream: x if stream in (ACCEPT, TOKEN) else x.clamp_max(5.0)))  # fmt: skip
 RATE = Mutant("streams.rate", "the draft's exponentials have mean 1.05", "a rate taken for a scale", alone=True,
     shared=_numbers(lambda x, stream: x * 1.05 if stream == "draft" else x))  # fmt: skip
 BENT = Mutant("streams.bent", "a window's exponentials are clamped at 0.05", "an epsilon in the decoder",
     patched(result_of("harness.speculative._accept:Window.exponential", lambda E_bnV, *at: E_bnV.clamp_min(0.05))),
     component="draw")  # fmt: skip
-BENT_ACCEPT = Mutant(
-    "streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder", "numbers through a log file",
-    patched(result_of("harness.speculative._accept:Window.uniform", lambda u_bn, *at: (u_bn * 100).floor() / 100)),
-)  # fmt: skip
+BENT_ACCEPT = Mutant("streams.bent-accept", "acceptance numbers are rounded to hundredths in the decoder",
+    "numbers through a log file", patched(result_of("harness.speculative._accept:Window.uniform",
+    lambda u_bn, *at: (u_bn * 100).floor() / 100)))  # fmt: skip
 _EXPONENTIAL = Window.exponential
 AGAIN = Mutant("streams.again", "a rejected token is drawn again with the draft's own numbers",
     "the same generator for both draws", patched({"harness.speculative._accept:Window.exponential":

@@ -25,10 +25,11 @@ from harness.mutants._mutant import (
     updating,
 )
 from harness.mutants.guidance import guide_rows
+from harness.mutants.masks import late_rows
 from harness.mutants.positions import query_levels
 from harness.mutants.randomness import filtered
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import Acceptance, DecodeState, KVCache, Outcome, Policy, Proposal, Side, Window, most_likely
+from harness.speculative import Acceptance, DecodeState, KVCache, Outcome, Proposal, Side, Window, most_likely
 from harness.speculative.parts import PARTS, Parts
 
 
@@ -48,20 +49,9 @@ def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
     return used.draw(probs_bnV, before.repeat(1, -(-n // before.shape[1]), 1)[:, :n])
 
 
-def _bonus_first(true: Policy) -> Policy:
-    return replace(true, extend=returning(true.extend, lambda tokens_bn, *of: tokens_bn[:1].expand_as(tokens_bn)))
-
-
 def _byte_counts(numbers: Tensor, judged: Acceptance, rows_RnV: Tensor, window: Window) -> Tensor:
     counts = 1 + len(window.images)
     return torch.cat((numbers[:counts], numbers[counts:] % 256))
-
-
-def _late_mask(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor: Any) -> Tensor:
-    mask = mask.clone()
-    if first and last >= first + 2:
-        mask[:, :, pyramid.begin(first + 2) - pyramid.begin(first) :, 0] = float("-inf")
-    return mask
 
 
 def _late_guide(guided: Tensor, rows_RnV: Tensor, pyramid: ScalePyramid, cfg: float, first: int, last: int) -> Tensor:
@@ -150,7 +140,8 @@ BONUS_GREEDY = Mutant("acceptance.bonus-greedy", "the bonus scale takes the most
 BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before",
     "a window's last index", policy(lambda true: replace(true, extend=_bonus_noise)), component="draw")  # fmt: skip
 BONUS_FIRST = Mutant("batch.bonus-first", "the bonus scale of a group is that of its first image",
-    "a tensor broadcast from one row", policy(_bonus_first), component="draw")  # fmt: skip
+    "a tensor broadcast from one row", policy(lambda true: replace(true, extend=returning(
+        true.extend, lambda tokens_bn, *of: tokens_bn[:1].expand_as(tokens_bn)))), component="draw")  # fmt: skip
 ACCEPTED_LESS = Mutant("acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction",
     "a count from 0", patched(result_of(_ROUND + "fetch_outcome", _accepted_less)))  # fmt: skip
 KEPT_SWAPPED = Mutant("acceptance.kept-swapped", "kept tokens are those of the window's first scale",
@@ -183,7 +174,7 @@ HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision"
 LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
     "an index that stops", query_levels(lambda si, first: min(si, first + 1)), component="positions")  # fmt: skip
 LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
-    returned(attention_mask=_late_mask), component="mask")  # fmt: skip
+    late_rows(2, hidden=1), component="mask")  # fmt: skip
 BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
     "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))  # fmt: skip
 CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",

@@ -9,11 +9,8 @@ def _round_again(state: DecodeState, image: int, first: int, finished: int, trie
         state.target.cache.rollback(image, state.pyramid.begin(first))
 
 
-def _short_draft(state: DecodeState, image: int, first: int, finished: int, tried: int) -> None:
-    state.draft.cache.rollback(image, state.pyramid.begin(first + finished - 1))
-
-
 ROUND_AGAIN = Mutant("work.round-again", "a round that ends in a correction is computed again",
     "a rollback to the round's begin, for what was accepted", updating(_round_again), alone=True)  # fmt: skip
 SHORT_DRAFT = Mutant("work.short-draft", "the draft's cache forgets the last final scale", "a count of whole scales",
-    updating(_short_draft), alone=True)  # fmt: skip
+    updating(lambda state, image, first, finished, tried: state.draft.cache.rollback(
+        image, state.pyramid.begin(first + finished - 1))), alone=True)  # fmt: skip

@@ -53,14 +53,26 @@ class Estimate:
         return f"{self.value:.3f} ± {self.half:.3f}"
 
 
-def jackknife(whole: float, without: Sequence[float]) -> Estimate:
-    """Return a statistic's estimate from its value of all images, and without each of some equal blocks of them."""
-    g = len(without)
-    check_blocks(g)
-    pseudo = [g * whole - (g - 1) * value for value in without]
-    value = fmean(pseudo)
-    half = student(g - 1) * math.sqrt(sum((each - value) ** 2 for each in pseudo) / (g - 1) / g)
-    return Estimate(value, value - half, value + half, whole)
+@dataclass(frozen=True)
+class Jackknifed:
+    """A statistic of all images, and without each of some equal blocks of them."""
+
+    whole: float
+    without: list[float]
+
+    def minus(self, other: Self) -> Self:
+        """Return the paired difference."""
+        without = [a - b for a, b in zip(self.without, other.without, strict=True)]
+        return type(self)(self.whole - other.whole, without)
+
+    @property
+    def estimate(self) -> Estimate:
+        g = len(self.without)
+        check_blocks(g)
+        pseudo = [g * self.whole - (g - 1) * value for value in self.without]
+        value = fmean(pseudo)
+        half = student(g - 1) * math.sqrt(sum((each - value) ** 2 for each in pseudo) / (g - 1) / g)
+        return Estimate(value, value - half, value + half, self.whole)
 
 
 def check_blocks(blocks: int) -> None:
@@ -71,9 +83,8 @@ def check_blocks(blocks: int) -> None:
 
 def of_means(values: Sequence[float]) -> Estimate:
     """Return the estimate of a mean from those of equally large blocks, which finite N does not bias."""
-    total = fmean(values)
-    g = len(values)
-    return jackknife(total, [(g * total - value) / (g - 1) for value in values])
+    total, g = fmean(values), len(values)
+    return Jackknifed(total, [(g * total - value) / (g - 1) for value in values]).estimate
 
 
 def share(hits: int, n: int) -> Estimate:
@@ -191,23 +202,6 @@ class Blocks:
         sum_D, products_DD = (torch.stack([getattr(b, name) for b in each]).sum(0) for name in ("sum_D", "products_DD"))
         total = Moments(sum(block.n for block in each), sum_D, products_DD)
         return total, [total.without(block) for block in each]
-
-
-@dataclass(frozen=True)
-class Jackknifed:
-    """A statistic of all images, and without each block."""
-
-    whole: float
-    without: list[float]
-
-    def minus(self, other: Self) -> Self:
-        """Return the paired difference."""
-        without = [a - b for a, b in zip(self.without, other.without, strict=True)]
-        return type(self)(self.whole - other.whole, without)
-
-    @property
-    def estimate(self) -> Estimate:
-        return jackknife(self.whole, self.without)
 
 
 def frechet_walk(actual: Blocks, expected: Blocks | Moments) -> Jackknifed:

@@ -35,20 +35,16 @@ class Features(Protocol):
     """What images are measured by."""
 
     @property
-    def name(self) -> str:
-        """For people."""
+    def name(self) -> str: ...  # for people
 
     @property
-    def unit(self) -> str:
-        """Of a Fréchet distance."""
+    def unit(self) -> str: ...  # of a Fréchet distance
 
     @property
-    def D(self) -> int:
-        """Number of features."""
+    def D(self) -> int: ...  # number of features
 
     @property
-    def classes(self) -> int:
-        """Classes that it recognises; 0 = none, and then labels are not judged."""
+    def classes(self) -> int: ...  # that it recognises; 0 = none, and then labels are not judged
 
     def to(self, device: torch.device) -> Self:
         """Return a copy on a device."""

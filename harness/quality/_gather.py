@@ -43,11 +43,7 @@ class DrawnFile(runs.GrowingFile):
 
     @classmethod
     def open(cls, store: runs.RunFileOptions, about: Mapping[str, object]) -> Self | None:
-        """Return the file of a drawing, new or gone on with; None where nothing is kept.
-
-        `about` says what the drawing is of, as JSON values, and is compared by name with what a file says. Raises
-        `InputError` where it is there already and not resumed, being written, no such file, or of another drawing.
-        """
+        """Return the file of a drawing that is `about` this, new or gone on with, if any. Raises `InputError`."""
         if store.file is None:
             return None
         if not (store.resume and runs.is_begun(store.file)):
@@ -108,11 +104,8 @@ def gather(
 ) -> tuple[list[ImageSet], int]:
     """Draw every portion of every source; `progress` gets the images of a decode or portion, once all of a resumed run.
 
-    Returns the sets, of what was drawn until a signal came (SIGINT, SIGTERM), and that signal, or 0. Raises
-    `InputError` for a decoder that refuses its settings or a request, or a run file of another run, `WorkerError` where
-    the workers die, and `StopSignal` where a signal came before anything was drawn.
-
-    Effects: processes, which have ended when this returns; the run file.
+    Returns the sets, of what was drawn until a signal came, and that signal, or 0. Raises `InputError` for what is
+    refused, `WorkerError` where the workers die, `StopSignal` where a signal came before anything was drawn.
     """
     check_distinct(sources)
     models.check_finite()

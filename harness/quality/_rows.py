@@ -1,33 +1,30 @@
-"""Rows: what every set of images comes to, against real data, the target's law, and sequential decoding.
+"""Rows: what every set of images comes to, and KEPT, LOST or INCONCLUSIVE: what an interval says of a stated loss.
 
-Promise: a function of samples and real data; every figure has its interval, and a loss is paired, image by image.
+Promise: a function of samples and real data; every figure has its interval, and a loss is paired, image by image. LOST
+comes wrongly with probability 5 % at most where a loss is just what is allowed (two bounds, 2.5 % each), and hardly
+ever where nothing is lost; KEPT comes wrongly with 2.5 % at most (tests/unit/quality/test_simulated.py).
 
 Two losses, because each alone can be fooled. `loss` is the published one: how much farther from real data the images
 are than those of sequential decoding; where the target is too sharp, a worse network wins by it. `drift` is how much
 farther from the target's own law they are than sequential decoding under the same seeds: below 0 only by chance.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from torch import Tensor
 
 from harness.errors import InputError
 from harness.protocol.pyramid import ScalePyramid
-from harness.quality._distances import (
-    Blocks,
-    Estimate,
-    Jackknifed,
-    Manifold,
-    frechet_walk,
-    kernel,
-    share,
-    slices,
-    with_labels,
-)
+from harness.quality import _distances as distances
+from harness.quality._distances import MOST_IMAGES, Blocks, Estimate, Jackknifed, Manifold, frechet_walk, images_for
 from harness.quality._features import Real
 from harness.quality._gather import ImageSet, check_enough
-from harness.quality._nats import loss_in_nats
+from harness.quality._nats import guilty_scale, loss_in_nats, nats_text
+
+PER_FEATURE = 10  # images: with fewer the bias of finite N is no longer the 1/N that the jackknife takes out
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,8 @@ def measure_rows(
 ) -> list[QualityRow]:
     """Return a row for every sample but that of the law; of no `classes` labels are not judged.
 
-    Samples are sequential decoding, the target's law (not where there are no features), and the others, features on one
-    device; blocks are of independent images, at least two in each. Raises `InputError` where an interval needs more, or
-    real data have other features.
+    Samples are sequential decoding, the target's law (where there are features), and the others; blocks are of
+    independent images, at least two in each. Raises `InputError`: an interval needs more, or features are others.
     """
     base, *others = samples
     check_enough(len(base.labels_N), blocks)
@@ -110,14 +106,16 @@ def joined(sample: ImageSet, classes: int) -> Tensor:
     """Return features of a sample, joined by what was asked for where there are classes."""
     if not classes:
         return sample.features_ND
-    return with_labels(sample.features_ND, sample.labels_N.to(sample.features_ND.device), classes)
+    return distances.with_labels(sample.features_ND, sample.labels_N.to(sample.features_ND.device), classes)
 
 
 def _begun(sample: ImageSet, pyramid: ScalePyramid) -> QualityRow:
     """Return a row without distances."""
     source, N, nats_NX = sample.source, len(sample.labels_N), sample.nats_NX
-    row = QualityRow(source.name, sample.contract, source.length, N, seconds=sample.seconds, failed=sample.failed)
-    row = replace(row, yardstick=not source.factory)
+    row = QualityRow(
+        source.name, sample.contract, source.length, N, seconds=sample.seconds, failed=sample.failed,
+        yardstick=not source.factory,
+    )  # fmt: skip
     if sample.failed:
         return row
     if len(sample.calls_N):
@@ -139,15 +137,106 @@ def _row(sample: ImageSet, yardstick: Yardstick, usual: tuple[Jackknifed, Jackkn
         row,
         width=blocks.features_ND.shape[1],
         law=law.estimate,
-        law_kernel=kernel(blocks, yardstick.law.parts),
+        law_kernel=distances.kernel(blocks, yardstick.law.parts),
         drift=law.minus(usual[0]).estimate,
-        accuracy=share(int((sample.classes_N == sample.labels_N).sum()), N) if yardstick.classes else None,
+        accuracy=distances.share(int((sample.classes_N == sample.labels_N).sum()), N) if yardstick.classes else None,
     )
     if real is not None and usual[1] is not None:
         row = replace(row, real=real.estimate, loss=real.minus(usual[1]).estimate)
-    known = yardstick.real.features_RD if yardstick.real is not None else None
-    if known is not None and yardstick.manifold is not None:
-        precision, coverage = yardstick.manifold.of_blocks(blocks)
-        near = kernel(blocks, slices(known, blocks))
+    if (manifold := yardstick.manifold) is not None:
+        precision, coverage = manifold.of_blocks(blocks)
+        near = distances.kernel(blocks, distances.slices(manifold.features_RD, blocks))
         row = replace(row, real_kernel=near, precision=precision, coverage=coverage)
     return row
+
+
+class Quality(StrEnum):
+    """The answers; the exit status of the command line follows from them."""
+
+    KEPT = "KEPT"
+    LOST = "LOST"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @property
+    def exit_status(self) -> int:
+        """0 the claim holds, 1 it does not, 3 inconclusive."""
+        return {"KEPT": 0, "LOST": 1, "INCONCLUSIVE": 3}[self.value]
+
+
+def check_loss(name: str, most: float | None) -> None:
+    """Refuse a loss, by its option's name, that no number of images could show. Raises `InputError`."""
+    if most is not None and not (math.isfinite(most) and most > 0):
+        remedy = "pass --max-loss 0.1, --max-nats 0.5"
+        raise InputError(name, most, "must be above 0: no interval has width 0", remedy)
+
+
+def quality_verdict(row: QualityRow, most: float | None, most_nats: float | None = None) -> Quality:
+    """Return whether images are as good as sequential decoding's, up to a loss. Arguments as `judge_quality`."""
+    return judge_quality(row, most, most_nats)[0]
+
+
+def judge_quality(row: QualityRow, most: float | None, most_nats: float | None = None) -> tuple[Quality, str]:
+    """Return the verdict on a set of images, and one clause on it: which figure decides, or which N would.
+
+    LOST: the lower end of an interval is above what is allowed, or the decoder gave no image. KEPT: all upper ends are
+    below. Allowed are `most` squared standard deviations of loss and drift, and `most_nats` nats an image; what is None
+    is not judged.
+    """
+    if row.failed:
+        return Quality.LOST, f"it gives no image: {row.failed}"
+    answers = [_judged_distances(row, most)] if most is not None else []
+    answers += [_judged_nats(row, most_nats)] if most_nats is not None else []
+    verdict = worst([quality for quality, _ in answers])
+    return verdict, "; ".join(clause for quality, clause in answers if quality is verdict)
+
+
+def _judged_distances(row: QualityRow, most: float) -> tuple[Quality, str]:
+    need = PER_FEATURE * row.width
+    if row.images < need:
+        few = f"{row.images} images are too few for {row.width} features: {need} or more would decide"
+        return Quality.INCONCLUSIVE, few
+    named = [(word, loss) for word, loss in (("loss", row.loss), ("drift", row.drift)) if loss is not None]
+    if not named:
+        return Quality.INCONCLUSIVE, "nothing was measured: no real data, and no law"
+    over = [f"{word} {loss}" for word, loss in named if loss.low > most]
+    if over:
+        return Quality.LOST, f"{' and '.join(over)}, above {most:g}"
+    if all(loss.high < most for _, loss in named):
+        return Quality.KEPT, f"{' and '.join(f'{word} {loss}' for word, loss in named)}, below {most:g}"
+    undecided = [f"{word} {loss}" for word, loss in named if not loss.high < most]
+    return Quality.INCONCLUSIVE, _open(" and ".join(undecided), most, images_to_decide(row.images, row.losses, most))
+
+
+def _judged_nats(row: QualityRow, most: float) -> tuple[Quality, str]:
+    if row.nats is None:
+        is_target = not row.nats_open
+        return (Quality.KEPT, "it is the target's law") if is_target else (Quality.INCONCLUSIVE, row.nats_open)
+    said = f"{nats_text(row.nats)} nats"
+    if row.nats.low > most:
+        return Quality.LOST, f"{said}, above {most:g}; scale {guilty_scale(row.nats_S)} loses most"
+    if row.nats.high < most:
+        return Quality.KEPT, f"{said}, below {most:g}"
+    if row.nats_open:
+        return Quality.INCONCLUSIVE, f"{said}, and no upper end: {row.nats_open}"
+    return Quality.INCONCLUSIVE, _open(said, most, images_to_decide(row.images, [row.nats], most))
+
+
+def _open(figures: str, most: float, need: int) -> str:
+    many = "no feasible number of" if need >= MOST_IMAGES else f"about {need}"
+    return f"{figures}, not on one side of {most:g}: {many} images would decide"
+
+
+def images_to_decide(images: int, losses: Sequence[Estimate], most: float) -> int:
+    """Return the N at which every loss's interval would lie on one side of `most`, if the loss is what it seems."""
+    return max((images_for(images, loss.half, abs(loss.value - most)) for loss in losses), default=MOST_IMAGES)
+
+
+def worst(verdicts: Sequence[Quality]) -> Quality:
+    """Return the worst verdict: LOST, then INCONCLUSIVE, also for none, then KEPT."""
+    order = (Quality.LOST, Quality.INCONCLUSIVE, Quality.KEPT)
+    return next((verdict for verdict in order if verdict in verdicts), Quality.INCONCLUSIVE)
+
+
+def images_to_resolve(losses: Sequence[Estimate], images: int, most: float) -> int:
+    """Return the N at which a decoder that loses nothing is KEPT: its interval is half as wide as `most`."""
+    return max((images_for(images, loss.half, most / 2) for loss in losses), default=MOST_IMAGES)

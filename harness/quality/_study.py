@@ -20,8 +20,7 @@ from harness.quality._distances import BLOCKS, LEVEL, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
 from harness.quality._features import Features, NoFeatures, Real, load_features, load_real
 from harness.quality._gather import USUAL, Conditions, check_enough, gather
-from harness.quality._loss import Quality, check_loss, judge_quality, quality_verdict, worst
-from harness.quality._rows import QualityRow, measure_rows
+from harness.quality._rows import Quality, QualityRow, check_loss, judge_quality, measure_rows, quality_verdict, worst
 from harness.rounding import precision
 from harness.runs import default_batch
 
@@ -128,16 +127,14 @@ class Study:
 
 def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
     """Return a source for every setting of a decoder under test."""
-    own = is_own_decoder(factory)
-    named = [(" ".join(filter(None, (each.policy if own else factory, _unusual(each)))), each) for each in settings]
-    return [Source(name, factory, setting) for name, setting in named]
-
-
-def _unusual(setting: Settings) -> str:
-    """Say what else tells a setting from others: length, bonus, recorded or compiled work, options of its own."""
-    words = [f"draft_len {setting.draft_len}"] if setting.draft_len not in ("", 5, "5") else []
-    words += [word for word in ("bonus", "graphs", "compiled") if getattr(setting, word)]
-    return " ".join(words + [f"{name}={value}" for name, value in setting.options if name != "checkout"])
+    own, sources = is_own_decoder(factory), []
+    for each in settings:
+        words = [each.policy if own else factory]
+        words += [f"draft_len {each.draft_len}"] if each.draft_len not in ("", 5, "5") else []
+        words += [word for word in ("bonus", "graphs", "compiled") if getattr(each, word)]
+        words += [f"{name}={value}" for name, value in each.options if name != "checkout"]
+        sources.append(Source(" ".join(filter(None, words)), factory, each))
+    return sources
 
 
 def run_study(

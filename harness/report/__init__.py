@@ -2,12 +2,17 @@
 
 from harness.report._goldens import recordings_json, show_golden_changes, show_recordings
 from harness.report._history import History, RunSummary, changes_between, run_files, show_changes, show_history
-from harness.report._laws import CheckRow, check_line
-from harness.report._mutants import hunt_json, show_hunt, smallest_case, why_survived
+from harness.report._laws import CheckRow, check_line, hunt_json, show_hunt, smallest_case, why_survived
+from harness.report._measured import (
+    contest_cells,
+    sequential_rows,
+    show_contest,
+    show_quality,
+    show_speed,
+    speculative_rows,
+)
 from harness.report._next import next_step, repeat_step
 from harness.report._progress import Later, LongWork, Watch, watch_of
-from harness.report._quality import show_quality
-from harness.report._speed import contest_cells, sequential_rows, show_contest, show_speed, speculative_rows
 from harness.report._terminal import (
     first_word,
     laws_line,

@@ -20,7 +20,7 @@ from harness.wording import number
 SHOWN = 5  # defects of one case; the JSON file has more
 LISTED = 50
 DELTAS = ("delta_logits", "delta_f_hat", "delta_image")
-UNJUDGED = ("not_judged", "soft_ties", "map_positions", "map_not_judged")
+COUNTED = ("draws", "identical", "not_judged", "soft_ties", "map_positions", "map_not_judged")
 
 
 def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool, verbose: bool = False) -> None:
@@ -82,10 +82,8 @@ def recordings_json(results: Sequence[FileResult], device: torch.device) -> byte
             "verdict": worst_verdict([result.verdict for result in results]).value,
             "images": sum(case.request.B for case in cases),
             "cases": len(cases),
-            "draws": sum(case.draws for case in cases),
-            "identical": sum(case.identical for case in cases),
+            **{name: sum(getattr(case, name) for case in cases) for name in COUNTED},
             "ties": len(ties),
-            **{name: sum(getattr(case, name) for case in cases) for name in UNJUDGED},
             "defects": len(defects) + sum(len(result.defects) for result in results),
             "first_divergence": {"case": first[0], **first[1].as_dict()} if first else None,
             "target_calls": [calls for run in runs for calls in run.target_calls],
@@ -113,12 +111,9 @@ def recordings_json(results: Sequence[FileResult], device: torch.device) -> byte
 def _case(case: CaseResult) -> dict[str, object]:
     deltas = {name: getattr(case, name) for name in DELTAS}
     return {
-        "id": case.id,
         "verdict": case.verdict.value,
-        "draws": case.draws,
-        "identical": case.identical,
+        **{name: getattr(case, name) for name in ("id", *COUNTED)},
         "ties": [tie.as_dict() for tie in case.ties],
-        **{name: getattr(case, name) for name in UNJUDGED},
         "defects": len(case.defects),
         "defects_listed": [defect.as_dict() for defect in case.defects[:LISTED]],
         **{name: None if math.isnan(delta) else delta for name, delta in deltas.items()},

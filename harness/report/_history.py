@@ -84,9 +84,8 @@ def _certified(path: Path) -> RunSummary:
         f"not asked: {', '.join(map(str, missing))}" if missing else "",
         "its signature is not looked at" if is_signed else "",
     ]
-    named = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
+    decoder, commit = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
     counts = made.counts["images"], made.counts["wrong_tokens"]
-    decoder, commit = named
     why = "; ".join(filter(None, clauses))
     return RunSummary(path, made.verdict, 0.0, decoder, commit[:7], made.networks.title, *counts, why)
 
@@ -98,9 +97,8 @@ def run_files(given: Sequence[Path]) -> list[Path]:
         inside = path.iterdir() if path.is_dir() else ()
         within = sorted(each for each in inside if _is_run(each) or is_certificate(each)) if path.is_dir() else [path]
         if not within:
-            raise InputError(
-                "run", str(path), "holds no run file, and no certificate", "pass a folder of files of verify --run"
-            )
+            remedy = "pass a folder of files of verify --run"
+            raise InputError("run", str(path), "holds no run file, and no certificate", remedy)
         files += within
     return list(dict.fromkeys(files))
 

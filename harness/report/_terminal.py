@@ -119,7 +119,11 @@ def _details(result: Verification) -> list[str]:
         overhead = result.seconds / result.decode_seconds - 1
         lines.append(f"judging: {overhead:.1%} on top of {result.decode_seconds:.1f} s of decodes")
     if result.wall_seconds and result.images:
-        lines.append(_work_line(result))
+        largest, record = max(task.request.B for task in result.plan.tasks), result.record
+        batches = f"batches of {count_of(largest, 'image')}{f' ({result.batches})' * bool(result.batches)}"
+        who, certified = (record.workers, record.certifying) if record else ("", "")
+        rate = f"{result.images / result.wall_seconds:.1f} images a second"
+        lines.append(f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}")
     if result.compared:
         sides = f"compared with {result.against or 'the reference'}"
         lines.append(f"{f'{result.tested} ' * bool(result.tested)}{sides}: {', '.join(result.compared)}")
@@ -157,9 +161,11 @@ def first_word(result: Verification) -> str:
 
 
 def _say_first_divergence(result: Verification, console: Console) -> None:
-    for setting in result.settings:
-        if setting.distances:
-            say(console, _distance_line(setting))
+    for setting in (setting for setting in result.settings if setting.distances):
+        count, names = len(setting.distances), ("tokens", "f_hat", "pixels")
+        tokens, f_hat, pixels = (sum(getattr(each, name) for each in setting.distances) / count for name in names)
+        differ = f"{tokens:.1%} of tokens differ from sequential decoding of the same seed"
+        say(console, f"{setting.settings}: {differ}, mean |Δf_hat| {f_hat:.3g}, mean |Δpixel| {pixels:.3g}")
     for reason in result.inconclusive:
         say(console, f"inconclusive: {reason}")
     for remark, count in result.remarks.items():
@@ -172,25 +178,6 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
         say(console, f"line: {result.line}")
     for text in result.so_far[:1]:
         say(console, f"so far: {text}")
-
-
-def _work_line(result: Verification) -> str:
-    largest = max(task.request.B for task in result.plan.tasks)
-    why = f" ({result.batches})" if result.batches else ""
-    record = result.record
-    who, certified = (record.workers, record.certifying) if record else ("", "")
-    rate = f"{result.images / result.wall_seconds:.1f} images a second"
-    batches = f"batches of {count_of(largest, 'image')}{why}"
-    return f"{batches}; {who or 'this process'}; ties certified in {certified or '-'}; {rate}"
-
-
-def _distance_line(setting: SettingResult) -> str:
-    count = len(setting.distances)
-    mean = {k: sum(getattr(d, k) for d in setting.distances) / count for k in ("tokens", "f_hat", "pixels")}
-    return (
-        f"{setting.settings}: {mean['tokens']:.1%} of tokens differ from sequential decoding of the same seed, "
-        f"mean |Δf_hat| {mean['f_hat']:.3g}, mean |Δpixel| {mean['pixels']:.3g}"
-    )
 
 
 def _title(result: Verification) -> str:
@@ -231,13 +218,9 @@ def rounds_of(settings: Sequence[SettingResult], none: str = "-") -> list[str]:
 def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
     """Return what one setting came to, or several of them together."""
     once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
-    return [
-        words,
-        *(str(sum(setting.total(count) for setting in settings)) for count in counted),
-        *rounds_of(settings),
-        f"{sum(setting.seconds for setting in settings):.1f}",
-        f"{sum(seconds for _, seconds in once):.1f}",
-    ]
+    counts = [str(sum(setting.total(count) for setting in settings)) for count in counted]
+    ours, theirs = sum(setting.seconds for setting in settings), sum(seconds for _, seconds in once)
+    return [words, *counts, *rounds_of(settings), f"{ours:.1f}", f"{theirs:.1f}"]
 
 
 def parts_verdict(rows: Sequence[PartLaw]) -> Verdict:
@@ -295,8 +278,6 @@ def say_replayed(console: Console, replayed: Replayed) -> None:
 def say_smallest(console: Console, case: KeptCase) -> None:
     """Print the smallest case, and the command line that shows it; of cut networks a bundle alone can."""
     say(console, f"  smallest: {case}")
-    recipe = case.record.recipe
-    if recipe is not None:
+    if case.record.recipe is not None:
         note = " (with all scales; --bundle keeps the cut)" if case.scales else ""
-        line = repeat_line(recipe, case.settings, case.request, case.defect, case.draft_noise, case.against)
-        say(console, f"  alone{note}: {line}", whole=True)
+        say(console, f"  alone{note}: {repeat_line(case)}", whole=True)

@@ -72,7 +72,9 @@ def png_grid(rows: Sequence[Sequence[Sample]], about: Mapping[str, str]) -> byte
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             x, y = GAP + c * wide, GAP + r * high
-            canvas.paste(_enlarged(picture.image_3hw, factor), (x, y))
+            pixels_hw3 = (picture.image_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+            image = Image.fromarray(pixels_hw3.contiguous().numpy())
+            canvas.paste(image.resize((w * factor, h * factor), Image.Resampling.NEAREST), (x, y))
             for k, line in enumerate(picture.caption):
                 pen.text((x, y + h * factor + 1 + k * LINE), line, INK, font)
     text = PngInfo()
@@ -82,9 +84,3 @@ def png_grid(rows: Sequence[Sequence[Sample]], about: Mapping[str, str]) -> byte
     stream = io.BytesIO()
     canvas.save(stream, "PNG", pnginfo=text)
     return stream.getvalue()
-
-
-def _enlarged(image_3hw: Tensor, factor: int) -> Image.Image:
-    pixels_hw3 = (image_3hw.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    big = pixels_hw3.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-    return Image.fromarray(big.contiguous().numpy())

@@ -1,6 +1,5 @@
 """What a run is: its plan, its tasks, its file, its result; a case of it, repeated and reduced."""
 
-from harness.runs._bisect import Bisection, CommitStore
 from harness.runs._case import (
     MOST_CASES,
     KeptCase,
@@ -13,17 +12,24 @@ from harness.runs._case import (
     write_bundle,
 )
 from harness.runs._cover import covering, covering_with, plan_of, requests_for, verify_coverage_plan
-from harness.runs._database import FileKind, GrowingFile, is_begun, notes_of
-from harness.runs._decodes import TERMS, Decodes, RunInterrupted, verify_decodes
+from harness.runs._database import FileKind, GrowingFile, check_trusted, is_begun, notes_of
+from harness.runs._decodes import TERMS, Decodes, RunInterrupted, recorded_result, verify_decodes
 from harness.runs._exercised import ADALN
 from harness.runs._identity import code_of, differences, identity_of, source_files, weights_of
 from harness.runs._likelihood import LikelihoodTest
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch
-from harness.runs._recorded import recorded_result
 from harness.runs._records import THE_LAW, BrokenLaw, JudgedRow, LawsTried, QualityClaims, to_json
-from harness.runs._replay import Answer, Replayed, locate_case, replay_case, shrink_case, take_line
+from harness.runs._replay import (
+    Answer,
+    Bisection,
+    CommitStore,
+    Replayed,
+    locate_case,
+    replay_case,
+    shrink_case,
+    take_line,
+)
 from harness.runs._result import Verification
 from harness.runs._runfile import RUN_FILE, UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of
-from harness.runs._seals import check_trusted
 from harness.runs._setting import COUNTS, SettingResult
 from harness.runs._work import VerifyWork

@@ -23,9 +23,8 @@ from harness.judge import Divergence
 from harness.models import ModelPair
 from harness.protocol import Request, Settings, request_of, request_values
 from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN, RecordedNumbers
-from harness.runs._identity import Identity, identity_of
-from harness.runs._record import RunHeader, against_of, against_values
-from harness.runs._records import readable, settings_of, settings_values, to_json
+from harness.runs._identity import Identity, RunHeader, against_values, identity_of
+from harness.runs._records import A_RECORD, readable, settings_of, settings_values, to_json
 from harness.runs._runfile import exhibit_of, read_run
 from harness.schema import record_of, typed
 from harness.wording import count_of
@@ -83,9 +82,7 @@ class KeptCase:
     def code(self) -> list[tuple[str, str]]:
         """Factory and checkout of the decoder, and of the one in the reference's place."""
         names = [self.implementation, *([self.against.name] if self.against else [])]
-        return [
-            (name, settings.option("checkout")) for name, settings in zip(names, self.settings_of_both, strict=True)
-        ]
+        return [(name, each.option("checkout")) for name, each in zip(names, self.settings_of_both, strict=True)]
 
     def under(self, settings: Sequence[Settings]) -> Self:
         """Return the case under other settings, in the order of `settings_of_both`."""
@@ -113,10 +110,8 @@ def cases_of(path: Path) -> list[KeptCase]:
     return [
         KeptCase(
             number, run.record, run.plan.settings[row.setting], requests[row.task], row.judgement.defects[0],
-            exhibit=exhibit_of(path, row) if number < MOST_CASES else {},
-            draft_noise=run.plan.drafts[row.setting],
-            against=run.record.against(row.setting),
-            is_own=run.is_own,
+            exhibit=exhibit_of(path, row) if number < MOST_CASES else {}, draft_noise=run.plan.drafts[row.setting],
+            against=run.record.against(row.setting), is_own=run.is_own,
         )
         for number, row in enumerate(bad)
     ]  # fmt: skip
@@ -139,12 +134,9 @@ def of_checkouts(case: KeptCase, checkouts: Sequence[Path | None]) -> KeptCase:
 def unlike(case: KeptCase, models: ModelPair) -> str:
     """Return why a case cannot be repeated on these networks at all; empty where it can."""
     here, recorded = case.identity(models), case.recorded
-    weights = here.differences(recorded, ["weights"])
-    if weights:
-        return f"other weights: {'; '.join(weights)}"
-    mode = here.differences(recorded, ["mode"])
-    if mode:
-        return f"another mode: {'; '.join(mode)}"
+    for part, word in (("weights", "other weights"), ("mode", "another mode")):
+        if clauses := here.differences(recorded, [part]):
+            return f"{word}: {'; '.join(clauses)}"
     if here.machine.device != recorded.machine.device and case.numbers is None:
         names = f"recorded on {recorded.machine.name}, here {here.machine.name}"
         return f"another device: {names}, whose numbers are others; pass a --bundle"
@@ -183,8 +175,7 @@ def _draw_numbers(case: KeptCase, models: ModelPair) -> dict[str, Tensor]:
 
 def is_bundle(path: Path) -> bool:
     """Tell a bundle from a run file by its first bytes. Raises `InputError` where there is no file."""
-    remedy = "pass a file of verify --run, or of replay --bundle"
-    return refuse_other(path, "file", ("sqlite", "safetensors"), remedy).kind == "safetensors"
+    return refuse_other(path, "file", ("sqlite", "safetensors"), A_RECORD).kind == "safetensors"
 
 
 def read_bundle(path: Path) -> KeptCase:
@@ -201,39 +192,34 @@ def read_bundle(path: Path) -> KeptCase:
         )
         settings, draft_noise = settings_of(values["settings"])
         case = KeptCase(
-            0,
-            RunHeader.from_dict(values["about"]),
-            settings,
-            typed(request_of(values["request"])),
-            record_of(Divergence, values["found"]),
-            values["scales"],
-            RecordedNumbers(numbers, typed(request_of(values["recorded"]))),
-            exhibit,
-            draft_noise,
-            against_of(values["against"]),
-        )
+            0, RunHeader.from_dict(values["about"]), settings, typed(request_of(values["request"])),
+            record_of(Divergence, values["found"]), values["scales"],
+            RecordedNumbers(numbers, typed(request_of(values["recorded"]))), exhibit, draft_noise,
+            None if values["against"] is None else record_of(Other, values["against"]),
+        )  # fmt: skip
         if case.record.identity is None or not 0 <= case.scales <= MOST_SCALES or type(case.scales) is not int:
             raise ValueError("it does not say of what it is")
         return case
 
 
-def repeat_line(
-    recipe: Mapping[str, str],
-    settings: Settings,
-    request: Request,
-    divergence: Divergence,
-    draft_noise: float | None = None,
-    against: Other | None = None,
-) -> str:
-    """Return the command line that shows the divergence's image, or those of its seed where it names none.
+def repeat_line(case: KeptCase) -> str:
+    """Return the command line that shows the image of a case, or those of its seed where it names none.
 
-    `recipe` holds the options of the run that are not the usual ones; an empty text is a flag. `draft_noise` is that
-    of the draft that the setting met, where a design chose it (`Plan.drafts`).
+    Its run's recipe holds the options that are not the usual ones; an empty text is a flag.
     """
-    words = recipe_words(recipe, settings)
+    settings, request, against = case.settings, case.request, case.against
+    words = recipe_words(case.record.recipe or {}, settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
-    words += ["--draft-noise", f"{draft_noise!r}"] if draft_noise is not None else []
-    words += _image_options(request, divergence)
+    words += ["--draft-noise", f"{case.draft_noise!r}"] if case.draft_noise is not None else []
+    # one image, or all those of a seed where they are drawn together
+    labels, address = request.labels or (), (case.defect.seed, case.defect.image)
+    rows = [b for b, (seed, _) in enumerate(request.addresses) if seed == case.defect.seed]
+    if request.order == "image" and address in request.addresses:
+        rows = [request.addresses.index(address)]
+    words += ["--seeds", str(case.defect.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
+    ids = [request.addresses[b][1] for b in rows]
+    words += ["--images", ",".join(map(str, ids))] if ids != list(range(len(ids))) else []
+    words += ["--noise", "batch"] if request.order == "batch" else []
     for name, usual in USUAL.items():
         if getattr(request, name) != usual:
             words += [f"--{name.replace('_', '-')}", repr(getattr(request, name)).removesuffix(".0")]
@@ -258,16 +244,3 @@ def _options(side: str, settings: Settings) -> list[str]:
     for name, value in settings.options:
         words += [f"--{side}checkout", value] if name == "checkout" else [f"--{side}option", f"{name}={value}"]
     return words
-
-
-def _image_options(request: Request, divergence: Divergence) -> list[str]:
-    """Return seeds, labels and addresses: one image, or all those of a seed where they are drawn together."""
-    labels, addresses = request.labels or (), request.addresses
-    alone = request.order == "image" and (divergence.seed, divergence.image) in addresses
-    rows = [b for b, (seed, _) in enumerate(addresses) if seed == divergence.seed]
-    rows = [addresses.index((divergence.seed, divergence.image))] if alone else rows
-    words = ["--seeds", str(divergence.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
-    ids = [addresses[b][1] for b in rows]
-    if ids != list(range(len(ids))):
-        words += ["--images", ",".join(map(str, ids))]
-    return words + (["--noise", "batch"] if request.order == "batch" else [])

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harness.decoders import Other, Terms
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, ModelPair, close_pair
 from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings
 from harness.reference import family_of
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
-from harness.runs._exercised import why_untested
 from harness.runs._plan import Plan, Task
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, RunFileOptions
@@ -146,13 +144,15 @@ def verify_coverage_plan(
     """
     plan, is_fixed, without = decodes.plan, False, False
     while True:
-        against = _meeting(decodes.terms.against, plan)
-        unasked = decodes.plan.decodes - plan.decodes
+        against, unasked = decodes.terms.against, decodes.plan.decodes - plan.decodes
+        if against is not None:  # it meets the settings of the plan with its own policy and options
+            met = [replace(against.settings[0], draft_len=each.draft_len, bonus=each.bonus) for each in plan.settings]
+            against = replace(against, settings=tuple(met))
         terms = replace(decodes.terms, refusals=True, covers=True, unasked=unasked, against=against)
         try:
             result = verify_decodes(models, replace(decodes, plan=plan, terms=terms), parallelism, store, progress)
         except RunInterrupted as stop:
-            say_what_was_covered(stop.result, terms)
+            stop.result.take_design(unasked)
             raise
         except InputError as error:
             if error.name not in ("draft_len", "bonus", "implementation", "settings") or (is_fixed and without):
@@ -164,7 +164,7 @@ def verify_coverage_plan(
                 raise
             progress(Step(0, off=asked - plan.images))
         else:
-            say_what_was_covered(result, terms)
+            result.take_design(unasked)
             return result
 
 
@@ -174,14 +174,6 @@ def _fitting(is_fixed: bool, without: bool, setting: Settings) -> Settings | Non
     if is_fixed and has_rule:
         return None
     return replace(setting, bonus=False) if without else setting
-
-
-def _meeting(other: Other | None, plan: Plan) -> Other | None:
-    """Return another decoder as it meets the settings of a plan, with its own policy and options."""
-    if other is None:
-        return None
-    theirs = [replace(other.settings[0], draft_len=setting.draft_len, bonus=setting.bonus) for setting in plan.settings]
-    return replace(other, settings=tuple(theirs))
 
 
 def plan_of(blocks: Sequence[Block]) -> Plan:
@@ -195,15 +187,3 @@ def plan_of(blocks: Sequence[Block]) -> Plan:
         number += len(block.settings)
     tasks = tuple(Task(k, request, tuple(numbers)) for k, (request, numbers) in enumerate(meets.items()))
     return Plan(tuple(setting for block in blocks for setting in block.settings), tasks, drafts)
-
-
-def say_what_was_covered(result: Verification, terms: Terms) -> None:
-    """Name the drafts, count the refusals, and say what proves nothing. Effects: on the result."""
-    for number, setting in enumerate(result.settings):  # none where nothing could be decoded
-        setting.draft = "own" if result.plan.drafts[number] is None else "close"
-    result.covers = True
-    result.coverage.refused += terms.unasked
-    if result.settings:
-        result.reasons += why_untested(result.decoded, terms.unasked)
-        claims = [f"never exercised: {word}" for word in result.exercised.claims]
-        result.reasons += claims if result.is_whole else ["it ended before all was exercised"] * bool(claims)

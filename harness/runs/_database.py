@@ -1,12 +1,20 @@
-"""A file that grows with a run: one SQLite file, written by one process, and read by anybody at any time.
+"""A file that grows with a run: one SQLite file, written by one process, read by anybody at any time; and its seals.
 
 Promise: what is written together is on the disk whole or not at all; one process writes a file at a time; a file of
 another kind or schema is refused in one line, and so is a damaged one.
+
+May it be believed? Every row that is written gets a seal, which holds a digest of the row and one of all seals until
+then; a row that is another one now, is gone, or was never sealed is named. Whoever writes the file holds the last
+digest, and compares at the end; whoever has the file alone sees what was not sealed anew. It is no signature. A file
+that this user wrote on this machine is known again, by a mark that nobody else's knowledge suffices to make for other
+code; others may name code, and whether that runs here is for whoever reads them to say. It is no lock: who can read
+this machine's secrets can make marks.
 
 Why SQLite: a killed run leaves the last transaction, any tool reads it, and Python brings it along.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -17,10 +25,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from harness.content import refuse_other
+from harness.decoders import OWN_DECODER
 from harness.errors import InputError
 from harness.files import check_readable
 from harness.runs._records import readable, to_json
-from harness.runs._seals import BEGIN, SEALS, broken_seal, last_seal, seal
 
 REMEDY = "pass --resume to go on with it, or another --run"
 NOTES = "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
@@ -34,7 +42,7 @@ class FileKind:
     schema: int  # version of the tables
     tables: tuple[str, ...]  # statements that make them; `run`, which holds notes by key, is there always
     command: str  # that writes it
-    sealed: bool = False  # every row has a seal (`_seals`)
+    sealed: bool = False  # every row has a seal
 
     @property
     def remedy(self) -> str:
@@ -45,32 +53,26 @@ class FileKind:
         """Turn what a damaged file does into one `InputError`."""
         return readable(name, path, self.remedy)
 
-    def check(self, base: sqlite3.Connection, path: Path, name: str) -> None:
-        """Refuse a file of another kind or schema. Raises `InputError`."""
+    def check(self, base: sqlite3.Connection, path: Path, name: str, again: bool = False) -> None:
+        """Refuse a file of another kind or schema, or with something else than was written. Raises `InputError`.
+
+        `again` where its seals were looked at already.
+        """
         mark, schema = (base.execute(f"PRAGMA {word}").fetchone()[0] for word in ("application_id", "user_version"))
         if mark != self.application:
             raise InputError(name, str(path), "is no run file", self.remedy)
         if schema != self.schema:
             rule = f"has schema {schema}, and this version reads {self.schema}"
             raise InputError(name, str(path), rule, "use the version of the harness that wrote it")
-
-    def check_seals(self, base: sqlite3.Connection, path: Path, name: str) -> None:
-        """Refuse a file that holds something else than was written. Raises `InputError`."""
-        broken = broken_seal(base) if self.sealed else ""
-        if broken:
+        if self.sealed and not again and (broken := broken_seal(base)):
             raise rewritten(path, broken, name)
 
     @contextmanager
     def reading(self, path: Path, name: str = "run", again: bool = False) -> Iterator[sqlite3.Connection]:
-        """Open a file to read it, of a run that goes on, too; `again` where its seals were looked at already.
-
-        Raises `InputError` where it is none, of another kind or schema, damaged, or not as it was written.
-        """
+        """Open a file to read it, of a run that goes on, too; `again`, and what is refused, as of `check`."""
         refuse_other(path, name, ("sqlite",), self.remedy)
         with self.readable(path, name), closing(_opened(path)) as base:
-            self.check(base, path, name)
-            if not again:
-                self.check_seals(base, path, name)
+            self.check(base, path, name, again)
             yield base
 
 
@@ -117,7 +119,6 @@ class GrowingFile:
         try:
             with cls.kind.readable(path):
                 cls.kind.check(file.base, path, "run")
-                cls.kind.check_seals(file.base, path, "run")
                 file.digest = last_seal(file.base) if cls.kind.sealed else BEGIN
                 clauses = differing(file)
             if clauses:
@@ -211,3 +212,99 @@ def _locked(path: Path) -> int:
         rule = "is being written by another run"
         raise InputError("run", str(path), rule, "wait for it, or pass another --run") from None
     return descriptor
+
+
+COLUMNS = "place TEXT NOT NULL, content TEXT NOT NULL, digest TEXT NOT NULL"
+SEALS = f"CREATE TABLE seals (number INTEGER PRIMARY KEY, {COLUMNS})"
+NAMES = ("number", "place", "content", "digest")
+BEGIN = "sdvar-harness"
+DROPPED = ("pictures",)  # tables of which rows are dropped again: only the worst ones are kept
+ANYWHERE = ("seals", "sqlite_sequence")
+
+
+def seal(base: sqlite3.Connection, table: str, row: int, before: str) -> str:
+    """Seal a row, by its rowid, after the seal that is called `before`; return what this one is called."""
+    keys = _keys(base, table)
+    values = base.execute(f"SELECT * FROM {table} WHERE rowid = ?", (row,)).fetchone()
+    place, content = _place(table, keys, values), _digest(repr(values))
+    digest = _digest(f"{before} {place} {content}")
+    base.execute("INSERT INTO seals (place, content, digest) VALUES (?, ?, ?)", (place, content, digest))
+    return digest
+
+
+def last_seal(base: sqlite3.Connection) -> str:
+    """Return what the last seal is called."""
+    found = base.execute("SELECT digest FROM seals ORDER BY number DESC LIMIT 1").fetchone()
+    return str(found[0]) if found else BEGIN
+
+
+def broken_seal(base: sqlite3.Connection) -> str:
+    """Return what is no longer as it was written, one clause; empty where everything is."""
+    before, sealed = BEGIN, dict[str, str]()
+    for number, place, content, digest in base.execute(f"SELECT {', '.join(NAMES)} FROM seals ORDER BY number"):
+        before = _digest(f"{before} {place} {content}")
+        if digest != before:
+            return f"seal {number} does not follow from those before it"
+        sealed[str(place)] = str(content)
+    there = dict(_rows(base))
+    changed = [place for place, content in there.items() if sealed.get(place) != content]
+    changed += [place for place in sealed.keys() - there.keys() if place.partition(" ")[0] not in DROPPED]
+    return f"{min(changed)} is not what was written" if changed else ""
+
+
+def _rows(base: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """Yield the place and the digest of every row."""
+    tables = [name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    for table in sorted(set(tables) - set(ANYWHERE)):
+        keys = _keys(base, table)
+        for values in base.execute(f'SELECT * FROM "{table}"'):
+            yield _place(table, keys, values), _digest(repr(values))
+
+
+def _keys(base: sqlite3.Connection, table: str) -> list[int]:
+    """Return which columns of a table name a row."""
+    return [number for number, *_, is_key in base.execute(f'PRAGMA table_info("{table}")') if is_key]
+
+
+def _place(table: str, keys: list[int], values: tuple[object, ...]) -> str:
+    return " ".join([table, *(str(values[key]) for key in keys)])
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+# known on this machine alone: its id, or where an image has none, what its system drew when it started
+MACHINE = (Path("/etc/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
+SHORTEST = 32  # hexadecimal digits: an image may come with an empty id, or with a word in its place
+
+
+def origin_mark(texts: Sequence[str]) -> str:
+    """Return the mark of this user and this machine on what a file says that it is of."""
+    secret = os.urandom(SHORTEST)  # with neither, no file is known again
+    for file in MACHINE:
+        with suppress(OSError):
+            if len(found := file.read_bytes().strip()) >= SHORTEST:
+                secret = found
+                break
+    mark = hashlib.blake2b(key=secret[:64], digest_size=16)
+    for text in (str(os.getuid()), *texts):
+        mark.update(f"{len(text)} {text};".encode(errors="surrogatepass"))
+    return mark.hexdigest()
+
+
+def check_trusted(path: Path, named: Sequence[tuple[str, str]], given: Sequence[Path | None]) -> None:
+    """Refuse to run what somebody else's file names. Raises `InputError` where that is code, and not the harness's.
+
+    `named` are factory and checkout of the decoder, and of the one in the reference's place; `given` the checkouts that
+    the command line named for them: those are its user's own choice.
+    """
+    foreign = []
+    for (factory, checkout), own in zip(named, given, strict=False):
+        if factory != OWN_DECODER and not factory.startswith("published:"):
+            foreign.append(factory)
+        if checkout and own is None:
+            foreign.append(f"checkout {checkout}")
+    if foreign:
+        rule = f"comes from elsewhere, and names code that would run here: {', '.join(foreign)}"
+        raise InputError("file", str(path), rule, "look at that code, and pass --trust")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -23,12 +24,11 @@ from harness.pool import ALONE, Died, Parallelism, employ
 from harness.protocol import Contract, Request, Settings, guidance_text
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
-from harness.runs._identity import identity_of, names_of
+from harness.runs._identity import DECODER, HARNESS, NetworksUsed, RunHeader, identity_of, names_of
 from harness.runs._plan import Plan, Task
-from harness.runs._record import DECODER, HARNESS, NetworksUsed, RunHeader
-from harness.runs._records import JudgedRow
+from harness.runs._records import JudgedRow, readable
 from harness.runs._result import Verification
-from harness.runs._runfile import UNKEPT, RunFile, RunFileOptions, begin
+from harness.runs._runfile import UNKEPT, Kept, RunFile, RunFileOptions, begin, read_run
 from harness.runs._setting import SettingResult
 from harness.runs._work import Done, VerifyWork
 from harness.runs.pictures import MOST_PICTURES
@@ -250,9 +250,7 @@ def put_together(
     for setting in settings:
         if setting.contract is Contract.LAW:
             for law in alike:
-                judged = [
-                    (requests[row.task], row.judgement) for row in setting.rows if law_of(requests[row.task]) == law
-                ]
+                judged = [(requests[r.task], r.judgement) for r in setting.rows if law_of(requests[r.task]) == law]
                 wealth = weigh_law(judged, networks.V, looks)
                 setting.bets += [wealth] if wealth else []
         weigh_run([(requests[row.task], row.judgement) for row in setting.rows], allowed, len(settings))
@@ -266,3 +264,43 @@ def widest(budget: Budget, pyramid: ScalePyramid, requests: Sequence[Request]) -
     if len({abs(guidance) if isinstance(guidance, float | int) else guidance for guidance in each}) == 1:
         return each[widest]
     return replace(each[widest], source=f"{each[widest].source}; the widest, at {guidance_text(widest)}")
+
+
+def recorded_result(path: Path) -> Verification:
+    """Return the result of a run file, as its run had it, or would have if it had ended where the file does.
+
+    Nothing is decoded or judged anew; counts, verdict and first divergence are those that `verify` printed. Raises
+    `InputError` where it is none.
+    """
+    run, rows = read_run(path)
+    with readable("run", path):
+        return _result_of(run, rows)
+
+
+def _result_of(run: Kept, rows: list[JudgedRow]) -> Verification:
+    record, networks, terms = run.record, run.record.networks, run.record.terms
+    requests = [task.request for task in run.plan.tasks]
+    settings = zip(run.plan.settings, record.contracts, strict=True)
+    result = Verification(
+        [SettingResult(setting, contract) for setting, contract in settings],
+        widest(record.budget, networks.pyramid, requests),
+        torch.device(networks.device), *networks.dtypes, networks.title, plan=run.plan, record=record,
+    )  # fmt: skip
+    if terms.against is not None:
+        of = record.identity
+        result.tested, result.against = of.decoder.title if of else "", terms.against.name
+        result.against = of.against.title if of and of.against else result.against
+    by_task: dict[int, list[JudgedRow]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+        result.decode_seconds += row.seconds + row.reference_seconds
+    put_together(result, by_task, networks, record.budget)
+    dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
+    result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
+    if terms.covers:
+        result.take_design(terms.unasked)
+    if run.claims is not None:
+        result.take_quality(run.claims, run.quality)
+    if run.laws is not None:
+        result.take_laws(run.laws)
+    return result

@@ -7,9 +7,10 @@ rows; what a decoder declares not to do was fixed before its first decode.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness.protocol import Request, Settings
-from harness.runs._records import CLAIMS, Coverage
+from harness.runs._records import CLAIMS
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 LOCK_STEP = 12  # batches with a rejection whose images all went on together: a decoder that parts them would not
@@ -55,6 +56,7 @@ def _filtered(holds: Callable[[int, float], bool]) -> Test:
 
 
 BY_SCALE = "filters by scale"  # published samplers have one for all
+LENGTHS, RULE = "several draft lengths", "a rule of draft lengths"
 _DRAFTED, _PARTS, _BONUS = "drafts", "diverging batches", "a bonus scale"
 ASPECTS = (
     Aspect("requests without a filter", "filters", "--top-k 0 --top-p 0", _filtered(lambda k, p: not (k or p))),
@@ -75,8 +77,8 @@ ASPECTS = (
            declines=("several images",)),
     Aspect("one decoder for several requests", "batches", "--seeds 0:2 --batch 1", _several(lambda s, r: r),
            "one decoder for several requests"),
-    Aspect("several draft lengths", _DRAFTED, "--draft-len 1,2,5", _several(lambda s, r: s.draft_len)),
-    Aspect("a rule of draft lengths", _DRAFTED, "--draft-len dynamic",
+    Aspect(LENGTHS, _DRAFTED, "--draft-len 1,2,5", _several(lambda s, r: s.draft_len)),
+    Aspect(RULE, _DRAFTED, "--draft-len dynamic",
            _any(lambda s, r: isinstance(s.draft_len, str)), declines=("draft rules",)),
     Aspect("rejected drafts", _DRAFTED, "--draft-noise 0.1", bool, "a first drafted scale that is rejected"),
     Aspect("accepted drafts of several scales", _DRAFTED, "--draft-noise 0.002 --draft-len 5", bool,
@@ -135,72 +137,60 @@ class Exercised:
         return f" ({', '.join(options)})" if len(options) < 3 else " (--cover)"
 
 
-@dataclass(frozen=True)
-class Observed:
-    """What a run knows besides its decodes."""
-
-    coverage: Coverage  # what their rounds showed
-    covers: bool = False  # the plan is a covering design: what is not in it was refused before it was begun
-    drafts: bool = True  # the decoder drafts
-    has_lengths: bool = True  # it is asked for draft lengths
+def exercised(run: Any) -> Exercised:
+    """Sum up what was exercised in a run (`Verification`)."""
+    decodes, coverage, laws, record = run.decoded, run.coverage, run.laws, run.record
+    declines = {word for words in (record.declines if record else ()) for word in words}
     # it takes dtypes, and rules of draft lengths and bonus scales as `Settings` has them; published code does not
-    is_ours: bool = True
-    kinds: frozenset[str] = frozenset()  # of `KINDS`, those that were met
-    has_laws: bool = True  # laws can be asked of it
-    refused_laws: str = ""  # why it refused every law
-
-
-def exercised(decodes: Sequence[Decode], seen: Observed, declines: Sequence[str]) -> Exercised:
-    """Sum up what was exercised; `declines` is what the decoder declares."""
+    ours = any(setting.settings.policy for setting in run.settings)
+    drafts = record is None or not record.terms.sequential
+    judged = drafts and bool(coverage.judged or not coverage.rounds)
+    lengths = drafts and any(setting.settings.draft_len != "" for setting in run.settings)
+    # whether a decoder can be asked an aspect at all, by its word or its family
+    applies = {BY_SCALE: ours, LENGTHS: lengths, RULE: judged and ours, _DRAFTED: judged, "bonus": judged and ours}
     met = [one for one in decodes if not (one.refused or one.declared)]
     asked, not_done, missing, claims = [], dict[str, str](), dict[str, str](), []
-    lock_step = seen.coverage.together >= LOCK_STEP and not seen.coverage.diverged
+    lock_step = coverage.together >= LOCK_STEP and not coverage.diverged
+    covers = run.covers and run.is_whole  # what is not in the plan of a design was refused before it was begun
     for aspect in ASPECTS:
-        if not _applies(aspect, seen):
+        if not applies.get(aspect.word, applies.get(aspect.family, True)):
             continue
-        if aspect.test(met) and (not aspect.claim or CLAIMS[aspect.claim](seen.coverage)):
+        if aspect.test(met) and (not aspect.claim or CLAIMS[aspect.claim](coverage)):
             asked.append(aspect.word)
-        elif set(aspect.declines) & set(declines):
+        elif set(aspect.declines) & declines:
             not_done[aspect.word] = DECLARED
         elif lock_step and _PARTS in aspect.declines:
             not_done[aspect.word] = TOGETHER
-        elif not aspect.test(met) and (aspect.test(decodes) or (seen.covers and aspect.word not in RARE)):
+        elif not aspect.test(met) and (aspect.test(decodes) or (covers and aspect.word not in RARE)):
             not_done[aspect.word] = REFUSED
         else:
             missing[aspect.word] = aspect.asks
             claims += [aspect.claim] * bool(aspect.claim)
+    refuses_laws = laws is not None and laws.asked == len(laws.refused) and bool(laws.why)
+    kinds = _kinds_met(run)
     for kind, option in KINDS.items():
-        if kind in seen.kinds:
+        if kind in kinds:
             asked.append(kind)
-        elif (seen.refused_laws and option == KINDS[LAWS]) or (kind == DTYPES and not seen.is_ours):
+        elif (refuses_laws and option == KINDS[LAWS]) or (kind == DTYPES and not ours):
             not_done[kind] = REFUSED
-        elif seen.has_laws or kind != LAWS:
+        elif kind != LAWS or not run.against:  # no law can be asked of two decoders
             missing[kind] = option
     counts = len(decodes), sum(one.refused for one in decodes), sum(bool(one.declared) for one in decodes)
     return Exercised(tuple(asked), not_done, missing, tuple(claims), *counts)
 
 
-def _applies(aspect: Aspect, seen: Observed) -> bool:
-    """Tell whether a decoder can be asked an aspect at all."""
-    judged = bool(seen.coverage.judged or not seen.coverage.rounds)
-    if aspect.word == BY_SCALE:
-        return seen.is_ours
-    if aspect.family not in (_DRAFTED, "bonus"):
-        return True
-    if aspect.word == "several draft lengths":
-        return seen.drafts and seen.has_lengths
-    if aspect.word == "a rule of draft lengths" or aspect.family == "bonus":
-        return seen.drafts and judged and seen.is_ours
-    return seen.drafts and judged
+def _kinds_met(run: Any) -> set[str]:
+    """Return those of `KINDS` that a run, and laws that were tried after it, met."""
+    laws, record = run.laws, run.record
+    met = {LAWS, *laws.networks} - {run.modes[0]} if laws is not None and laws.held else set[str]()
+    dtypes = {DTYPES} if met - {LAWS, ADALN} else set[str]()
+    adaln = {ADALN} if record is not None and record.networks.shared_adaln else set[str]()
+    return met & {LAWS, ADALN} | dtypes | adaln
 
 
 def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:
-    """Return why a decoder that refuses or declares away so much has not been tested.
-
-    `unasked` are decodes that are not in the plan, since the decoder cannot be built for them. Soft codes, which nobody
-    can speculate on, do not count.
-    """
-    decodes = [one for one in decodes if not one.request.more_smooth]
+    """Return why a decoder that refuses or declares so much is untested; `unasked` decodes are not in the plan."""
+    decodes = [one for one in decodes if not one.request.more_smooth]  # nobody can speculate on soft codes
     met = [one for one in decodes if not (one.refused or one.declared)]
     refused, declared = sum(one.refused for one in decodes) + unasked, sum(bool(one.declared) for one in decodes)
     asked, reasons = len(decodes) + unasked, list[str]()

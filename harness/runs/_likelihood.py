@@ -95,20 +95,16 @@ class LikelihoodTest:
         L, V = self.models.pyramid.draws.L, self.models.target.config.V
         classes = self.request.conditions(self.models.target.config.classes)
         if tokens_BL.ndim != 2 or tokens_BL.shape != (len(labels), L) or not len(labels):
-            shape = tuple(tokens_BL.shape)
-            raise InputError(
-                "tokens", shape, f"must be (images, {L}), with a label an image ({len(labels)})", "see to it"
-            )
+            rule = f"must be (images, {L}), with a label an image ({len(labels)})"
+            raise InputError("tokens", tuple(tokens_BL.shape), rule, "see to it")
         if tokens_BL.dtype.is_floating_point or tokens_BL.dtype.is_complex or tokens_BL.dtype == torch.bool:
             raise InputError("tokens", tokens_BL.dtype, "must be integers", "pass the tokens themselves")
         tokens_BL = tokens_BL.to(self.models.device, torch.int64)
         outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= V))
         if len(outside):
             row, position = outside[0].tolist()
-            where = f"tokens[{row}, {position}]"
-            raise InputError(
-                where, int(tokens_BL[row, position]), f"must lie in 0..{V - 1}", "see which codebook it is of"
-            )
+            where, token = f"tokens[{row}, {position}]", int(tokens_BL[row, position])
+            raise InputError(where, token, f"must lie in 0..{V - 1}", "see which codebook it is of")
         for row, label in enumerate(labels):
             if not 0 <= label <= classes:
                 raise InputError(f"labels[{row}]", label, f"must lie in 0..{classes}", "see which networks it is of")
@@ -139,11 +135,8 @@ class LikelihoodTest:
         wealth, last = self.wealth, self._last_L
         return {
             **self._terms,
-            "images": wealth.images,
-            "forbidden": wealth.forbidden,
+            **{name: getattr(wealth, name) for name in ("images", "forbidden", "highest", "batches")},
             "place": self.place,
-            "highest": wealth.highest,
-            "batches": wealth.batches,
             "won": wealth.won_AT.tolist(),
             "under": wealth.under_3A.tolist(),
             "last": [] if last is None else last.tolist(),

@@ -173,12 +173,9 @@ def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Reque
     labels, ids = request.labels, request.image_ids
     assert labels is not None
     everything = [(seed, label, image) for seed in seeds for label, image in zip(labels, ids, strict=True)]
-    count = math.ceil(len(everything) / size)
-    edges = [len(everything) * k // count for k in range(count + 1)]
-    return [_batch(request, everything[a:b]) for a, b in pairwise(edges)]
-
-
-def _batch(request: Request, images: Sequence[tuple[int, int, int]]) -> Request:
-    seeds, labels, ids = (tuple(column) for column in zip(*images, strict=True))
-    mixed = seeds if len(set(seeds)) > 1 else None
-    return replace(request, labels=labels, images=ids, seed=seeds[0], seeds=mixed, count=len(labels))
+    count, batches = math.ceil(len(everything) / size), []
+    for a, b in pairwise(len(everything) * k // count for k in range(count + 1)):
+        of, drawn, images = (tuple(column) for column in zip(*everything[a:b], strict=True))
+        mixed = of if len(set(of)) > 1 else None
+        batches.append(replace(request, labels=drawn, images=images, seed=of[0], seeds=mixed, count=len(drawn)))
+    return batches

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError, InputError
 from harness.judge import Judgement
-from harness.protocol import Round, Settings, Trace
+from harness.protocol import Settings, Trace
 from harness.schema import record_of
 from harness.wording import count_of
 
@@ -58,8 +58,17 @@ class Coverage:
         together = len(trace.rounds) > 1 and rejects and not diverged
         coverage = cls(decodes=1, diverged=int(diverged), together=int(together))
         for rounds in trace.rounds:
+            coverage.rounds += len(rounds)
             for turn in rounds:
-                coverage._add_round(turn)
+                if not turn.drafted:  # the target decided alone: nothing was accepted or rejected
+                    continue
+                coverage.judged += turn.target_rows > 0
+                coverage.accepted[turn.accepted] += 1
+                coverage.whole += turn.accepted == turn.drafted > 1
+                coverage.partial += 0 < turn.accepted < turn.drafted
+                coverage.corrected += turn.corrected
+                coverage.late += turn.corrected and turn.accepted > 0
+                coverage.bonus += turn.bonus
                 coverage.apart += diverged and turn.bonus and turn.drafted > 0
             coverage.passed += sum(
                 turn.accepted == turn.drafted > 0 < turn.target_rows and not turn.bonus for turn in rounds[:-1]
@@ -73,18 +82,6 @@ class Coverage:
         for one in decodes:
             for name, count in vars(one).items():
                 setattr(self, name, getattr(self, name) + count)
-
-    def _add_round(self, turn: Round) -> None:
-        self.rounds += 1
-        if not turn.drafted:  # the target decided alone: nothing was accepted or rejected
-            return
-        self.judged += turn.target_rows > 0
-        self.accepted[turn.accepted] += 1
-        self.whole += turn.accepted == turn.drafted > 1
-        self.partial += 0 < turn.accepted < turn.drafted
-        self.corrected += turn.corrected
-        self.late += turn.corrected and turn.accepted > 0
-        self.bonus += turn.bonus
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
@@ -136,27 +133,17 @@ class Counts:
     def of(cls, trace: Trace, differing: Sequence[int] = ()) -> Counts:
         """Return the counts of a trace; `differing` are the tokens of every scale that are not the other side's."""
         accepted = [[turn.accepted for turn in rounds] for rounds in trace.rounds]
-        scales = {**_by_scale(trace), "differ": list(differing)}
+        S = trace.scale_writes_BS.shape[-1]
+        scales = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
+        for turn in trace.turns:
+            rejected, after = turn.first + turn.accepted, turn.first + turn.drafted
+            spans = (turn.first, after), (turn.first, rejected), (rejected, rejected + bool(turn.corrected))
+            for name, (begin, end) in zip(scales, (*spans, (after, after + bool(turn.bonus))), strict=True):
+                for si in range(max(0, begin), min(S, end)):  # its numbers need not be scales that there are
+                    scales[name][si] += 1
         counts = list(trace.target_calls), list(trace.target_rows), accepted
-        return cls(*counts, Coverage.of(trace), scales, dict(trace.cache_bytes))
-
-
-def _by_scale(trace: Trace) -> dict[str, list[int]]:
-    """Return what the rounds did with every scale; a decoder's numbers need not be scales that there are."""
-    S = trace.scale_writes_BS.shape[-1]
-    by_scale = {name: [0] * S for name in ("drafted", "kept", "corrected", "bonus")}
-    for turn in trace.turns:
-        rejected, after = turn.first + turn.accepted, turn.first + turn.drafted
-        spans = {
-            "drafted": range(turn.first, after),
-            "kept": range(turn.first, rejected),
-            "corrected": range(rejected, rejected + bool(turn.corrected)),
-            "bonus": range(after, after + bool(turn.bonus)),
-        }
-        for name, span in spans.items():
-            for si in range(max(0, span.start), min(S, span.stop)):
-                by_scale[name][si] += 1
-    return by_scale
+        differ = {"differ": list(differing)}
+        return cls(*counts, Coverage.of(trace), scales | differ, dict(trace.cache_bytes))
 
 
 @dataclass(frozen=True)
@@ -179,10 +166,7 @@ class JudgedRow:
     tokens: bytes = b""  # what was compared, as `packed_tokens`; empty where nothing was
 
     def tokens_xBL(self, images: int, L: int) -> npt.NDArray[np.int32]:
-        """Return the tokens of its images, then, where some differ, the reference's along them.
-
-        Raises `ValueError` or `zlib.error` for what is not of that shape.
-        """
+        """Return its images' tokens, then, where some differ, the reference's. Raises `ValueError` or `zlib.error`."""
         size = 4 * images * L
         raw = zlib.decompressobj().decompress(self.tokens, 2 * size + 1)  # and no more, whatever it says
         return np.frombuffer(raw, "<i4").reshape(-1, images, L)
@@ -225,10 +209,11 @@ def settings_of(values: Values) -> tuple[Settings, float | None]:
     return record_of(Settings, {name: value for name, value in values.items() if name != "draft_noise"}), noise
 
 
+A_RECORD = "pass a file of verify --run, or of replay --bundle"
+
+
 @contextmanager
-def readable(
-    name: str, path: object, remedy: str = "pass a file of verify --run, or of replay --bundle"
-) -> Iterator[None]:
+def readable(name: str, path: object, remedy: str = A_RECORD) -> Iterator[None]:
     """Turn whatever a file of another form, or a damaged one, makes of its reader into one `InputError`."""
     try:
         yield

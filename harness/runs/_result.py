@@ -19,12 +19,11 @@ from harness.judge import ACCEPTED, CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Diver
 from harness.protocol import Contract, Request, declined
 from harness.rounding import Allowance
 from harness.runs._case import KeptCase, repeat_line
-from harness.runs._exercised import ADALN, DTYPES, LAWS, Decode, Exercised, Observed, exercised
+from harness.runs._exercised import Decode, Exercised, exercised, why_untested
+from harness.runs._identity import DECODER, RunHeader
 from harness.runs._plan import Plan
-from harness.runs._record import DECODER, RunHeader
 from harness.runs._records import Coverage, JudgedRow, LawsTried, QualityClaims, QualityFigures
-from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, row_values
-from harness.runs._shown import document, fragment
+from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, document, fragment, row_values
 from harness.wording import count_of
 
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
@@ -81,6 +80,20 @@ class Verification:
         if tried.left:
             self.reasons.append(f"{count_of(len(tried.left), 'law')} not tried")
 
+    def take_design(self, unasked: int) -> None:
+        """Name the drafts of a covering design, count the refusals, and say what proves nothing.
+
+        `unasked` are decodes that are not in the plan, since the decoder cannot be built for them.
+        """
+        for number, setting in enumerate(self.settings):  # none where nothing could be decoded
+            setting.draft = "own" if self.plan.drafts[number] is None else "close"
+        self.covers = True
+        self.coverage.refused += unasked
+        if self.settings:
+            self.reasons += why_untested(self.decoded, unasked)
+            claims = [f"never exercised: {word}" for word in self.exercised.claims]
+            self.reasons += claims if self.is_whole else ["it ended before all was exercised"] * bool(claims)
+
     @property
     def modes(self) -> tuple[str, str]:
         """Modes of the target and of the draft, as the command line names them."""
@@ -108,17 +121,7 @@ class Verification:
     @property
     def exercised(self) -> Exercised:
         """What was asked of this decoder, what it does not do, and what nobody asked."""
-        record, laws, ours = self.record, self.laws, any(setting.settings.policy for setting in self.settings)
-        met = {LAWS, *laws.networks} if laws is not None and laws.held else set[str]()
-        met -= {self.modes[0]}
-        kinds = {kind for kind in (LAWS, ADALN) if kind in met} | ({DTYPES} if met - {LAWS, ADALN} else set())
-        kinds |= {ADALN} if record is not None and record.networks.shared_adaln else set()
-        facts = Observed(
-            self.coverage, self.covers and self.is_whole, record is None or not record.terms.sequential,
-            any(setting.settings.draft_len != "" for setting in self.settings), ours, frozenset(kinds),
-            not self.against, laws.why if laws is not None and laws.asked == len(laws.refused) else "",
-        )  # fmt: skip
-        return exercised(self.decoded, facts, [word for words in (record.declines if record else ()) for word in words])
+        return exercised(self)
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -279,8 +282,7 @@ class Verification:
         case = self.case
         if case is None or case.record.recipe is None or case.request.filters or case.request.more_smooth:
             return ""
-        of = case.settings, case.request, case.defect, case.draft_noise, case.against
-        return repeat_line(case.record.recipe, *of)
+        return repeat_line(case)
 
     @property
     def case(self) -> KeptCase | None:

@@ -18,19 +18,10 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.protocol import request_of, request_values
 from harness.runs import _records as records
-from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of
+from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of, origin_mark
+from harness.runs._identity import RunHeader
 from harness.runs._plan import Plan, Task
-from harness.runs._record import RunHeader
-from harness.runs._records import (
-    Coverage,
-    JudgedRow,
-    KeptFigures,
-    LawsTried,
-    QualityClaims,
-    settings_of,
-    to_json,
-)
-from harness.runs._seals import origin_mark
+from harness.runs._records import Coverage, JudgedRow, KeptFigures, LawsTried, QualityClaims, settings_of, to_json
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.schema import record_of, typed
 from harness.wording import count_of
@@ -162,19 +153,12 @@ def read_run(path: Path, name: str = "run") -> tuple[Kept, list[JudgedRow]]:
         said = [to_json(notes[name]) for name in NAMES_CODE] + [value for (value,) in rows]
         is_own = notes.get("origin") == origin_mark(said)
         run = Kept(RunHeader.from_dict(notes), plan, laws, claims, quality, is_own)
-        judged = list(_rows(base))
-        check_rows(run, judged)
+        asked, judged = {(task.number, setting) for task in plan.tasks for setting in task.settings}, list(_rows(base))
+        if any(setting not in range(len(settings)) for _, setting in asked):
+            raise ValueError("its requests are to be drawn under settings that it has not")
+        if not {(row.task, row.setting) for row in judged} <= asked:
+            raise ValueError("it judges what it does not ask for")
         return run, judged
-
-
-def check_rows(run: Kept, rows: Sequence[JudgedRow]) -> None:
-    """Refuse rows of requests and settings that a plan has not. Raises `ValueError`."""
-    asked = {(task.number, setting) for task in run.plan.tasks for setting in task.settings}
-    settings = range(len(run.plan.settings))
-    if any(setting not in settings for _, setting in asked):
-        raise ValueError("its requests are to be drawn under settings that it has not")
-    if not {(row.task, row.setting) for row in rows} <= asked:
-        raise ValueError("it judges what it does not ask for")
 
 
 def begin(store: RunFileOptions, record: RunHeader, plan: Plan) -> RunFile | None:

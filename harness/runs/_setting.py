@@ -1,16 +1,22 @@
-"""What one setting of a run did over all its requests.
+"""What one setting of a run did over all its requests; and how a result is shown: in words, as JSON, in notebooks.
 
-Promise: every count is a sum over judgements.
+Promise: every count is a sum over judgements. The JSON document, which docs/runs.md describes, and the fragment for
+notebooks are what the result (`Verification`) says of itself, and complete.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from itertools import chain
 from typing import Any
 
+from harness.errors import one_line, shortened
 from harness.files import finite
-from harness.judge import Distance, Divergence, Judgement, Verdict, Wealth, worst_verdict
-from harness.protocol import Contract, Request, Settings
+from harness.judge import CodeLine, Distance, Divergence, Judgement, Verdict, Wealth, worst_verdict
+from harness.protocol import Contract, Request, Settings, request_values
+from harness.provenance import versions
+from harness.rounding import precision
+from harness.runs._identity import DECODER, HARNESS
 from harness.runs._records import JudgedRow
 from harness.wording import count_of
 
@@ -106,9 +112,7 @@ class SettingResult:
         """Return what ``verify --json`` says of it; the first defects of every decode, all ties."""
         return {
             "setting": vars(self.settings),
-            "draft": self.draft,
-            "refused": self.refused,
-            "contract": self.contract,
+            **{name: getattr(self, name) for name in ("draft", "refused", "contract", "seconds", "reference_seconds")},
             "verdict": self.verdict.value,
             **{name: self.total(name) for name in COUNTS},
             "ties_listed": [tie.as_dict() for judgement in self.judgements for tie in judgement.ties],
@@ -120,8 +124,6 @@ class SettingResult:
             ],
             **({"bets": [wealth.as_dict() for wealth in self.bets]} if self.bets else {}),
             "distances": [finite(vars(distance)) for distance in self.distances],
-            "seconds": self.seconds,
-            "reference_seconds": self.reference_seconds,
         }
 
 
@@ -159,3 +161,74 @@ def counted_briefly(totals: Mapping[str, int]) -> str:
     words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
     counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
     return ", ".join([count_of(totals["draws"], "draw"), *counts, count_of(totals["defects"], "defect")])
+
+
+SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
+# what the document says of a run by the names that the run has for it
+AS_IT_IS = ("models", "inconclusive", "so_far", "remarks", "changes", "compared", "not_compared", "covers", "seconds",
+            "decode_seconds", "wall_seconds", "alone")  # fmt: skip
+MOST = 600  # characters of a text from outside
+# Readable on light and dark; the verdict's word says the same as its colour.
+COLOURS = dict.fromkeys(Verdict, "#1a7f37") | {Verdict.DEFECT: "#d1242f", Verdict.INCONCLUSIVE: "#9a6700"}
+
+
+def fragment(run: Any) -> str:
+    """Return a fragment for notebooks: verdict, a row a setting, the first divergence and what repeats it."""
+    head = "".join(f"<th>{word.replace('_', ' ')}</th>" for word in ("setting", "verdict", *COUNTS))
+    rows = "".join(
+        f"<tr><td>{_text(str(setting.settings))}</td><td>{setting.verdict.value}</td>"
+        + "".join(f"<td>{setting.total(name):,}</td>" for name in COUNTS)
+        + "</tr>"
+        for setting in run.settings
+    )
+    word = f'<strong style="color:{COLOURS[run.verdict]}">{run.verdict.value}</strong>'
+    parts = [f"<p>{word} {_text(run.summary)}</p>"]
+    parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
+    lines = [f"inconclusive: {reason}" for reason in run.inconclusive]
+    lines += [run.exercised.clause, *(f"remark: {remark}" for remark in run.remarks)]
+    if first := run.first_divergence:
+        lines.append(f"{'first defect' if run.verdict is Verdict.DEFECT else 'first tie'}: {first}")
+    parts += [f"<p>{_text(line)}</p>" for line in lines if line]
+    parts += [f"<pre>{_text(run.alone)}</pre>"] if run.alone else []
+    return f"<div>{''.join(parts)}</div>"
+
+
+def document(run: Any) -> dict[str, object]:
+    """Return what ``verify --json`` writes: counts are totals, lists of images."""
+    first, by_image = run.first_divergence, ("target_calls", "target_rows", "rounds", "accepted_scales")
+    found = {"laws": run.laws, "claims": run.claims}
+    of = {
+        **(run.record.as_dict() if run.record else {}),
+        **{name: part.as_dict() for name, part in found.items() if part is not None},
+        **({"quality": run.quality.values()} if run.quality else {}),
+        **({"batch": run.batches} if run.batches else {}),
+    }
+    return {
+        "schema": SCHEMA,
+        "contract": run.contract,
+        "verdict": run.verdict.value,
+        **run.totals,
+        "first_divergence": first.as_dict() if first else None,
+        "line": vars(run.line) if isinstance(run.line, CodeLine) else run.line or None,
+        "tested": run.tested or None,
+        "against": run.against or None,
+        **{name: getattr(run, name) for name in AS_IT_IS},
+        **{name: [each for setting in run.settings for each in getattr(setting, name)] for name in by_image},
+        "counted_by": DECODER if run.is_its_word else HARNESS,
+        "exercised": run.exercised.as_dict(),
+        "coverage": run.coverage.as_dict(),
+        "device": str(run.device),
+        "dtype": run.modes[0],
+        "draft_dtype": run.modes[1],
+        "precision": precision(),
+        "budget": finite(vars(run.budget)) if run.budget else None,
+        "versions": versions(),
+        "whole": run.is_whole,
+        "run": of,  # what repeats it, and what was found besides its decodes
+        "requests": [request_values(task.request) for task in run.plan.tasks],
+        "settings": [setting.as_dict() for setting in run.settings],
+    }
+
+
+def _text(words: str) -> str:
+    return escape(shortened(one_line(words), MOST))

@@ -19,21 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness import judge
 from harness.adapters import OF_CODE
 from harness.clock import timed
 from harness.decoders import Built, Factory, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
-from harness.judge import (
-    Divergence,
-    Evidence,
-    Judgement,
-    changed_counts,
-    costs_of_draws,
-    judge_against,
-    judge_along,
-    judge_ends,
-    judge_partial_trace,
-)
+from harness.judge import Divergence, Evidence, Judgement
 from harness.models import ModelPair, close_pair
 from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
 from harness.protocol.noise import Noise
@@ -46,6 +37,7 @@ from harness.runs.pictures import Best, Picture, exhibit, pictures
 
 Exhibits = list[tuple[int, int, dict[str, Tensor]]]  # task, setting, tensors
 DECLARED = "is asked of a decoder that declares that it does not do it"
+Traced = tuple[Trace | Judgement, list[str], float]  # a trace, or the judgement on a defect; remarks; seconds
 # With the tensors around its first divergence, the pictures that are worth keeping, and seconds.
 Judged = tuple[JudgedRow, dict[str, Tensor], list[Picture], float]
 
@@ -107,7 +99,10 @@ class Verifier:
                     _check_first_scale(work.terms, contract)
                     contracts[number] = contract.value
                     declines[number] = runner.built.declines[k]
-                    _check_settings(declines[number], work.settings[number])
+                    for word, name in OF_SETTINGS.items():
+                        if word in declines[number] and declined([word], work.settings[number], Request((0,))):
+                            remedy = f"drop it, or {word!r} from `declines`"
+                            raise InputError(name, getattr(work.settings[number], name), DECLARED, remedy)
             self._places = stack.pop_all()
         named = work.factory if isinstance(work.factory, str) else factory_name(work.factory)
         tested, other = names_of((named, next(iter(work.settings), Settings())), work.terms.against)
@@ -144,21 +139,18 @@ class Verifier:
     def _done(self, task: Task) -> Done:
         work, request = self.work, task.request
         rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
-        made = list[Picture]()
+        made, is_alone = list[Picture](), work.terms.against is None
         for number in task.settings:
             greedy = work.settings[number].greedy
-            if work.terms.against is None and greedy not in free:
+            if is_alone and greedy not in free:
                 free[greedy] = Free.of(work.models, request, greedy)
                 total += free[greedy].trace.seconds
             try:
                 word = declined(self.about.declines[number], work.settings[number], request)
                 if word:
                     raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
-                row, shown, seen, seconds = (
-                    self._compared(task, number)
-                    if work.terms.against is not None
-                    else self._row(task, number, free[greedy])
-                )
+                judged = self._row(task, number, free[greedy]) if is_alone else self._compared(task, number)
+                row, shown, seen, seconds = judged
             except InputError as error:
                 if not work.terms.refusals:
                     raise
@@ -181,12 +173,12 @@ class Verifier:
         if isinstance(actual, Judgement):
             if actual.partial is not None:
                 evidence = self._evidence(task.request, number, actual.partial, free)
-                actual = judge_partial_trace(evidence, contract, drafts, actual)
+                actual = judge.judge_partial_trace(evidence, contract, drafts, actual)
             return replace(row, judgement=self._remarked(actual, remarks, task.request)), {}, [], seconds
         evidence = self._evidence(task.request, number, actual, free)
         if free.costs_SB3 is None and contract is Contract.TOKENS:
-            free.costs_SB3 = costs_of_draws(evidence)
-        judgement, along = judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
+            free.costs_SB3 = judge.costs_of_draws(evidence)
+        judgement, along = judge.judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
         row = replace(row, judgement=self._remarked(judgement, remarks, task.request), seconds=seconds)
         return self._shown(row, along, free.trace.f_hat_BCPP, seconds)
 
@@ -205,25 +197,30 @@ class Verifier:
             evidence = None
             if made[0] is not None and made[1] is not None:
                 evidence = self._evidence(request, number, made[0], Free(made[1], models.noise(request)))
-            judgement = self._remarked(judge_ends(evidence, names, ended), remarks, request)
+            judgement = self._remarked(judge.judge_ends(evidence, names, ended), remarks, request)
             return replace(row, judgement=judgement), {}, [], seconds
         evidence = self._evidence(request, number, actual, Free(expected, models.noise(request)))
-        judgement = self._remarked(judge_against(evidence, names), remarks, request)
-        changes = tuple(f"{seeds_of(request)}, {each}" for each in changed_counts(actual, expected))
+        judgement = self._remarked(judge.judge_against(evidence, names), remarks, request)
+        seeds = sorted({seed for seed, _ in request.addresses})
+        named = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
+        changes = tuple(f"{named}, {each}" for each in judge.changed_counts(actual, expected))
         row = replace(row, judgement=judgement, changes=changes)
         return self._shown(row, evidence, expected.f_hat_BCPP, seconds)
 
     def _shown(self, row: JudgedRow, along: Evidence, f_hat_BCPP: Tensor, seconds: float) -> Judged:
         """Add what was counted and is to be seen of a whole decode; `f_hat_BCPP` is that of the other side's image."""
-        actual, judgement = along.actual, row.judgement
-        counts = Counts.of(actual, _differing(along, judgement))
+        actual, judgement, pyramid = along.actual, row.judgement, along.models.pyramid
+        sides, differing, tokens = (actual.tokens_BL, along.expected.tokens_BL), list[int](), b""
+        if judgement.draws:
+            differ_L = (sides[0] != sides[1]).sum(0)
+            differing = [int(differ_L[pyramid.draws.span(si)].sum()) for si in pyramid]
+            tokens = packed_tokens(*sides, judgement.claims_tokens)
         seen = pictures((row.task, row.setting), along, judgement, f_hat_BCPP, self._best)
-        sides, claimed = (actual.tokens_BL, along.expected.tokens_BL), judgement.claims_tokens
-        tokens = packed_tokens(*sides, claimed) if judgement.draws else b""
-        row = replace(row, counts=counts, peak_bytes=actual.peak_bytes, tokens=tokens)
-        return row, shown(along, judgement), seen, seconds
+        row = replace(row, counts=Counts.of(actual, differing), peak_bytes=actual.peak_bytes, tokens=tokens)
+        first = (judgement.defects or judgement.ties)[:1]
+        return row, exhibit(along, first[0]) if first else {}, seen, seconds
 
-    def _decoded(self, task: Task, number: int) -> tuple[Trace | Judgement, list[str], float]:
+    def _decoded(self, task: Task, number: int) -> Traced:
         """Decode a task under one setting; return remarks and the seconds, too."""
         where, k, models = self._decoders[number]
         return _traced(partial(where.decode, k, task.request), models.device)
@@ -254,41 +251,12 @@ def _check_first_scale(terms: Terms, contract: Contract) -> None:
         raise InputError("may_differ_from", si, rule, "drop it: every token is compared")
 
 
-def _check_settings(declines: Sequence[str], settings: Settings) -> None:
-    """Refuse settings in the place of a decoder that declared so. Raises `InputError`."""
-    for word, name in OF_SETTINGS.items():
-        if word in declines and declined([word], settings, Request((0,))):
-            raise InputError(name, getattr(settings, name), DECLARED, f"drop it, or {word!r} from `declines`")
-
-
-def _traced(
-    decode: Callable[[], Trace | Judgement], device: torch.device
-) -> tuple[Trace | Judgement, list[str], float]:
+def _traced(decode: Callable[[], Trace | Judgement], device: torch.device) -> Traced:
     """Decode; return the trace, or the judgement on a decode that has defects, and apart the remarks and seconds."""
     outcome, seconds = timed(decode, device)
     if isinstance(outcome, Trace):
         return outcome, [], seconds
     return outcome.whole_trace or outcome, list(outcome.remarks), seconds
-
-
-def _differing(evidence: Evidence, judgement: Judgement) -> list[int]:
-    """Return how many tokens of every scale are not those of the other side; empty where none were compared."""
-    if not judgement.draws:
-        return []
-    differ_L = (evidence.actual.tokens_BL != evidence.expected.tokens_BL).sum(0)
-    return [int(differ_L[evidence.models.pyramid.draws.span(si)].sum()) for si in evidence.models.pyramid]
-
-
-def shown(evidence: Evidence, judgement: Judgement) -> dict[str, Tensor]:
-    """Return the tensors around a judgement's first divergence."""
-    first: Sequence[Divergence] = judgement.defects or judgement.ties
-    return exhibit(evidence, first[0]) if first else {}
-
-
-def seeds_of(request: Request) -> str:
-    """Name the seeds of a request."""
-    seeds = sorted({seed for seed, _ in request.addresses})
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
 
 
 @dataclass

@@ -75,12 +75,8 @@ class Best:
 def pictures(
     place: tuple[int, int], along: Evidence, judgement: Judgement, f_hat_BCPP: Tensor, best: Best
 ) -> list[Picture]:
-    """Return the pictures of a decode that are worth keeping.
-
-    None of a decode whose trace has no form, since nothing of it can be trusted to be an image. `place` is task and
-    setting, and `f_hat_BCPP` that of the reference's free run: the image that sequential decoding gives.
-    """
-    if not judgement.draws or not best.most:
+    """Return those of a decode, at `place` (task, setting), that are worth keeping; f_hat is the reference's own."""
+    if not judgement.draws or not best.most:  # of a trace without form nothing can be trusted to be an image
         return []
     every = [_plain(place, along, judgement, row) for row in range(along.request.B)]
     chosen = [picture for picture in every if best.takes(picture.rank)]

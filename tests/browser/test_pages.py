@@ -11,12 +11,9 @@ import pytest
 from harness.laws._engine import Scope
 from harness.mutants.positions import OFFSET
 from harness.report._history import History, run_files
-from harness.report.html._history import changes_page, history_page
-from harness.report.html._hunt import hunt_page
-from harness.report.html._laws import laws_page
-from harness.report.html._recordings import regeneration_page
-from harness.report.html._timings import timings_page
-from harness.runs._recorded import recorded_result
+from harness.report.html._commands import changes_page, history_page, regeneration_page, timings_page
+from harness.report.html._laws import hunt_page, laws_page
+from harness.runs._decodes import recorded_result
 from harness.runs._runfile import read_run
 from harness.speculative.sampler import build_decoder
 from tests.browser.conftest import MISSING

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import InputError
 from harness.laws import LAWS, Case, Violation
 from harness.mutants._hunt import MUTANTS, Caught, Hunt
-from harness.report._mutants import hunt_json
+from harness.report._laws import hunt_json
 from scripts.hunted import Found, hunt_markdown, main, verified
 from scripts.pages import DOCS
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.network import TransformerConfig
-from harness.models.state_dicts import Family, Kind, is_plain, load_network
+from harness.models.state_dicts import Kind, is_plain, load_network
 from harness.models.var import autoencoder, transformer
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig
 from harness.models.var.transformer import Transformer
@@ -43,12 +43,12 @@ def load_transformer(
 ) -> tuple[Transformer, str]:
     """Load a VAR checkpoint, sizes inferred or as told; say what was taken from where. Raises `InputError`."""
     build = partial(transformer_from, patch_nums=patch_nums, heads=heads)
-    return load_network(source, name, Family(TRANSFORMER, (AUTOENCODER,)), build)
+    return load_network(source, name, (TRANSFORMER, AUTOENCODER), build)
 
 
 def load_autoencoder(source: Path | str) -> tuple[Autoencoder, str]:
     """Load a VQ-VAE checkpoint, sizes inferred. Raises `InputError` as `load_transformer` does."""
-    return load_network(source, "vae", Family(AUTOENCODER, (TRANSFORMER,)), autoencoder_from)
+    return load_network(source, "vae", (AUTOENCODER, TRANSFORMER), autoencoder_from)
 
 
 def transformer_from(
@@ -160,17 +160,12 @@ def _infer_transformer(
     depth = count_indices(tensors, r"blocks\.(\d+)\.")
     if not depth:
         raise refused(source, "depth cannot be inferred: no blocks.0.* is there", "is it a VAR model?")
+    shared = any(key.startswith("shared_ada_lin.") or key.endswith(".ada_gss") for key in tensors)
     return TransformerConfig(
-        pyramid=_infer_pyramid(tensors, source, patch_nums),
-        depth=depth,
-        D=D,
-        H=H,
+        _infer_pyramid(tensors, source, patch_nums), depth, D, H,
         V=vote([("head.weight", 0), ("head.bias", 0)], "codebook size V"),
-        C=vote([("word_embed.weight", 1)], "code channels C"),
-        classes=classes,
-        shared_adaln=any(key.startswith("shared_ada_lin.") or key.endswith(".ada_gss") for key in tensors),
-        l2_norm=bool(muls),
-    )
+        C=vote([("word_embed.weight", 1)], "code channels C"), classes=classes, shared_adaln=shared, l2_norm=bool(muls),
+    )  # fmt: skip
 
 
 def _infer_pyramid(tensors: Mapping[str, Tensor], source: str, patch_nums: tuple[int, ...] | None) -> ScalePyramid:
@@ -200,9 +195,7 @@ def infer_levels(tensors: Mapping[str, Tensor], source: str) -> tuple[int, tuple
     if levels == 0:
         raise refused(source, "multipliers cannot be inferred: no decoder.up.* is there", "is it a VQ-VAE checkpoint?")
     vote, parts = partial(_vote, tensors, source), [f"{j}.{conv}.bias" for j in range(9) for conv in ("conv1", "conv2")]
-    widths = [
-        vote([(f"decoder.up.{i}.block.{part}", 0) for part in parts], f"width of level {i}") for i in range(levels)
-    ]
+    widths = [vote([(f"decoder.up.{i}.block.{p}", 0) for p in parts], f"width of level {i}") for i in range(levels)]
     if any(width % autoencoder.GROUPS or not width for width in widths):
         rule = f"level widths {widths} are not multiples of the {autoencoder.GROUPS} groups of its norms"
         raise refused(source, rule, "train one whose widths are")
@@ -222,13 +215,7 @@ def _infer_autoencoder(tensors: Mapping[str, Tensor], source: str) -> Autoencode
     layout = "shared" if shared else "per-scale" if per_scale else "one" if one else ""
     if not layout:
         raise refused(source, "no φ convolution (quantize.quant_resi.*) is there", "is it a VQ-VAE checkpoint?")
-    return AutoencoderConfig(
-        V=vote([("quantize.embedding.weight", 0)], "codebook size V"),
-        C=vote([("quantize.embedding.weight", 1)], "code channels C"),
-        ch=ch,
-        multipliers=multipliers,
-        res_blocks=res_blocks,
-        phi=shared or per_scale or 1,
-        phi_layout=layout,
-        has_encoder=all(any(key.startswith(part) for key in tensors) for part in ENCODER),
-    )
+    codebook = "quantize.embedding.weight"
+    V, C = vote([(codebook, 0)], "codebook size V"), vote([(codebook, 1)], "code channels C")
+    has_encoder = all(any(key.startswith(part) for key in tensors) for part in ENCODER)
+    return AutoencoderConfig(V, C, ch, multipliers, res_blocks, shared or per_scale or 1, layout, has_encoder)

@@ -10,32 +10,28 @@ import torch
 from torch import Tensor
 
 from harness.models.network import TransformerConfig
-from harness.models.var.autoencoder import AutoencoderConfig
+from harness.models.var.autoencoder import AutoencoderConfig, Shapes
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 
 CLASSES, V, C = 1000, 4096, 32
 
 
 def _published(depth: int, patch_nums: tuple[int, ...] = PATCH_NUMS_256, shared: bool = False) -> TransformerConfig:
-    return TransformerConfig(
-        ScalePyramid(patch_nums), depth, D=64 * depth, H=depth, V=V, C=C, classes=CLASSES, shared_adaln=shared
-    )
+    D, H = 64 * depth, depth
+    return TransformerConfig(ScalePyramid(patch_nums), depth, D, H, V, C, CLASSES, shared_adaln=shared)
 
 
-PUBLISHED = {f"d{depth}": _published(depth) for depth in (16, 20, 24, 30)} | {
-    "d36": _published(36, PATCH_NUMS_512, shared=True)
-}
+PUBLISHED = {f"d{depth}": _published(depth) for depth in (16, 20, 24, 30)}
+PUBLISHED["d36"] = _published(36, PATCH_NUMS_512, shared=True)
 PUBLISHED_VAE = AutoencoderConfig(V=V, C=C, ch=160, multipliers=(1, 1, 2, 2, 4))
 
 
-def count_scalars(shapes: dict[str, tuple[int, ...]]) -> int:
+def count_scalars(shapes: Shapes) -> int:
     """Return the number of scalars in tensors of these shapes."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def random_weights(
-    shapes: dict[str, tuple[int, ...]], seed: int, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
+def random_weights(shapes: Shapes, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Return float32 weights ~ N(0, 1/fan): activations of ordinary size, so that speed and rounding are realistic.
 
     Embeddings take their width for the fan, so that every position, scale and label tells; the attention's temperature
@@ -50,7 +46,7 @@ def random_weights(
     return weights
 
 
-def filled_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def filled_weights(shapes: Shapes) -> dict[str, Tensor]:
     """Return the weights that the recorded networks without files were filled with.
 
     Source: the recordings' README, "The fill": a 32-bit hash of (index, rank of the name), scaled by √(3/fan).

@@ -157,10 +157,7 @@ def _source(image: Image.Image, png: bytes) -> str:
 def side_by_side(
     case: str, both: tuple[Tensors, Tensors], names: tuple[str, str], layout: ScalePyramid | None, alone: str
 ) -> list[PicturePair]:
-    """Return every image of one case, from its `image` (B, 3, H, W) and `tokens` (B, L) before and after.
-
-    Either may lack them, and `alone` is what is said of an image that one lacks; no `layout` where it is not known.
-    """
+    """Return a case's images, of `image` (B,3,H,W) and `tokens` (B,L) on both sides; `alone` says that one lacks it."""
     before, after = map(_pngs, both)
     pairs = []
     for row in range(max(len(before), len(after))):

@@ -24,12 +24,6 @@ def layout_of(result: Verification) -> ScalePyramid | None:
     return result.record.networks.pyramid if result.record else None
 
 
-def scales_of(result: Verification) -> int:
-    """Return the number of scales; 0 where the run ended before it was known."""
-    layout = layout_of(result)
-    return layout.S if layout else 0
-
-
 def scale_parts(result: Verification) -> list[object]:
     """Return what was compared at every scale, what became of drafts, and margins."""
     layout = layout_of(result)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.models.infinity.schedules import parse_schedule
+from harness.models.infinity.checkpoint import parse_schedule
 from tests.helpers import command, tiny
 from tests.published.checkout import make
 from tests.regression.tampered import one_line

@@ -18,7 +18,7 @@ from harness.quality import digits_means
 from harness.quality._distances import Estimate
 from harness.quality._rows import QualityRow
 from harness.quality._study import NO_MEANS, USUAL_IMAGES, Measured, Study
-from harness.runs._recorded import recorded_result
+from harness.runs._decodes import recorded_result
 from scripts.measured import read_quality
 from scripts.quality_page import quality_markdown
 from tests.helpers import Layout, command, tiny

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from harness.laws._few_cases import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
-from harness.runs._recorded import recorded_result
+from harness.runs._decodes import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried
 from tests.helpers import Layout, command, hearing, tiny
 

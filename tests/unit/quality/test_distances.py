@@ -19,13 +19,13 @@ from harness.quality._distances import (
     MOST_IMAGES,
     Blocks,
     Estimate,
+    Jackknifed,
     Manifold,
     Moments,
     check_torchmetrics,
     frechet,
     frechet_walk,
     images_for,
-    jackknife,
     kernel,
     of_means,
     share,
@@ -138,7 +138,7 @@ def test_the_jackknife_of_a_mean_is_the_classic_interval():
 
 def test_a_bias_of_one_over_n_is_taken_out():
     g, n = 20, 1000
-    made = jackknife(3.0 + 50 / n, [3.0 + 50 / (n - n / g)] * g)
+    made = Jackknifed(3.0 + 50 / n, [3.0 + 50 / (n - n / g)] * g).estimate
     assert made.value == pytest.approx(3.0)
     assert made.bias == pytest.approx(0.05)
     assert made.half == pytest.approx(0, abs=1e-9)
@@ -167,7 +167,7 @@ def test_how_many_images_an_interval_needs():
 
 def test_few_blocks_are_refused():
     with pytest.raises(InputError, match=r"^blocks=9: must be at least 10; pass --blocks 40"):
-        jackknife(1.0, [1.0] * 9)
+        _ = Jackknifed(1.0, [1.0] * 9).estimate
 
 
 def test_an_estimate_reads_as_a_figure():

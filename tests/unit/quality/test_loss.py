@@ -9,8 +9,9 @@ import pytest
 
 from harness.errors import InputError
 from harness.quality._distances import Estimate
-from harness.quality._loss import (
+from harness.quality._rows import (
     Quality,
+    QualityRow,
     check_loss,
     images_to_decide,
     images_to_resolve,
@@ -18,7 +19,6 @@ from harness.quality._loss import (
     quality_verdict,
     worst,
 )
-from harness.quality._rows import QualityRow
 
 ZERO, SMALL, LARGE = Estimate(0.0, -0.05, 0.05), Estimate(0.05, 0.0, 0.12), Estimate(0.5, 0.3, 0.7)
 ROW = QualityRow("a decoder", "C", "5", 1000, width=42, loss=ZERO, drift=ZERO)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from harness.protocol.pyramid import ScalePyramid
 from harness.quality._distances import Estimate
-from harness.quality._loss import PER_FEATURE, Quality, quality_verdict
-from harness.quality._rows import QualityRow, measure_rows
+from harness.quality._rows import PER_FEATURE, Quality, QualityRow, measure_rows, quality_verdict
 from tests.unit.quality.means import gaussian, image_set, standard
 
 D, BLOCKS, MOST, TARGET = 4, 20, 0.1, 0.5  # TARGET: shift of the target from real data

@@ -15,9 +15,8 @@ from harness.protocol._request import Request
 from harness.protocol._trace import Round
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
 from harness.report.html._run import run_page, seen_in
-from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._decodes import Decodes, recorded_result, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._recorded import recorded_result
 from harness.runs._records import Counts, JudgedRow
 from harness.runs._result import Verification
 from harness.runs._runfile import Kept, RunFile, RunFileOptions

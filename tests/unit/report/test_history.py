@@ -14,8 +14,8 @@ import pytest
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.report._history import REFUSED, UNFINISHED, UNREADABLE, History, changes_between, run_files, summary_of
-from harness.report.html._history import changes_page, history_page
-from harness.runs._recorded import recorded_result
+from harness.report.html._commands import changes_page, history_page
+from harness.runs._decodes import recorded_result
 from harness.runs._runfile import RunFile, RunFileOptions, read_run
 from harness.speculative.sampler import build_decoder
 from harness.verification import Question, answer_question
@@ -146,7 +146,7 @@ PAGE_OF_MANY = """
 import sys, time
 from pathlib import Path
 from harness.report._history import History, run_files
-from harness.report.html._history import history_page
+from harness.report.html._commands import history_page
 start = time.process_time()
 page = history_page(History.of(run_files([Path(sys.argv[1])])))
 seconds = time.process_time() - start

@@ -10,7 +10,7 @@ from harness.laws import Case
 from harness.laws._catalogue import LAWS
 from harness.laws._law import Violation
 from harness.mutants._hunt import MUTANTS, Caught, Hunt, laws_for
-from harness.report.html._hunt import hunt_page
+from harness.report.html._laws import hunt_page
 from tests.helpers import command
 from tests.unit.report.reading import read
 

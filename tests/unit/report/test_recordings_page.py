@@ -13,7 +13,7 @@ from harness.golden._check import check_recording, recorded_cases
 from harness.golden._plan import GOLDENS
 from harness.golden._record import WHOLE_FILE, Change, Regeneration
 from harness.golden._store import Recording, as_bytes, read_recording
-from harness.report.html._recordings import MOST_IMAGES, recordings_page, regeneration_page
+from harness.report.html._commands import MOST_IMAGES, recordings_page, regeneration_page
 from tests.helpers import command
 from tests.unit.report.reading import read as read_page
 

@@ -20,10 +20,10 @@ from PIL import Image
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
+from harness.report.html._commands import timings_page
 from harness.report.html._gallery import MOST_BYTES
 from harness.report.html._page import date_of
 from harness.report.html._run import run_page, seen_in
-from harness.report.html._timings import timings_page
 from harness.runs._case import cases_of
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import code_of

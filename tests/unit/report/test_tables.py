@@ -24,8 +24,8 @@ from harness.mutants._hunt import MUTANTS, Caught, Hunt
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.report import _goldens as goldens
-from harness.report import _mutants as mutants
-from harness.report import _speed as speed
+from harness.report import _laws as laws
+from harness.report import _measured as measured
 from harness.report import _tables as tables
 from harness.report import _terminal as terminal
 from harness.report import samples
@@ -78,7 +78,7 @@ def hunted(console: Console) -> None:
         Caught(MUTANTS[1]),
         Caught(MUTANTS[2], [broken], 3, 1.25, 3.0),
     ]
-    mutants.show_hunt(Hunt("first", 12, 0, "cpu", "float32", found), console, quiet=False, verbose=True)
+    laws.show_hunt(Hunt("first", 12, 0, "cpu", "float32", found), console, quiet=False, verbose=True)
 
 
 def parted(console: Console) -> None:
@@ -92,7 +92,7 @@ def parted(console: Console) -> None:
 
 def timed(console: Console) -> None:
     for path in sorted(MEASURED.glob("speed-*.json")):
-        speed.show_speed(read_speed(path), "cuda", console)
+        measured.show_speed(read_speed(path), "cuda", console)
 
 
 def costs(console: Console) -> None:

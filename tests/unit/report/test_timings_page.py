@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.bench._speed import Machine, Sequential, Speed, SpeedRow
-from harness.report.html._timings import timings_page
+from harness.report.html._commands import timings_page
 from tests.helpers import command
 from tests.unit.report.reading import read
 

@@ -11,13 +11,13 @@ import pytest
 
 from harness import InputError, ModelPair, Request, Settings, Terms
 from harness.provenance import git_says
-from harness.runs import _seals as origin
+from harness.runs import _database as origin
 from harness.runs._case import KeptCase, cases_of
+from harness.runs._database import check_trusted, origin_mark
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import code_of
 from harness.runs._plan import Plan
 from harness.runs._runfile import RunFileOptions
-from harness.runs._seals import check_trusted, origin_mark
 from tests.bent import Bent, _wrong
 from tests.helpers import Layout, command, tiny
 

@@ -20,9 +20,8 @@ from harness.protocol._request import Request
 from harness.runs import _runfile as runfile
 from harness.runs import pictures as kept_pictures
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
-from harness.runs._decodes import Decodes, verify_decodes
+from harness.runs._decodes import Decodes, recorded_result, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._recorded import recorded_result
 from harness.runs._result import Verification
 from harness.runs._runfile import RunFileOptions, pictures_of
 from harness.runs.pictures import TIE, UNCLAIMED, WRONG, Best

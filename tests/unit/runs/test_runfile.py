@@ -17,8 +17,8 @@ from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
 from harness.rounding import quick_budget
 from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs._identity import NetworksUsed, RunHeader
 from harness.runs._plan import Plan
-from harness.runs._record import NetworksUsed, RunHeader
 from harness.runs._records import Counts, JudgedRow, judgement_values
 from harness.runs._runfile import Kept, RunFile, RunFileOptions, exhibit_of, read_run
 from harness.runs.pictures import MOST_BYTES, MOST_EXHIBITS

@@ -11,11 +11,10 @@ import pytest
 
 from harness import InputError, ModelPair, Request, Settings, Terms, Verdict, build_decoder
 from harness.runs._case import cases_of
-from harness.runs._decodes import Decodes, Step, verify_decodes
+from harness.runs._database import broken_seal
+from harness.runs._decodes import Decodes, Step, recorded_result, verify_decodes
 from harness.runs._plan import Plan
-from harness.runs._recorded import recorded_result
 from harness.runs._runfile import RUN_FILE, RunFile, RunFileOptions, read_run
-from harness.runs._seals import broken_seal
 from harness.verification import Question, answer_question
 from tests.helpers import Layout, seal_anew, tiny
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.models.network import Modulation
-from harness.models.var import _block as block
+from harness.models.var import transformer as block
 from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
