@@ -32,11 +32,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
+from harness.judge._bets import Alternative, Bets, TokenSource, Wealth, usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._race import survivors
 from harness.judge._verdict import Divergence, Judgement
-from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.protocol import Guidance, Request

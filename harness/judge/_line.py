@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import text_of
-from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._form import unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
-from harness.judge._replaced import what_was_tried
 from harness.judge._stream import Rows, Stream, part_of, places_of, share
-from harness.judge._wrong_decode import Wrong, WrongDecode
+from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
 from harness.reference import block_causal
 
@@ -294,7 +292,9 @@ class LineSearch:
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
         of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
-        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected, pyramid.draws.counts)
+        search = Search(
+            along_any, along_final, of_reference, weights, self._decode.close, rejected, pyramid.draws.counts
+        )
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)

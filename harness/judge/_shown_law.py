@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.judge._alternatives import usual_alternatives
+from harness.judge._bets import usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, allowed_by, bet, rows_along
 from harness.judge._race import survivors

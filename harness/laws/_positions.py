@@ -17,8 +17,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import allowed, needs_exact, run_over, several, targeted
-from harness.laws._scripted import Scripted, decode_drafted
+from harness.laws._oracle import Scripted, allowed, decode_drafted, needs_exact, run_over, several, targeted
 from harness.protocol import Contract
 
 

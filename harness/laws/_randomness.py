@@ -9,8 +9,7 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import PLAIN, Subject, law, require_equal, require_same, require_tokens, shown_tensors
-from harness.laws._oracle import targeted
-from harness.laws._scripted import levelled
+from harness.laws._oracle import levelled, targeted
 from harness.protocol import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as draw_scale

@@ -13,8 +13,7 @@ from harness.errors import InputError
 from harness.judge import require, undrawn
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
-from harness.laws._oracle import needs_exact
-from harness.laws._scripted import Ranked, Scripted, decode_drafted, levelled
+from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
 from harness.protocol import Request, Round, Trace
 from harness.protocol.noise import TOKEN, SeededNoise

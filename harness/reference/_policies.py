@@ -15,8 +15,7 @@ from harness.models import ModelPair
 from harness.numerals import real, whole
 from harness.protocol import Request, Round
 from harness.protocol.noise import ACCEPT, TOKEN, Noise
-from harness.reference._families import family_of
-from harness.reference._steps import draw, filter_logits
+from harness.reference._steps import draw, family_of, filter_logits
 from harness.reference.sequential import Walk
 
 

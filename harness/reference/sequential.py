@@ -14,8 +14,7 @@ from harness.models.network import Codec, Condition, Network
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference._families import family_of
-from harness.reference._steps import draw, filter_logits
+from harness.reference._steps import draw, family_of, filter_logits
 
 
 class GrowingCache:

@@ -29,8 +29,7 @@ from harness.speculative._accept import (
     round_numbers,
     trusted_outcome,
 )
-from harness.speculative._cache import CacheWindow
-from harness.speculative._state import DecodeState, Side, place
+from harness.speculative._state import CacheWindow, DecodeState, Side, place
 from harness.speculative.parts import Parts
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from harness.decoders._factory import OWN_DECODER
 from harness.decoders._limits import TIMEOUT_S
 from harness.decoders._own_process import SERVE
 from harness.golden._plan import GOLDENS
-from harness.laws._few_cases import LAW_CASES
+from harness.laws._conformance import LAW_CASES
 from harness.models import MODES
 from harness.models._pair import CLOSE_NOISE
 from harness.models.var.sizes import PUBLISHED

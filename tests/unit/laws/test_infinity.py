@@ -10,8 +10,8 @@ import pytest
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, CaseList, Law, Subject, run_conformance, try_law
-from harness.laws import _few_cases as few
-from harness.laws._few_cases import LawsPlace, try_laws_quickly
+from harness.laws import _conformance as few
+from harness.laws._conformance import LawsPlace, try_laws_quickly
 from harness.speculative.sampler import build_decoder
 from tests.helpers import decoder_factory
 from tests.unit.judge.test_infinity import BUGS
