@@ -77,7 +77,11 @@ def judge_ends(evidence: Evidence | None, names: tuple[str, str], ended: tuple[J
     holds both traces as far as they came; None where one shows nothing of itself.
     """
     B = next(each.images for each in ended if each is not None)
-    judgement, ends = Judgement(B), [_ends(each) for each in ended]
+    judgement = Judgement(B)
+    ends = [  # without addresses in memory
+        [(one.component, re.sub(r"0x[0-9a-f]+", "0x", one.detail)) for one in each.defects] if each else []
+        for each in ended
+    ]
     alike = ends[0] == ends[1]
     if not alike:
         judgement.defects = [
@@ -99,11 +103,6 @@ def judge_ends(evidence: Evidence | None, names: tuple[str, str], ended: tuple[J
     else:
         judgement.so_far = reached
     return judgement
-
-
-def _ends(ended: Judgement | None) -> list[tuple[str, str]]:
-    """Return why a decode ended, without addresses in memory; nothing of one that ended well."""
-    return [(each.component, re.sub(r"0x[0-9a-f]+", "0x", each.detail)) for each in ended.defects] if ended else []
 
 
 def _compare(evidence: Evidence, names: tuple[str, str], final_B: list[int], judgement: Judgement) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
@@ -93,13 +93,12 @@ def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTens
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     if which == INPUT:
         error_B = _input_error(evidence) + (_steps(evidence) if si == 0 else 0)
-        return wrong_input(evidence, image, si, float(error_B[image]))
-    if which == ROWS:
-        return wrong_rows(evidence, image, si)
-    return WrongTensor(si, *(_wrong_guided if which == GUIDED else _wrong_f_hat)(evidence, image, si))
+        return WrongTensor(si, *wrong_input(evidence, image, si, float(error_B[image])))
+    explain = {ROWS: wrong_rows, GUIDED: _wrong_guided, F_HAT: _wrong_f_hat}[which]
+    return WrongTensor(si, *explain(evidence, image, si))
 
 
-def _wrong_guided(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
+def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:
     """Return component and clause of guided logits that are not those of their rows."""
     shown, pyramid, one = evidence.actual.shown, evidence.models.pyramid, slice(image, image + 1)
     spans = {scale: pyramid.draws.span(scale) for scale in (si, pyramid.S - 1)}
@@ -125,7 +124,7 @@ def _wrong_guided(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
     return "guidance", f"{what} are not those of their rows: {swapped if fits else 'weight or halves'}"
 
 
-def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> tuple[str, str]:
+def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
     """Return component and clause of an f_hat that is wrong after scale `si`."""
     models, what = evidence.models, f"f_hat after scale {si}"
     (found, own_before), (after, before) = (

@@ -44,26 +44,32 @@ class TargetPass:
         return family_of(network).condition(network, self.evidence.request, label_1)
 
     @torch.inference_mode()
+    def window(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x_RnD of the pass, the right mask_11nK, and where its rows sit."""
+        network, vae, pyramid = self.evidence.models.target, self.evidence.models.vae, self.evidence.models.pyramid
+        K, end = pyramid.begin(self.first), pyramid.end(self.last)
+        xs, _ = prefix_inputs(network, vae, self.condition, self.tokens_1L, self.last + 1)
+        mask_11nK = block_causal(pyramid, network.device, network.dtype)[:, :, K:end, :end]
+        return torch.cat(xs, 1)[:, K:], mask_11nK, family_of(network).positions(network, self.first, self.last)
+
+    @torch.inference_mode()
     def hidden(self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0) -> Tensor:
         """Return h_RnD of the pass.
 
         `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
         more rows than these are seen by all), and `depth` is how many blocks are run (0: all).
         """
-        models, pyramid, condition = self.evidence.models, self.evidence.models.pyramid, self.condition
-        network, K, end = models.target, pyramid.begin(self.first), pyramid.end(self.last)
+        condition, K = self.condition, self.evidence.models.pyramid.begin(self.first)
         condition = replace(condition, blocks=condition.blocks[: depth or None])
-        xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.last + 1)
-        x_RnD, mask_11nK = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)[:, :, K:end, :end]
+        x_RnD, mask_11nK, positions = self.window()
         cache = self.cache() if cache is None else cache
         if mask_nK is not None:
             mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
         if isinstance(cache, _WrittenOnce):
             cache.begin = K
         elif cache.layers and (more := cache.layers[0][0].shape[2] - K) > 0:
-            mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, end - K, more), mask_11nK), 3)
-        positions = family_of(network).positions(network, self.first, self.last)
-        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK, positions)
+            mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, x_RnD.shape[1], more), mask_11nK), 3)
+        return self.evidence.models.target.hidden(x_RnD, condition, cache, mask_11nK, positions)
 
     @torch.inference_mode()
     def cache(self, drafts: bool = False) -> GrowingCache:

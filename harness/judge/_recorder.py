@@ -252,7 +252,10 @@ def rows_of(tensor: Tensor) -> TensorRows | None:
 
 def hash_of(rows_NL: Tensor) -> Tensor:
     """Return hash_N of the bits of every row."""
-    return (_bits(rows_NL).long() * _factors(rows_NL.device)[0][: rows_NL.shape[1]]).sum(-1)
+    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    is_real = rows_NL.is_floating_point()
+    bits_NL = rows_NL.contiguous().view(widths[rows_NL.element_size()]) if is_real else rows_NL
+    return (bits_NL.long() * _factors(rows_NL.device)[0][: rows_NL.shape[1]]).sum(-1)
 
 
 def _is_mask(tensor: Tensor) -> bool:
@@ -260,11 +263,6 @@ def _is_mask(tensor: Tensor) -> bool:
         return False
     hidden = tensor.isneginf()
     return bool(hidden.any()) and bool((hidden | (tensor == 0)).all())
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(widths[tensor.element_size()]) if tensor.is_floating_point() else tensor
 
 
 class Known:

@@ -25,10 +25,8 @@ MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and t
 
 def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
     """Return the round that made a scale final; None where no rounds are shown."""
-    for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
-        if turn.first <= si < turn.first + turn.finished:
-            return turn
-    return None
+    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+    return next((turn for turn in rounds if turn.first <= si < turn.first + turn.finished), None)
 
 
 def is_one_pass_a_round(evidence: Evidence, image: int) -> bool:
