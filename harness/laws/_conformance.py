@@ -8,33 +8,30 @@ one of them is a defect, and one that so few cases leave trivial is said, and no
 hangs, or ends its process, ends the laws, and so do `MOST_LATE` that took too long: others would end likewise.
 """
 
-import pickle
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.decoders import Factory, Limits, Surroundings, factory_name, load_factory, pickled_factory
+from harness.decoders import Factory, Limits, load_factory
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.judge import PartLaw, PartVerdict, Verdict
-from harness.laws._apart import LawJob, LawProcesses
+from harness.laws._apart import LawProcesses, LawWork, Options
 from harness.laws._case import Case
 from harness.laws._engine import (
     SHRINK_S,
     CaseList,
-    CaseSource,
     LawResult,
     Report,
     Scope,
     fixed_cases,
     isolated_parts,
     most_specific,
-    try_law,
+    unheard,
 )
 from harness.laws._law import REGISTERED, Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
@@ -52,41 +49,6 @@ LAWS = tuple(law for family in FAMILIES for law in REGISTERED if law.test.__modu
 
 _BUILT_NOTHING = ("implementation", "checkout", "option")
 _PARTS = tuple(field.name for field in fields(Parts))
-Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
-
-
-@dataclass
-class LawWork:
-    """What is tried, by this process or by others; once it is open it tries law after law here."""
-
-    factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
-    options: Options  # of the factory
-    source: CaseSource  # of the cases
-    limits: Limits | None = None  # of a process of the decoder's own; None = it needs none, or has no limits
-    progress: Callable[[LawResult], None] = lambda row: None  # as in `try_law`
-    about: str = field(init=False, default="")  # once it is open: the decoder's name
-
-    @cached_property
-    def subject(self) -> Subject:
-        """The decoder under test."""
-        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
-        return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
-
-    @property
-    def name(self) -> str:
-        """The decoder's factory as Python names it."""
-        return repr(self.factory) if isinstance(self.factory, str) else self.subject.name
-
-    def open(self) -> Self:
-        """Find the decoder's factory. Raises `InputError` where there is none."""
-        self.about = self.subject.name
-        return self
-
-    def do(self, law: Law) -> LawResult:
-        return try_law(law, self.subject, self.source, self.progress)
-
-    def close(self) -> None:
-        """Nothing is left to end."""
 
 
 def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawResult]:
@@ -96,22 +58,15 @@ def try_laws(work: LawWork, crew: Crew, laws: Sequence[Law]) -> Generator[LawRes
 
     Raises `InputError` where the factory cannot be sent to another process.
     """
-    with closing(_pool(work, crew)) as pool:
+    is_here = not crew.is_elsewhere and work.limits is None
+    pool: Pool | LawProcesses = crew.open(work) if is_here else LawProcesses(work, crew.devices)
+    with closing(pool):
         for law, row in pool.map(laws):
             if isinstance(row, Died):
                 violation = Violation(law, Case(), f"the process died: {row.why}", work.name, work.options)
                 yield LawResult(law, 1, 1, violation=violation, done=True, killed=True)
             else:
                 yield row
-
-
-def _pool(work: LawWork, crew: Crew) -> Pool | LawProcesses:
-    if not crew.is_elsewhere and work.limits is None:
-        return crew.open(work)
-    factory = work.factory
-    sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
-    job = LawJob(sent, work.options, work.source, Surroundings.here(), work.limits)
-    return LawProcesses(job, crew.devices, (work.name, work.options))
 
 
 class How(TypedDict, total=False):
@@ -132,7 +87,7 @@ def run_conformance(
     examples: int = 20,
     seed: int = 0,
     laws: Sequence[Law] = LAWS,
-    progress: Callable[[LawResult], None] = lambda row: None,
+    progress: Callable[[LawResult], None] = unheard,
     **how: Unpack[How],
 ) -> Report:
     """Check all laws against somebody's decoder, on `examples` cases each that Hypothesis draws, the same for all.
