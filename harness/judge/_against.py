@@ -61,8 +61,7 @@ def judge_against(evidence: Evidence, names: tuple[str, str]) -> Judgement:
     """
     judgement = Judgement(evidence.request.B)
     for side, trace in zip(names, (evidence.actual, evidence.expected), strict=True):
-        wrong = malformed(evidence.models, evidence.request, trace)
-        if wrong is not None:
+        if (wrong := malformed(evidence.models, evidence.request, trace)) is not None:
             judgement.defects.append(replace(wrong, detail=f"{side}: {wrong.detail}"))
     if judgement.defects:
         return judgement

@@ -198,8 +198,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
     least_rows, least_calls = sum(turn.target_rows for turn in passes), len(passes)
     if contract.entails(Contract.LAW):
         least_rows, least_calls = max(least_rows, pyramid.L), max(least_calls, 1)
-        alone = next((turn for turn in rounds if not turn.target_rows), None)
-        if alone is not None:
+        if (alone := next((turn for turn in rounds if not turn.target_rows), None)) is not None:
             return f"the round at scale {alone.first} counts no target rows, and the target decides every scale"
     elif not rounds:
         return ""

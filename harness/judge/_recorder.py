@@ -127,9 +127,8 @@ class OperationRecorder(TorchDispatchMode):
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
         frames = own_frames_of()
-        stack, given = tuple(each for _, each in frames), ()
-        if self._look is not None:
-            given = tuple(self._look(frame.f_locals) for frame, _ in frames)
+        stack = tuple(each for _, each in frames)
+        given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()
         by_row = torch.Tag.pointwise in getattr(func, "tags", ()) or any(word in name for word in BY_ROW)
         self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given, by_row))
         return result

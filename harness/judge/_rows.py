@@ -133,8 +133,7 @@ def _moved_rows(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether logits are those of passes, from the first on, whose rows sit elsewhere though no input shows it."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
-    where_LX = family.positions(network, 0, pyramid.S - 1)
-    if where_LX is None:
+    if (where_LX := family.positions(network, 0, pyramid.S - 1)) is None:
         return None
     label_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
     condition = family.condition(network, evidence.request, label_1)

@@ -66,8 +66,7 @@ def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
 
     They are of the scale before it, or of the one before its round: a round that ended there may have been corrected.
     """
-    turn = round_of(evidence, image, si)
-    if turn is None:
+    if (turn := round_of(evidence, image, si)) is None:
         return None
     network = evidence.models.target
     labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]

@@ -170,8 +170,7 @@ def given_otherwise(
 
 def caller_of(step: Operation) -> tuple[Operation, str] | None:
     """Return an operation seen from the line that gave other numbers than are asked for; None where none did."""
-    wrong = [at for at, (words, _) in enumerate(step.given) if words]
-    if not wrong:
+    if not (wrong := [at for at, (words, _) in enumerate(step.given) if words]):
         return None
     words, is_right = step.given[wrong[-1]]
     at = wrong[-1] + (not is_right and wrong[-1] + 1 < len(step.stack))
@@ -252,8 +251,7 @@ def what_was_tried(decode: WrongDecode) -> str:
         names.append(left.place)
     if left is not None and elsewhere and not names:
         return f"not replaced: {left.place} is right in another place"
-    lines = dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)
-    if not lines:
+    if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
         return f"not replaced: no operation makes {left} as it is shown"
     then = "every value of the case is right then" if left is None else f"the next wrong one is {left}"
     then = f"{left} stays wrong" if left is not None and left.place in names else then

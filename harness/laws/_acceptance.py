@@ -154,8 +154,7 @@ def keep(subject: Subject, case: Case) -> bool:
     require(not bool(none.any()), "u = 0 keeps a token that the target never draws")
     apart = ((u_Bn.double() * draft_Bn) / target_Bn - 1).abs() > 1e-6
     actual_Bn = parts.keep_drafted(u_Bn, draft_Bn, target_Bn)
-    wrong = torch.nonzero((actual_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist()
-    if wrong:
+    if wrong := torch.nonzero((actual_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist():
         n = wrong[0][1]
         require(False, f"u {float(u_Bn[0, n]):g}, draft {float(draft_Bn[0, n]):g}, target {float(target_Bn[0, n]):g}: "
                        f"kept {bool(actual_Bn[0, n])}")  # fmt: skip

@@ -130,8 +130,7 @@ def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, windo
     state.drafted_f_hat_BCPP[place(window.images, len(state.done))] = window.pick(state.f_hat_BCPP)
     for si in window.scales:
         step = replace(window, first=si, last=si, reader="draft")
-        is_finite = forward_window(state, parts, state.draft, step, propose_scale, policy)
-        if is_finite is not None:
+        if (is_finite := forward_window(state, parts, state.draft, step, propose_scale, policy)) is not None:
             state.unchecked.append(("draft", si, is_finite.clone()))
 
 
