@@ -37,13 +37,9 @@ class RaceMargins:
 
 
 def margins_of_differing_tokens(
-    exact_NV: Tensor,
-    E_NV: Tensor | None,
-    token_N: Tensor,
-    request: Request,
-    allowed: Tensor | float,
+    exact_NV: Tensor, E_NV: Tensor | None, token_N: Tensor, request: Request, allowed: Tensor | float,
     shown: Sequence[Tensor] = (),
-) -> RaceMargins:
+) -> RaceMargins:  # fmt: skip
     """Race tokens (int64) by precise guided logits on the decoder's own prefix, before the request's filter.
 
     The filter is a threshold, so near it rounding decides who takes part: a token only has to beat the tokens that take

@@ -124,9 +124,7 @@ def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Ten
 CHANCE = 1e-3  # at most, that tokens drawn otherwise are these
 FEW = 8  # wrong tokens of which too few lose to a likelier one, by chance
 FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
-    "drawn with top-p before top-k": lambda logits_lV, top_k, top_p: filter_logits(
-        filter_logits(logits_lV, 0, top_p), top_k, 0.0
-    ),
+    "drawn with top-p before top-k": lambda logits_lV, k, p: filter_logits(filter_logits(logits_lV, 0, p), k, 0.0),
     "drawn without a filter": lambda logits_lV, top_k, top_p: logits_lV,
     "drawn with top-k alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, top_k, 0.0),
     "drawn with top-p alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, 0, top_p),
@@ -151,9 +149,8 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
         return OWN
     if evidence.greedy:
         return GREEDY
-    chance_n, chance_free_n = (
-        each.double().softmax(-1).gather(1, token_n[:, None])[:, 0] for each in (law_nV, free_nV)
-    )
+    probs = (each.double().softmax(-1) for each in (law_nV, free_nV))
+    chance_n, chance_free_n = (probs_nV.gather(1, token_n[:, None])[:, 0] for probs_nV in probs)
     chance_n = torch.where(chance_n > 0, chance_n, chance_free_n)  # a token that is dropped is drawn without a filter
     fits = dict[tuple[bool, float], dict[str, tuple[str, float]]]()  # by how well: what each component says, and chance
     for component, clause, other_n in _others(evidence, image, scales, law_nV, E_nV):

@@ -154,14 +154,11 @@ def given_otherwise(
         if isinstance(value, Request):
             others = [each for each in (*NUMBERS, "filters") if getattr(value, each) != getattr(request, each)]
             others += [each for each in LISTS if Counter(getattr(value, each)) - Counter(getattr(request, each))]
-            said = ", ".join(
-                f"{each}={getattr(value, each)}" for each in others if each != "seed" or value.seed not in asked[each]
-            )
+            others = [each for each in others if each != "seed" or value.seed not in asked[each]]
+            said = ", ".join(f"{each}={getattr(value, each)}" for each in others)
         elif name in asked and isinstance(value, int | float):
-            is_asked = value in asked[name] or any(
-                math.isclose(value, each) for each in asked[name] if isinstance(value, float)
-            )
-            said = "" if is_asked else f"{name}={value}"
+            is_near = isinstance(value, float) and any(math.isclose(value, each) for each in asked[name])
+            said = "" if is_near or value in asked[name] else f"{name}={value}"
         else:
             continue
         words, is_right = words or said, is_right or not said

@@ -190,9 +190,8 @@ def drawn(subject: Subject, case: Case) -> bool:
     known = {row.tobytes() for probs_BnV in drawn_from for row in probs_BnV.flatten(0, 1).cpu().numpy()}
     for draft_BnV in laws:
         for row_V in draft_BnV.flatten(0, 1).cpu().numpy():
-            require(
-                row_V.tobytes() in known, f"the draft's law is said to be {row_V.tolist()[:6]}: nobody drew from it"
-            )
+            said = f"the draft's law is said to be {row_V.tolist()[:6]}: nobody drew from it"
+            require(row_V.tobytes() in known, said)
     return bool(laws)
 
 

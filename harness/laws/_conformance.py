@@ -83,13 +83,9 @@ class How(TypedDict, total=False):
 
 
 def run_conformance(
-    implementation: Factory | str,
-    examples: int = 20,
-    seed: int = 0,
-    laws: Sequence[Law] = LAWS,
-    progress: Callable[[LawResult], None] = unheard,
-    **how: Unpack[How],
-) -> Report:
+    implementation: Factory | str, examples: int = 20, seed: int = 0, laws: Sequence[Law] = LAWS,
+    progress: Callable[[LawResult], None] = unheard, **how: Unpack[How],
+) -> Report:  # fmt: skip
     """Check all laws against somebody's decoder, on `examples` cases each that Hypothesis draws, the same for all.
 
     `implementation` is ``factory(models, settings) -> decoder``, or its name ``package.module:factory``: no decoder,
@@ -208,12 +204,9 @@ _HERE = LawsPlace()
 
 
 def try_laws_quickly(
-    implementation: Factory | str,
-    count: int = LAW_CASES,
-    options: Options = (),
-    where: LawsPlace = _HERE,
+    implementation: Factory | str, count: int = LAW_CASES, options: Options = (), where: LawsPlace = _HERE,
     progress: Callable[[str], None] = lambda law: None,
-) -> LawsTried:
+) -> LawsTried:  # fmt: skip
     """Try every law in `count` cases, small networks in float64, where rounding decides nothing.
 
     A decoder that refuses them all is asked in float32, on pyramids of several scales, as published code has them; one

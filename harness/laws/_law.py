@@ -49,14 +49,9 @@ class Violation(HarnessError):  # noqa: N818
     """
 
     def __init__(
-        self,
-        law: Law,
-        case: Case,
-        found: str,
-        factory: str = "FACTORY",
-        options: tuple[tuple[str, str], ...] = (),
+        self, law: Law, case: Case, found: str, factory: str = "FACTORY", options: tuple[tuple[str, str], ...] = (),
         part: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.law, self.case, self.found, self.factory, self.options = law, case, found, factory, options
         self.part = part
         self.replay = f"from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}" + (
@@ -261,12 +256,9 @@ def law(
 
 
 def require_same(
-    actual: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    where: str = "",
-    atol: float | Mapping[str, float] = 0.0,
-    part: str = "",
-) -> None:
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str = "",
+    atol: float | Mapping[str, float] = 0.0, part: str = "",
+) -> None:  # fmt: skip
     """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values within `atol` (by name)."""
     wrong = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
     require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}", part)

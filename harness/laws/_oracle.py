@@ -81,11 +81,8 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         allowed = budget.guided(request.guidance, pyramid.ramp(si), si).logits
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
-        of_scale = request.at(si)
-        margins = [
-            margins_of_differing_tokens(exact_nV, E_nV, token_n, of_scale, allowed).margin_N for token_n in sides
-        ]
-        rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
+        races = [margins_of_differing_tokens(exact_nV, E_nV, token_n, request.at(si), allowed) for token_n in sides]
+        rows = torch.stack(sides, 1).tolist(), torch.stack([each.margin_N for each in races], 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
             for token, margin in zip(*pairs, strict=True):
                 said = f"{where}: image {image}, position {position}: token {token} loses by {margin:.3g}, no tie"

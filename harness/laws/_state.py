@@ -156,9 +156,8 @@ def once(subject: Subject, case: Case) -> bool:
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
         counted = sum(turn.accepted_tokens + turn.corrected_tokens + turn.bonus_tokens for turn in rounds)
-        require(
-            counted == pyramid.draws.L, f"rounds of image {image} account for {counted} tokens of {pyramid.draws.L}"
-        )
+        said = f"rounds of image {image} account for {counted} tokens of {pyramid.draws.L}"
+        require(counted == pyramid.draws.L, said)
     return pyramid.S > 1
 
 
@@ -214,9 +213,8 @@ def _refuses(subject: Subject, case: Case) -> bool:
             soft = subject.decode(tried, request=replace(tried.request, more_smooth=True))
             run = run_over(tried.models.target, tried.models.vae, tried, soft.tokens_BL)
             of_tokens = (soft.f_hat_BCPP - run.f_hat_SBCPP[-1]).abs().max() <= allowed(tried).f_hat
-            require(
-                not of_tokens, f"policy {tried.policy}: more_smooth was taken, and f_hat is that of the tokens", "f_hat"
-            )
+            said = f"policy {tried.policy}: more_smooth was taken, and f_hat is that of the tokens"
+            require(not of_tokens, said, "f_hat")
     try:
         subject.decode(case, request=replace(case.request, labels=(7,) * case.B))
     except (InputError, ValueError, IndexError):

@@ -60,15 +60,12 @@ class PolicyRule:
         if self.name == "match":
             passed_l = drafted_l == target_lV.argmax(-1)
         elif self.name == "topk-match":
-            among = [_among(target_lV[n], int(drafted_l[n]), int(self.numbers[0])) for n in range(l)]
-            passed_l = torch.tensor(among, device=drafted_l.device)
+            passed_l = torch.zeros(l, dtype=torch.bool, device=drafted_l.device)
+            for n, token in enumerate(drafted_l.tolist()):  # possible at all, and fewer than K tokens are likelier
+                likelier = int((target_lV[n] > target_lV[n, token]).sum())
+                passed_l[n] = bool(target_lV[n, token] > 0) and likelier < int(self.numbers[0])
         rate = self.numbers[-1] if self.name.endswith("match") else 1.0
         return int(passed_l.sum()) / l >= rate, passed_l
-
-
-def _among(law_V: Tensor, token: int, k: int) -> bool:
-    """Tell whether a token is one of the k most likely ones: possible at all, and fewer than k are likelier."""
-    return bool(law_V[token] > 0) and int((law_V > law_V[token]).sum()) < k
 
 
 def _kl(target_V: Tensor, draft_V: Tensor) -> Tensor:

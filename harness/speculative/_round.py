@@ -50,13 +50,9 @@ class Pass:
 
 
 def forward_window(
-    state: DecodeState,
-    parts: Parts,
-    side: Side,
-    window: Window,
-    work: Callable[[DecodeState, Parts, Pass, *Ts], T],
+    state: DecodeState, parts: Parts, side: Side, window: Window, work: Callable[[DecodeState, Parts, Pass, *Ts], T],
     *given: *Ts,
-) -> T:
+) -> T:  # fmt: skip
     """Run one network up to the window's last scale; return what the work returns.
 
     The device work is `forward`, or a function that begins with it; what more it is `given` is hashable, and equal

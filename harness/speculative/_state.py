@@ -240,19 +240,12 @@ class DecodeState(Buffers):
             return condition_rows(network, request, labels_B)
 
         return cls(
-            **vars(launcher.buffers),
-            request=request,
-            noise=noise,
-            vae=models.vae,
+            **vars(launcher.buffers), request=request, noise=noise, vae=models.vae,
             draft=Side("draft", models.draft, labels_B, condition, launcher),
-            target=Side("target", models.target, labels_B, condition, launcher),
-            launcher=launcher,
-            done=[0] * B,
-            writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64),
-            rounds=[[] for _ in range(B)],
-            draft_lens=[0] * B,
-            intermediates=_empty_intermediates(models, request) if keep else None,
-        )
+            target=Side("target", models.target, labels_B, condition, launcher), launcher=launcher, done=[0] * B,
+            writes_BS=torch.zeros(B, models.pyramid.S, dtype=torch.int64), rounds=[[] for _ in range(B)],
+            draft_lens=[0] * B, intermediates=_empty_intermediates(models, request) if keep else None,
+        )  # fmt: skip
 
     def run(self, images: list[int], key: tuple[Hashable, ...], work: Callable[[*Ts], T], *given: *Ts) -> T:
         """Do device work for one group of images: where that of a whole batch becomes a recording, or does not.
@@ -281,13 +274,9 @@ def _empty_intermediates(models: ModelPair, request: Request) -> Intermediates:
 
 
 def update_state_with_accepted_tokens(
-    state: DecodeState,
-    parts: LatentParts,
-    images: list[int],
-    first: int,
-    tokens_by_scale: list[Tensor],
+    state: DecodeState, parts: LatentParts, images: list[int], first: int, tokens_by_scale: list[Tensor],
     finished: list[int],
-) -> None:
+) -> None:  # fmt: skip
     """Make scales first..first+finished-1 of every image final, and roll both caches back to them.
 
     The images are one group, whose round began at scale `first`; `tokens_by_scale` are final tokens (b,l) of every
