@@ -9,10 +9,9 @@ from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
 from harness.judge._likelihood import TokensSeen, bet, law_of, weigh_law
 from harness.judge._line import CodeLine, LineSearch
-from harness.judge._many_ties import costs_of_draws, weigh_run
-from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._shown_law import nats_of, undrawn
 from harness.judge._suspects import ACCEPTED, UNEXPLAINED
+from harness.judge._ties import costs_of_draws, exponentials, margin_bound, margins_of_differing_tokens, weigh_run
 from harness.judge._verdict import (
     CALLS_AND_ROWS,
     Broken,

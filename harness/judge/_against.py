@@ -18,7 +18,7 @@ from harness.judge._components import first_wrong_of
 from harness.judge._decode import SHOWN, final_scales, unverified_scales
 from harness.judge._evidence import Evidence
 from harness.judge._form import COUNTS, malformed
-from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
+from harness.judge._ties import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol import Trace
 from harness.reference.sequential import sample_sequential
@@ -226,8 +226,7 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, draw_n: Tensor, may_t
             component, detail = "token", "the tokens differ"
         elif margin <= bound:
             component, detail = "tie", "rounding decides between the two"
-        place = _at(evidence, component, detail, image, si)
         position, channel = evidence.models.pyramid.place(draw)
-        place = replace(place, position=position, channel=channel, actual=actual, expected=other)
-        records.append(replace(place, margin=margin, bound=bound))
+        place = replace(_at(evidence, component, detail, image, si), position=position, channel=channel)
+        records.append(replace(place, actual=actual, expected=other, margin=margin, bound=bound))
     return records

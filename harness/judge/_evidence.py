@@ -39,7 +39,7 @@ class Evidence:
     expected: Trace  # the reference's under the same noise; a free run until `along` replaces it
     budget: Budget  # how far rounding may move rows and f_hat in this mode
     greedy: bool = False  # both sides take the most likely token in place of a draw
-    # what the draws of `expected` cost (`judge.many_ties.costs_of_draws`), where somebody has them already
+    # what the draws of `expected` cost (`judge.ties.costs_of_draws`), where somebody has them already
     costs_SB3: Tensor | None = None
     # by image, scales without a target pass, which have no target tensors to check (contract C)
     unverified: tuple[frozenset[int], ...] = ()

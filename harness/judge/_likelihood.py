@@ -34,7 +34,7 @@ from torch import Tensor
 
 from harness.judge._bets import Alternative, Bets, TokenSource, Wealth, usual_alternatives
 from harness.judge._evidence import Evidence
-from harness.judge._race import survivors
+from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
 from harness.models import ModelPair
 from harness.models.network import Network

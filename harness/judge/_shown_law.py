@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.judge._bets import usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, allowed_by, bet, rows_along
-from harness.judge._race import survivors
+from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
 from harness.models import ModelPair
 from harness.protocol import Request, Trace

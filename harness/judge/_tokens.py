@@ -15,9 +15,8 @@ from torch import Tensor
 
 from harness.judge._components import WrongTensors
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import costs_of_draws, weigh_decode
-from harness.judge._race import exponentials, margins_of_differing_tokens
 from harness.judge._suspects import ACCEPTED, CLUES, explain_draws, is_accepted_draft, round_of
+from harness.judge._ties import costs_of_draws, exponentials, margins_of_differing_tokens, weigh_decode
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import teacher_forced

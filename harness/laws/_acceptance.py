@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge import Evidence, judge, require
+from harness.judge import Evidence, judge, require, unverified_scales
 from harness.laws._batch import in_step
 from harness.laws._case import QUALITIES, Case
 from harness.laws._enumeration import LANES, output_law, p_value, target_law
@@ -23,7 +23,7 @@ from harness.laws._law import (
     require_shown_rounds,
     require_tokens,
 )
-from harness.laws._oracle import needs_exact, noting, require_draws, run_over, targeted
+from harness.laws._oracle import needs_exact, noting, require_draws, run_over
 from harness.protocol import Contract, Round, Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
@@ -85,7 +85,7 @@ def honest(subject: Subject, case: Case) -> bool:
             has_reason = turn.corrected_tokens >= 1 or not turn.corrected or not claimed.entails(Contract.LAW)
             require(has_reason, f"a scale was rejected without a wrong token: {image}, {turn}")
         calls, passes = decoded.target_calls[image], sum(turn.target_rows > 0 for turn in rounds)
-        alone = sum(case.pyramid.tokens(si) for si in case.pyramid if image not in targeted(decoded, case.B, si))
+        alone = sum(map(case.pyramid.tokens, unverified_scales(decoded, image)))
         made_rows = sum(turn.target_rows for turn in rounds)
         if lossy:  # rounds of the draft alone, and passes that came to nothing
             require(calls >= passes, f"image {image}: {calls} target calls in {passes} rounds with target rows")

@@ -31,7 +31,6 @@ from harness.laws._engine import (
     fixed_cases,
     isolated_parts,
     most_specific,
-    unheard,
 )
 from harness.laws._law import REGISTERED, Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
@@ -83,9 +82,13 @@ class How(TypedDict, total=False):
 
 
 def run_conformance(
-    implementation: Factory | str, examples: int = 20, seed: int = 0, laws: Sequence[Law] = LAWS,
-    progress: Callable[[LawResult], None] = unheard, **how: Unpack[How],
-) -> Report:  # fmt: skip
+    implementation: Factory | str,
+    examples: int = 20,
+    seed: int = 0,
+    laws: Sequence[Law] = LAWS,
+    progress: Callable[[LawResult], None] = lambda row: None,
+    **how: Unpack[How],
+) -> Report:
     """Check all laws against somebody's decoder, on `examples` cases each that Hypothesis draws, the same for all.
 
     `implementation` is ``factory(models, settings) -> decoder``, or its name ``package.module:factory``: no decoder,
@@ -214,9 +217,8 @@ def try_laws_quickly(
     that a law ends, or one that hangs, is that law's defect, and the last one. `progress` is called with the id of
     every law that is done.
 
-    Raises:
-        InputError: `count` below 1; no such factory.
-        LawsInterrupted: SIGINT or SIGTERM; holds what they said until then.
+    Raises `InputError` for a `count` below 1 or no such factory, and `LawsInterrupted`, which holds what they said
+    until then, for SIGINT or SIGTERM.
     """
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge import INPUT_ULPS, exponentials, margin_bound, margins_of_differing_tokens, require
+from harness.judge import (
+    INPUT_ULPS,
+    exponentials,
+    margin_bound,
+    margins_of_differing_tokens,
+    require,
+    unverified_scales,
+)
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, Subject, require_equal, require_same, require_tokens
 from harness.models import product_dtype
@@ -109,11 +116,7 @@ class Run:
 
 def targeted(decoded: Trace, B: int, si: int) -> list[int]:
     """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
-    alone = [
-        {turn.first + k for turn in rounds if not turn.target_rows for k in range(turn.finished)}
-        for rounds in decoded.rounds
-    ]
-    return [image for image in range(B) if not alone or si not in alone[image]]
+    return [image for image in range(B) if si not in unverified_scales(decoded, image)]
 
 
 def several(decoded: Trace, S: int) -> bool:

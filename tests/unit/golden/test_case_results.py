@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.golden._case_results import CaseResult, FileResult, Ground, golden_totals, judge_recorded_tokens
 from harness.golden._cases import RecordedCase
-from harness.judge import _race as races
+from harness.judge import _ties as races
 from harness.judge._verdict import Divergence, Verdict
 from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN

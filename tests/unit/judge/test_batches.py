@@ -11,8 +11,7 @@ import torch
 from harness.errors import InputError
 from harness.judge._components import first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, weigh_run
-from harness.judge._race import margins_of_differing_tokens
+from harness.judge._ties import ALARM, THETAS, Tail, costs_N3, margins_of_differing_tokens, weigh_run
 from harness.judge._verdict import Divergence, Judgement
 from harness.models._pair import ModelPair
 from harness.mutants import guidance, positions, state
