@@ -108,8 +108,6 @@ def _merged(all_of: Trace, some: Trace, rows: Tensor, request: Request) -> Trace
     others = new.named()
     merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}
     return replace(
-        all_of,
-        tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
-        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP),
-        intermediates=Intermediates(**merged),
-    )
+        all_of, tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
+        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP), intermediates=Intermediates(**merged),
+    )  # fmt: skip

@@ -89,14 +89,18 @@ class Operation(NamedTuple):
         return "attention" in self.name
 
 
-class OperationRecorder(TorchDispatchMode):
-    """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
+class EveryOperation(TorchDispatchMode):
+    """A mode that sees every operation."""
 
     supports_higher_order_operators = True  # each is one operation
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # its import takes seconds, and nothing is compiled here
+
+
+class OperationRecorder(EveryOperation):
+    """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
 
     def __init__(self, weights: Iterable[Tensor], look: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
         super().__init__()
@@ -126,7 +130,7 @@ class OperationRecorder(TorchDispatchMode):
             whole = [each.flatten().cpu().clone() for each in small]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
-        frames = own_frames_of()
+        frames = own_frames()
         stack = tuple(each for _, each in frames)
         given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()
         by_row = torch.Tag.pointwise in getattr(func, "tags", ()) or any(word in name for word in BY_ROW)
@@ -141,16 +145,11 @@ class OperationRecorder(TorchDispatchMode):
         return every
 
 
-def own_frames() -> tuple[Frame, ...]:
+def own_frames() -> list[tuple[FrameType, Frame]]:
     """Return the decoder's own frames that called an operation: not torch's, the harness's or Python's, nor a caller's.
 
     A decoder calls libraries: where it lies in none, or in another one, theirs are not its own.
     """
-    return tuple(each for _, each in own_frames_of())
-
-
-def own_frames_of() -> list[tuple[FrameType, Frame]]:
-    """Return what `own_frames` does, with the frames themselves."""
     inside = takewhile(lambda each: each[0].f_code is not recorded.__code__, walk_stack(sys._getframe(1)))
     every = ((frame, Frame(frame.f_code.co_filename, line, frame.f_code.co_name)) for frame, line in inside)
     frames = [(frame, each) for frame, each in every if _is_own(each.file)]

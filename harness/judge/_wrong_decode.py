@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.judge._decode import unverified_scales
 from harness.judge._recorder import (
+    EveryOperation,
     Frame,
     Known,
     Operation,
@@ -179,14 +179,8 @@ def caller_of(step: Operation) -> tuple[Operation, str] | None:
 MOST_REPLACED = 3  # values, a decode each
 
 
-class Replacing(TorchDispatchMode):
+class Replacing(EveryOperation):
     """Puts other rows in the place of some, wherever an operation makes these; `places` are the lines that did."""
-
-    supports_higher_order_operators = True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # its import takes seconds, and nothing is compiled here
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +208,7 @@ class Replacing(TorchDispatchMode):
                 if is_expanded or not (made.is_floating_point() or is_drawn):
                     continue  # whole numbers stand anywhere: tokens are drawn
                 if self._replace(made):
-                    self.places += own_frames()[:1]
+                    self.places += [each for _, each in own_frames()[:1]]
         return result
 
     def _replace(self, made: Tensor) -> bool:

@@ -225,33 +225,6 @@ def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, whe
         require_same(actual, expected, f"{where}, layer {layer}", FLOAT64, part)
 
 
-class ListCache:
-    """A model of a cache: keys and values of all layers, appended and cut off."""
-
-    def __init__(self, B: int) -> None:
-        self.positions: list[list[Tensor]] = [[] for _ in range(B)]  # one (layer, key or value, half, H, c) a position
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of positions of every image."""
-        return [len(positions) for positions in self.positions]
-
-    def extend(self, images: list[int], kv: Tensor) -> Tensor:
-        """Append n positions to these images, all of one length; return all of their positions so far.
-
-        `kv` (layer, 2, R, H, n, c) has the keys and values of the group's guidance rows, conditional half first; what
-        is returned, too: (layer, 2, R, H, K + n, c).
-        """
-        for k, image in enumerate(images):
-            self.positions[image] += kv[:, :, [k, len(images) + k]].unbind(4)
-        by_image = [torch.stack(self.positions[image], 4) for image in images]
-        return torch.stack(by_image, 3).flatten(2, 3)
-
-    def rollback(self, image: int, length: int) -> None:
-        """Forget everything of `image` from position `length` on."""
-        del self.positions[image][length:]
-
-
 class Interrupted(Exception):  # noqa: N818
     """What the broken noise raises."""
 

@@ -88,12 +88,8 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [
-        case.policy,
-        *(known[(start + k) % len(known)] for k in range(7)),
-        "match:0.9",
-        _KEEPS,
-        *_at_the_border(case),
-    ]
+        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, *_at_the_border(case),
+    ]  # fmt: skip
     cases = []
     for policy in dict.fromkeys(wanted):
         draft = "far" if policy == _KEEPS else "near" if policy in _SHARP else case.draft

@@ -288,12 +288,9 @@ class Request:
         labels, ids = self.labels, self.image_ids
         seeds = None if self.seeds is None else tuple(self.seeds[b] for b in rows)
         return replace(
-            self,
-            labels=tuple(labels[b] for b in rows),
-            images=tuple(ids[b] for b in rows),
-            seed=seeds[0] if seeds else self.seed,
-            seeds=seeds,
-        )
+            self, labels=tuple(labels[b] for b in rows), images=tuple(ids[b] for b in rows),
+            seed=seeds[0] if seeds else self.seed, seeds=seeds,
+        )  # fmt: skip
 
 
 def _check_filter(top_k: int, top_p: float) -> None:
