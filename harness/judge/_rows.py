@@ -6,9 +6,7 @@ What none of these explains is "mask or cache", and at scale 0 the network, or t
 Where an earlier scale of the same pass is right, so are cache and network, and it is the mask.
 """
 
-from collections.abc import Callable
-from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -47,7 +45,10 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
         return "split", f"logits of scale {si} are those of {unit} {place}"
     if word := rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span)):
         return "precision", f"logits of scale {si} are the right ones, rounded to {word}"
-    for explain in (_otherwise, _other_head, _other_label, _moved_rows, _other_pass):
+    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
+        if _is_other(evidence, image, si, rows_RlV):
+            return component, f"logits of scale {si} are as if {clause}"
+    for explain in (_other_head, _other_label, _moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -87,14 +88,6 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
     return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
 
 
-def _otherwise(evidence: Evidence, image: int, si: int) -> Named | None:
-    """Tell whether logits are those of a network, or a request, with a mistake that its family names."""
-    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
-        if _is_other(evidence, image, si, rows_RlV):
-            return component, f"logits of scale {si} are as if {clause}"
-    return None
-
-
 @torch.inference_mode()
 def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether the head was given another tensor than the last block's output."""
@@ -102,13 +95,10 @@ def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
     both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
     own, draws = next(iter(passes(evidence, image, si))), pyramid.draws.span(si)
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
-    given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
-    for depth in range(1, network.config.depth):
-        what = f"the output of block {depth} of {network.config.depth}"
-        given.append((what, partial(own.hidden, depth=depth)))
-    right_RnD = own.hidden()
-    for what, tensor in given:
-        hidden_RnD = tensor()
+    right_RnD, depth = own.hidden(), network.config.depth
+    raw = "the network's raw input", expected.x_RLD[both, window]
+    blocks = ((f"the output of block {k} of {depth}", own.hidden(depth=k)) for k in range(1, depth))
+    for what, hidden_RnD in chain([raw], blocks):
         if hidden_RnD.shape[-1] != right_RnD.shape[-1]:  # a head that wants more than the network's input
             continue
         if _is_other(evidence, image, si, own.rows(hidden_RnD, si)):
@@ -141,9 +131,12 @@ def _moved_rows(evidence: Evidence, image: int, si: int) -> Named | None:
     x_2nD, mask_11LL = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
     both, span = evidence.request.rows_of(image), pyramid.draws.span(si)
     found_2lV, right_2lV = actual.rows_RLV[both, span], expected.rows_RLV[both, span]
+    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+    before = [(turn.first, min(si, last_of(turn, turn.first, pyramid))) for turn in rounds if turn.first <= si]
+    windows = before or [(k, k) for k in range(si + 1)]  # of every target pass up to that of the scale
     for text in _places(where_LX, pyramid, 0, si):
         cache = GrowingCache()
-        for first, last in _passes_up_to(evidence, image, si):
+        for first, last in windows:
             K, end = pyramid.begin(first), pyramid.end(last)
             cache.layers = {i: (k[:, :, :K], v[:, :, :K]) for i, (k, v) in cache.layers.items()}
             positions = _places(where_LX, pyramid, first, last)[text]
@@ -166,14 +159,6 @@ def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> d
         "at row and column exchanged": torch.cat((where_LX[K:end, :-2], where_LX[K:end, -2:].flip(-1)), 1),
         "nowhere: all at position 0": torch.zeros_like(where_LX[K:end]),
     }
-
-
-def _passes_up_to(evidence: Evidence, image: int, si: int) -> list[tuple[int, int]]:
-    """Return first and last scale of every target pass up to that of scale `si`, which ends them."""
-    turns = [turn for turn in (evidence.actual.rounds[image] if evidence.actual.rounds else []) if turn.first <= si]
-    if not turns:
-        return [(k, k) for k in range(si + 1)]
-    return [(turn.first, min(si, last_of(turn, turn.first, evidence.models.pyramid))) for turn in turns]
 
 
 @torch.inference_mode()
