@@ -5,7 +5,6 @@ looked up among the terms of all positions: content and position are named apart
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,7 @@ def _is_of_a_map(evidence: Evidence, x_lD: Tensor, si: int, error: float) -> boo
     """Tell whether an input is the embedding of something, at its own position; nothing can tell where D is small."""
     network, pyramid = evidence.models.target, evidence.models.pyramid
     C = network.config.raw
-    if network.config.D <= 2 * C or not bool(torch.isfinite(x_lD).all()):
+    if network.config.D <= 2 * C:
         return False
     unit_nC = torch.cat((torch.zeros(1, C), torch.eye(C))).to(x_lD)
     made_nD = network.embed(unit_nC[None])[0].double()
@@ -71,14 +70,12 @@ def _is_of_a_map(evidence: Evidence, x_lD: Tensor, si: int, error: float) -> boo
 
 
 def misplaced_rows(
-    evidence: Evidence,
-    image: int,
-    tensors: tuple[Tensor, Tensor],  # the decoder's of this image's rows, and the expected one of all rows
-    error: float,
-    si: int,
-    what: Literal["inputs", "logits"],
+    evidence: Evidence, image: int, tensors: tuple[Tensor, Tensor], error: float, si: int, what: str
 ) -> Named | None:
-    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
+
+    `tensors` are the decoder's of this image's rows, and the expected one of all rows; `what` is inputs or logits.
+    """
     (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
@@ -123,8 +120,6 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
     actual = evidence.actual.shown
     pyramid, network = evidence.models.pyramid, evidence.models.target
     span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
-    if not bool(torch.isfinite(x_lD).all()):
-        return None
     for component, clause, content_lD in _contents(evidence, image, si):
         left_lD = x_lD - content_lD
         if bool(((left_lD - network.lvl_SD[si] - network.pos_LD[span]).abs() <= error).all()):

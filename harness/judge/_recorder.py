@@ -52,7 +52,6 @@ class Frame(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The line itself."""
         return linecache.getline(self.file, self.line).strip()
 
 

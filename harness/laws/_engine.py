@@ -131,7 +131,6 @@ class CaseList:
     values, shrink_s = 4, float("inf")  # as in `Scope`
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
-        """Return the list."""
         if self.every_policy and law.id == "rules.oracle":
             policies = CHOICES["policy"]
             yield [replace(self.cases[k % len(self.cases)], policy=name) for k, name in enumerate(policies)]
@@ -139,11 +138,9 @@ class CaseList:
             yield self.cases
 
     def fitted(self, case: Case) -> Case:
-        """Return the case."""
         return case
 
     def choices(self, name: str) -> Sequence[Any]:
-        """Return those of all cases."""
         return CHOICES[name]
 
 

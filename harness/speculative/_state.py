@@ -166,7 +166,6 @@ class Eager:
         return noise, labels_B
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
-        """Do the work."""
         return compute()
 
 

@@ -34,7 +34,7 @@ class DecoderOptions:
     # scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says, scales
     # that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the target alone
     # are not proposed
-    draft_len: int | str | DraftLength = 5
+    draft_len: int | str = 5
     # submit the scale after the drafted ones too, where the target decides it, and finish it after full acceptance
     bonus: bool = False
     policy: Policy = COUPLED  # coupling and acceptance rule

@@ -51,12 +51,10 @@ class FixedNumbers:
         return self._buffers[key]
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV of scale `si`."""
         self.read.add(("exponential", si, stream, reader))
         return self.fill(("exponential", si, stream, reader))
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl of scale `si`."""
         self.read.add(("uniform", si, stream, reader))
         return self.fill(("uniform", si, stream, reader))
 
