@@ -18,7 +18,7 @@ from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import block_causal, family_of, prefix_inputs
+from harness.reference import family_of
 from harness.reference.sequential import GrowingCache
 
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers: ask again with --draft-len 1 and 2"
@@ -121,27 +121,25 @@ def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
 @torch.inference_mode()
 def _moved_rows(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether logits are those of passes, from the first on, whose rows sit elsewhere though no input shows it."""
-    actual, expected = evidence.actual.shown, evidence.expected.shown
-    network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
-    if (where_LX := family.positions(network, 0, pyramid.S - 1)) is None:
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    if (where_LX := family_of(network).positions(network, 0, pyramid.S - 1)) is None:
         return None
-    label_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
-    condition = family.condition(network, evidence.request, label_1)
-    xs, _ = prefix_inputs(network, evidence.models.vae, condition, evidence.actual.tokens_BL[image : image + 1], si + 1)
-    x_2nD, mask_11LL = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
-    both, span = evidence.request.rows_of(image), pyramid.draws.span(si)
-    found_2lV, right_2lV = actual.rows_RLV[both, span], expected.rows_RLV[both, span]
+    found_2lV, right_2lV = (
+        _of_image(side.shown, image, pyramid.draws.span(si)) for side in (evidence.actual, evidence.expected)
+    )
+    label = int(evidence.numbers.labels(network.config.classes)[image])
     rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
     before = [(turn.first, min(si, last_of(turn, turn.first, pyramid))) for turn in rounds if turn.first <= si]
     windows = before or [(k, k) for k in range(si + 1)]  # of every target pass up to that of the scale
+    made = [TargetPass(evidence, evidence.actual.tokens_BL[image : image + 1], label, *window) for window in windows]
     for text in _places(where_LX, pyramid, 0, si):
         cache = GrowingCache()
-        for first, last in windows:
-            K, end = pyramid.begin(first), pyramid.end(last)
-            cache.layers = {i: (k[:, :, :K], v[:, :, :K]) for i, (k, v) in cache.layers.items()}
-            positions = _places(where_LX, pyramid, first, last)[text]
-            hidden_2nD = network.hidden(x_2nD[:, K:end], condition, cache, mask_11LL[:, :, K:end, :end], positions)
-        logits_2lV = network.logits(hidden_2nD[:, pyramid.begin(si) - K :], condition)
+        for one in made:
+            x_2nD, mask_11nK, _ = one.window()
+            cache = cache.cut(slice(None), pyramid.begin(one.first))
+            positions = _places(where_LX, pyramid, one.first, one.last)[text]
+            hidden_2nD = network.hidden(x_2nD, one.condition, cache, mask_11nK, positions)
+        logits_2lV = made[-1].rows(hidden_2nD, si)
         within = bool(((logits_2lV - found_2lV).abs() <= 2 * evidence.budget.rows).all())
         if within and explains(found_2lV, right_2lV, logits_2lV):
             return "positions", f"rows of scale {si} sit {text}, which their inputs do not show"

@@ -92,7 +92,7 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
     x_cnD[1 + K + new, new] += kick
     cache = GrowingCache()
     if K:
-        for layer, (k_RHLc, v_RHLc) in run.kv.items():
+        for layer, (k_RHLc, v_RHLc) in run.cache.layers.items():
             k_cHKc, v_cHKc = (t[:1, :, :K].repeat(1 + end, 1, 1, 1) for t in (k_RHLc, v_RHLc))
             v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
             cache.layers[layer] = (k_cHKc, v_cHKc)

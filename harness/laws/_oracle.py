@@ -104,14 +104,7 @@ class Run:
     x_RLD: Tensor  # inputs with their position term
     rows_RLV: Tensor  # logits of the guidance rows
     f_hat_SBCPP: Tensor  # f_hat after every scale
-    kv: dict[int, tuple[Tensor, Tensor]]  # keys and values (R,H,L,c) of every layer
-
-    def cache(self, length: int) -> GrowingCache:
-        """Return a cache that holds the first `length` positions."""
-        cache = GrowingCache()
-        if length:
-            cache.layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self.kv.items()}
-        return cache
+    cache: GrowingCache  # keys and values (R,H,L,c) of all positions
 
 
 def targeted(decoded: Trace, B: int, si: int) -> list[int]:
@@ -154,7 +147,7 @@ def run_over(network: Network, vae: Codec, case: Case, tokens_BL: Tensor, labels
         f_hats.append(f_hat)
         if si + 1 < pyramid.S:
             raws.append(family.next_input(f_hat, si + 1, pyramid))
-    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache.layers)
+    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache)
 
 
 def require_whole(decoded: Trace, case: Case) -> Run:
@@ -217,7 +210,7 @@ def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, whe
     require(length <= n, f"{where} holds {length} positions, and only {n} are final")
     if length == 0:
         return
-    for layer, (k_RHLc, v_RHLc) in run.kv.items():
+    for layer, (k_RHLc, v_RHLc) in run.cache.layers.items():
         actual = {"keys": kv[layer, 0, rows, :, :length], "values": kv[layer, 1, rows, :, :length]}
         expected = {"keys": k_RHLc[rows, :, :length], "values": v_RHLc[rows, :, :length]}
         # inputs were compared before: later layers alone are wrong where a pass saw the wrong positions

@@ -31,7 +31,7 @@ class GrowingCache:
         self.layers[layer] = (k_RHnc, v_RHnc)
         return k_RHnc, v_RHnc
 
-    def cut(self, rows_r: Tensor, length: int) -> Self:
+    def cut(self, rows_r: Tensor | slice, length: int) -> Self:
         """Return a cache of some guidance rows and of the first positions alone."""
         made = type(self)()
         made.layers = {layer: (k[rows_r, :, :length], v[rows_r, :, :length]) for layer, (k, v) in self.layers.items()}
