@@ -34,7 +34,7 @@ from harness.models.network import Around, Codec, Condition, Network
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise, NoiseBefore, Reading
 from harness.reference import family_of, teacher_forced
-from harness.reference.sequential import GrowingCache
+from harness.reference.sequential import GrowingCache, Walk
 from harness.rounding import quick_budget
 
 
@@ -133,21 +133,19 @@ def noting(seen: list[Tensor], which: int) -> Callable[[Callable[..., Any]], Cal
 def run_over(network: Network, vae: Codec, case: Case, tokens_BL: Tensor, labels_B: Tensor | None = None) -> Run:
     """Run a network one scale after the other over given tokens of a case's images, or of others of these labels."""
     pyramid, config, family, B = network.pyramid, network.config, family_of(network), len(tokens_BL)
-    condition = family.condition(network, case.request, case.labels_B if labels_B is None else labels_B)
-    cache = GrowingCache()
+    walk = Walk.begin(network, case.request, case.labels_B if labels_B is None else labels_B)
     f_hat = torch.zeros(B, *config.latent, device=network.device, dtype=vae.dtype)
     raw = torch.zeros(B, 1, config.raw, device=network.device, dtype=vae.dtype)
     raws, xs, rows, f_hats = [raw], [], [], []
     for si in pyramid:
-        xs.append(family.input(network, condition, raws[-1] if si else None, si))
-        hidden_RlD = network.hidden(xs[-1], condition, cache, None, family.positions(network, si, si))
-        rows.append(network.logits(hidden_RlD, condition))
+        xs.append(walk.input(raws[-1] if si else None, si))
+        rows.append(walk.rows(xs[-1], si))
         codes = vae.quantizer.codes(tokens_BL[:, pyramid.draws.span(si)], *pyramid.sides[si])
         f_hat = family.accumulate(f_hat, codes, si, vae.quantizer, pyramid)
         f_hats.append(f_hat)
         if si + 1 < pyramid.S:
             raws.append(family.next_input(f_hat, si + 1, pyramid))
-    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache)
+    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), walk.cache)
 
 
 def require_whole(decoded: Trace, case: Case) -> Run:
