@@ -1,110 +1,28 @@
 """Laws of the numbers that both sides share: networks, quantiser and precision, against the page's formulas.
 
 What decoder and reference share cannot be seen by comparing them. These laws are about the harness's own networks; a
-decoder with networks of its own is judged by the others. The formulas of the spec page stand here once more, in
-float64, written from the page alone: nothing of `models/` computes them. Weights are read under their published names.
+decoder with networks of its own is judged by the others.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError, NonFiniteError
 from harness.judge import require
+from harness.laws import _formulas as formulas
 from harness.laws._case import CLASSES, Case, random_models
 from harness.laws._law import FLOAT64, PLAIN, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import run_over
 from harness.models import ModelPair, product_dtype, var_config
-from harness.models.network import Around, Condition, TransformerConfig
+from harness.models.network import Around, Condition
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels
 from harness.speculative.sampler import SpeculativeDecoder
-
-_Weights = Mapping[str, Tensor]
-
-
-def normal(x: Tensor) -> Tensor:
-    """Return a layer norm without affine (spec §4)."""
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-
-
-def _silu(x: Tensor) -> Tensor:
-    return x / (1 + (-x).exp())
-
-
-def logits(config: TransformerConfig, w: _Weights, x_RnD: Tensor, labels_R: Tensor, mask_nn: Tensor) -> Tensor:
-    """Return logits_RnV of one pass (spec §4) over rows with their position term; `mask_nn`: a row sees a column."""
-    R, D = len(x_RnD), config.D
-    silu_RD = _silu(w["class_emb.weight"][labels_R])
-    for i in range(config.depth):
-        block = f"blocks.{i}."
-        if config.shared_adaln:
-            shared = silu_RD @ w["shared_ada_lin.1.weight"].T + w["shared_ada_lin.1.bias"]
-            six = w[block + "ada_gss"] + shared.view(R, 1, 6, D)
-        else:
-            six = (silu_RD @ w[block + "ada_lin.1.weight"].T + w[block + "ada_lin.1.bias"]).view(R, 1, 6, D)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = (six[:, :, k] for k in range(6))
-        x_RnD = x_RnD + gamma1 * _attention(config, w, block, normal(x_RnD) * (1 + scale1) + shift1, mask_nn)
-        inner = (normal(x_RnD) * (1 + scale2) + shift2) @ w[block + "ffn.fc1.weight"].T + w[block + "ffn.fc1.bias"]
-        gelu = 0.5 * inner * (1 + (math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)).tanh())
-        x_RnD = x_RnD + gamma2 * (gelu @ w[block + "ffn.fc2.weight"].T + w[block + "ffn.fc2.bias"])
-    two = (silu_RD @ w["head_nm.ada_lin.1.weight"].T + w["head_nm.ada_lin.1.bias"]).view(R, 1, 2, D)
-    return (normal(x_RnD) * (1 + two[:, :, 0]) + two[:, :, 1]) @ w["head.weight"].T + w["head.bias"]
-
-
-def _attention(config: TransformerConfig, w: _Weights, block: str, h_RnD: Tensor, mask_nn: Tensor) -> Tensor:
-    R, n, D = h_RnD.shape
-    H, c = config.H, D // config.H
-    q_bias, v_bias = w[block + "attn.q_bias"], w[block + "attn.v_bias"]
-    qkv = h_RnD @ w[block + "attn.mat_qkv.weight"].T + torch.cat((q_bias, torch.zeros_like(q_bias), v_bias))
-    q, k, v = (qkv.view(R, n, 3, H, c)[:, :, part].transpose(1, 2) for part in range(3))
-    scale = 0.25 / math.sqrt(c)
-    if config.l2_norm:
-        factor = w[block + "attn.scale_mul_1H11"].clamp(max=math.log(100)).exp()
-        q = factor * q / q.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
-        k = k / k.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
-        scale = 1.0
-    scores = (scale * q @ k.transpose(-1, -2)).masked_fill(~mask_nn, float("-inf"))
-    out_RnD = (scores.softmax(-1) @ v).transpose(1, 2).reshape(R, n, D)
-    return out_RnD @ w[block + "attn.proj.weight"].T + w[block + "attn.proj.bias"]
-
-
-def phi_choice(si: int, S: int, n: int) -> int:
-    """Return which of n φ a scale uses: the nearest tick, the first of two (spec §3)."""
-    a = 1 / (3 * n) if n == 4 else 1 / (2 * n)
-    step = ((1 - a) - a) / (n - 1) if n > 1 else 0.0
-    # as NumPy's linspace: k·step + a, and the last tick exactly 1 − a
-    ticks = [k * step + a for k in range(n - 1)] + [1 - a] if n > 1 else [a]
-    distances = [abs(tick - (si / (S - 1) if S > 1 else 0.0)) for tick in ticks]
-    return distances.index(min(distances))
-
-
-def phi_of(h_BCPP: Tensor, kernel_CC33: Tensor, bias_C: Tensor) -> Tensor:
-    """Return 0.5·h + 0.5·conv3x3(h), one shift of the map a tap (spec §3)."""
-    P = h_BCPP.shape[-1]
-    padded = F.pad(h_BCPP, (1, 1, 1, 1))
-    out = bias_C[None, :, None, None].expand(len(h_BCPP), -1, P, P)
-    for row in range(3):
-        for column in range(3):
-            tap = padded[:, :, row : row + P, column : column + P]
-            out = out + torch.einsum("oc,bchw->bohw", kernel_CC33[:, :, row, column], tap)
-    return 0.5 * h_BCPP + 0.5 * out
-
-
-def nearest(flat_NC: Tensor, codebook_VC: Tensor) -> Tensor:
-    """Return the index of the nearest code, the lowest on a tie (spec §3)."""
-    distance_NV = (flat_NC[:, None] - codebook_VC[None]).square().sum(-1)
-    least_N1 = distance_NV.min(1, keepdim=True).values
-    return torch.stack([torch.nonzero(row)[0, 0] for row in distance_NV == least_N1])
-
 
 # φ of numbers of size 1 in float32: some twenty products a channel; a detour by half precision leaves 1e-3.
 _FLOAT32 = 1e-5
@@ -158,7 +76,7 @@ def transformer(subject: Subject, case: Case) -> bool:
             network = getattr(models, name)
             run = run_over(network, models.vae, case, tokens_BL)
             weights = {weight: tensor.double() for weight, tensor in network.weights.items()}
-            expected = logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
+            expected = formulas.logits(network.config, weights, run.x_RLD.double(), labels_R, sees_LL)
             where = f"{name}{'' if network.config.l2_norm else ' without the norm of queries and keys'}"
             require_equal("logits", run.rows_RLV.double(), expected, where, rounded(expected, product_dtype(network)))
     return True
@@ -178,8 +96,8 @@ def phi(subject: Subject, case: Case) -> bool:
             quantizers[dtype] = Quantizer(case.normal(case.V, 4).to(dtype), pairs)
         for S in (*_SCALES, n):
             for si in range(S):
-                k = phi_choice(si, S, n)
-                expected = phi_of(h_BCPP, kernels[k], biases[k])
+                k = formulas.phi_choice(si, S, n)
+                expected = formulas.phi(h_BCPP, kernels[k], biases[k])
                 where = f"{n} φ, scale {si} of {S} (φ {k})"
                 require_equal("φ", quantizers[torch.float64].phi(h_BCPP, si, S), expected, where, FLOAT64)
                 actual = quantizers[torch.float32].phi(h_BCPP.float(), si, S)
@@ -203,7 +121,7 @@ def encode(subject: Subject, case: Case) -> bool:
         flat_NC = small.flatten(2).mT.reshape(-1, quantizer.C)
         distance_BlV = (flat_NC[:, None] - codes_VC).square().sum(-1).view(2, -1, quantizer.V)
         error = rounded(distance_BlV, product_dtype(vae))
-        nearest_Bl, idx_Bl = nearest(flat_NC, codes_VC).view(2, -1), tokens_BL[:, span]
+        nearest_Bl, idx_Bl = formulas.nearest(flat_NC, codes_VC).view(2, -1), tokens_BL[:, span]
         if z_BCPP.dtype != torch.float64:  # of codes that rounding cannot tell apart either is the nearest
             apart_Bl = distance_BlV.gather(-1, idx_Bl[..., None])[..., 0] - distance_BlV.amin(-1)
             nearest_Bl = torch.where(apart_Bl <= error, idx_Bl, nearest_Bl)
@@ -212,14 +130,14 @@ def encode(subject: Subject, case: Case) -> bool:
         require_equal("margin", margin_BL[:, span].double(), two_Bl2[..., 1] - two_Bl2[..., 0], f"scale {si}", error)
         h = codes_VC[idx_Bl].mT.reshape(2, quantizer.C, side, side)
         h = h if last else torch.nn.functional.interpolate(h, (pyramid.P, pyramid.P), mode="bicubic")
-        kernel, bias = quantizer.phi_weights[phi_choice(si, pyramid.S, len(quantizer.phi_weights))]
-        residual = residual - phi_of(h, kernel.double(), bias.double())
+        kernel, bias = quantizer.phi_weights[formulas.phi_choice(si, pyramid.S, len(quantizer.phi_weights))]
+        residual = residual - formulas.phi(h, kernel.double(), bias.double())
     # whole numbers, so that distances are exact, and every code twice: a tie everywhere
     whole_VC = (2 * quantizer.codebook_VC).round()
     twins = Quantizer(torch.cat((whole_VC, whole_VC)), quantizer.phi_weights)
     z_BC11 = (2 * case.normal(64, quantizer.C, 1, 1)).round().to(whole_VC)
     tokens_B1, margin_B1 = twins.encode(z_BC11, ScalePyramid((1,)))
-    expected_B1 = nearest(z_BC11.flatten(1), twins.codebook_VC)[:, None]
+    expected_B1 = formulas.nearest(z_BC11.flatten(1), twins.codebook_VC)[:, None]
     require_equal("tokens", tokens_B1, expected_B1, "every code twice")
     require(bool((margin_B1 == 0).all()), "every code twice is no tie to `encode`")
     return True
@@ -267,7 +185,7 @@ def _head(case: Case, network: Any) -> None:
     actual = network.logits(h_RnD, condition)
     factor_R1D, shift_R1D = (term.double() for term in condition.head)
     weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
-    expected = (normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
     least = torch.promote_types(network.dtype, torch.float32)
     require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")
     atol = FLOAT64 if least == torch.float64 else _HEAD

@@ -194,10 +194,8 @@ def test_an_incomplete_trace_is_a_defect(defect: str):
         trace.f_hat_BCPP[0, 0, 0, 0] = torch.nan
     result = verify_here(models, lambda models, settings: Fixed(trace), [Settings(2)], [REQUEST])
     assert result.verdict is Verdict.DEFECT
-    component = {"nan f_hat": "f_hat", "flat f_hat": "f_hat", "dtype": "trace", "odd rows": "trace"}.get(
-        defect, "scheduling"
-    )
-    assert result.first_divergence.component == component
+    shown = {"nan f_hat": "f_hat", "flat f_hat": "f_hat", "dtype": "trace", "odd rows": "trace"}
+    assert result.first_divergence.component == shown.get(defect, "scheduling")
     if defect == "missing scale":
         assert (result.first_divergence.image, result.first_divergence.scale) == (1, 2)
 
