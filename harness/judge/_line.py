@@ -292,9 +292,8 @@ class LineSearch:
         ends = {pyramid.end(si) for si in pyramid}
         along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
         of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
-        search = Search(
-            along_any, along_final, of_reference, weights, self._decode.close, rejected, pyramid.draws.counts
-        )
+        counts = pyramid.draws.counts
+        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected, counts)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
