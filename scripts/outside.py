@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
     require(said(folder, 0, command, "verify", "--seeds", "0:1", "--labels", "0,1", "--draft-len", "2"), "IDENTICAL")
     test = (python, "-m", "pytest", "-p", "no:cacheprovider", "-q", *NAME)
     (folder / "mypkg.py").write_text(RIGHT)
-    laws = int(said(folder, 0, python, "-c", "from harness.laws._catalogue import LAWS; print(len(LAWS))"))
+    laws = int(said(folder, 0, python, "-c", "from harness.laws._conformance import LAWS; print(len(LAWS))"))
     right = said(folder, 0, *test, "-n", "2")  # the laws, and four cases on digits
     require(right, f"{laws + 4} passed", "digits[close-2]                  5 images, IDENTICAL")
     (folder / "mypkg.py").write_text(WRONG)

@@ -52,7 +52,7 @@ OUTSIDE = {"harness": tuple(room for room in DOORS if room != "commands"), "harn
 
 
 def room_of(module: str) -> str:
-    """Return the room of a dotted module name, e.g. ``judge`` of ``harness.judge._race``."""
+    """Return the room of a dotted module name, e.g. ``judge`` of ``harness.judge._ties``."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in DOORS else LOOSE
 

@@ -29,7 +29,7 @@ from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import _families as families
+from harness.reference import _steps as families
 from harness.reference import sequential
 from harness.runs import _database as seals
 from harness.runs._result import Verification

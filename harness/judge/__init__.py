@@ -1,18 +1,17 @@
 """The judgement on decodes: form, tokens and ties, tensors and components, distances."""
 
 from harness.judge._against import changed_counts, judge_against, judge_ends
-from harness.judge._alternatives import Alternative, usual_alternatives
+from harness.judge._bets import ALPHA, HELD, Alternative, Wealth, gains, usual_alternatives
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
-from harness.judge._draws import ACCEPTED, UNEXPLAINED
 from harness.judge._evidence import Evidence
 from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
 from harness.judge._likelihood import TokensSeen, bet, law_of, weigh_law
 from harness.judge._line import CodeLine, LineSearch
-from harness.judge._many_ties import costs_of_draws, weigh_run
-from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._shown_law import nats_of, undrawn
+from harness.judge._suspects import ACCEPTED, UNEXPLAINED
+from harness.judge._ties import costs_of_draws, exponentials, margin_bound, margins_of_differing_tokens, weigh_run
 from harness.judge._verdict import (
     CALLS_AND_ROWS,
     Broken,
@@ -25,5 +24,4 @@ from harness.judge._verdict import (
     require,
     worst_verdict,
 )
-from harness.judge._wealth import ALPHA, HELD, Wealth, gains
 from harness.judge._wrong_decode import WrongDecode

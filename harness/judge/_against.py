@@ -18,7 +18,7 @@ from harness.judge._components import first_wrong_of
 from harness.judge._decode import SHOWN, final_scales, unverified_scales
 from harness.judge._evidence import Evidence
 from harness.judge._form import COUNTS, malformed, unreadable, wrong_shape
-from harness.judge._race import exponentials, margin_bound, margins_of_differing_tokens
+from harness.judge._ties import exponentials, margin_bound, margins_of_differing_tokens
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol import Trace
 from harness.reference.sequential import sample_sequential
@@ -77,7 +77,11 @@ def judge_ends(evidence: Evidence | None, names: tuple[str, str], ended: tuple[J
     holds both traces as far as they came; None where one shows nothing of itself.
     """
     B = next(each.images for each in ended if each is not None)
-    judgement, ends = Judgement(B), [_ends(each) for each in ended]
+    judgement = Judgement(B)
+    ends = [  # without addresses in memory
+        [(one.component, re.sub(r"0x[0-9a-f]+", "0x", one.detail)) for one in each.defects] if each else []
+        for each in ended
+    ]
     alike = ends[0] == ends[1]
     if not alike:
         judgement.defects = [
@@ -99,11 +103,6 @@ def judge_ends(evidence: Evidence | None, names: tuple[str, str], ended: tuple[J
     else:
         judgement.so_far = reached
     return judgement
-
-
-def _ends(ended: Judgement | None) -> list[tuple[str, str]]:
-    """Return why a decode ended, without addresses in memory; nothing of one that ended well."""
-    return [(each.component, re.sub(r"0x[0-9a-f]+", "0x", each.detail)) for each in ended.defects] if ended else []
 
 
 def _compare(evidence: Evidence, names: tuple[str, str], final_B: list[int], judgement: Judgement) -> None:
@@ -228,8 +227,7 @@ def _judge_tokens(evidence: Evidence, image: int, si: int, draw_n: Tensor, may_t
             component, detail = "token", "the tokens differ"
         elif margin <= bound:
             component, detail = "tie", "rounding decides between the two"
-        place = _at(evidence, component, detail, image, si)
         position, channel = evidence.models.pyramid.place(draw)
-        place = replace(place, position=position, channel=channel, actual=actual, expected=other)
-        records.append(replace(place, margin=margin, bound=bound))
+        place = replace(_at(evidence, component, detail, image, si), position=position, channel=channel)
+        records.append(replace(place, actual=actual, expected=other, margin=margin, bound=bound))
     return records

@@ -4,19 +4,19 @@ Promise: the tensors of a scale are compared in the order in which they are comp
 f_hat), so the first one that differs names the component; where the decoder exposes no intermediates it says so.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
 from harness.models import product_dtype
-from harness.protocol import Intermediates, largest_factor
+from harness.protocol import largest_factor
 from harness.reference import family_of
 from harness.rounding import Budget
 
@@ -28,136 +28,132 @@ GUIDANCE_ULPS = 8
 
 
 WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
+INPUT, ROWS, GUIDED, F_HAT = range(4)  # what is compared of a scale, in the order in which it is computed
 
 
 def first_wrong(evidence: Evidence) -> WrongTensors:
     """Return the first wrong tensor of every image; None where every tensor agrees, or intermediates are not shown."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    if actual is None or expected is None:
-        return dict.fromkeys(range(evidence.request.B))
-    agree = _agree_SB(evidence, actual, expected).T.tolist()  # the one wait for the device
     wrong: WrongTensors = dict.fromkeys(range(evidence.request.B))
-    for b in sorted((b for b, agree_S in enumerate(agree) if not all(agree_S)), key=lambda b: agree[b].index(False)):
-        wrong[b] = first = first_wrong_of(evidence, b, evidence.models.pyramid)
-        if first is not None and first.component != "precision":
+    places = _disagreeing(evidence, evidence.models.pyramid)
+    for si, image, which in sorted((si, image, which) for image, (si, which) in places.items()):
+        wrong[image] = first = _explained(evidence, image, si, which)
+        if first.component != "precision":
             evidence = replace(evidence, is_exact=True)  # whatever is wrong in the batch, it is not its precision
     return wrong
 
 
 def first_wrong_of(evidence: Evidence, image: int, scales: Iterable[int]) -> WrongTensor | None:
     """Return the first wrong tensor of one image at some scales, if any; None where intermediates are not shown."""
-    actual, expected = evidence.actual.intermediates, evidence.expected.intermediates
-    if actual is None or expected is None:
-        return None
-    for si in scales:
-        unverified = bool(evidence.unverified) and si in evidence.unverified[image]
-        check = wrong_f_hat_at if unverified else wrong_at
-        wrong = check(evidence, actual, expected, image, si)
-        if wrong is not None:
-            return wrong
-    return None
+    place = _disagreeing(evidence, scales).get(image)
+    return None if place is None else _explained(evidence, image, *place)
 
 
 @torch.inference_mode()
-def _agree_SB(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> Tensor:
-    """Tell of every scale of every image whether all its tensors agree, by the checks of `wrong_at`."""
-    pyramid, budget, B = evidence.models.pyramid, evidence.budget, evidence.request.B
-    every_error_B = _input_error(evidence, _halves(expected.x_RLD, B, slice(None), slice(None)))
-    steps_B = _steps(evidence)
-    error = evidence.f_hat_error
-    agree, ulp, every = [], guidance_ulp(evidence, actual, expected), slice(None)
-    for si in pyramid:
+def _disagreeing(evidence: Evidence, scales: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Return the scale of every image's first wrong tensor, and which it is; without target tensors f_hat alone."""
+    actual, expected, scales = evidence.actual.intermediates, evidence.expected.intermediates, list(scales)
+    if actual is None or expected is None or not scales:
+        return {}
+    pyramid, B = evidence.models.pyramid, evidence.request.B
+    agree, error_B, steps_B = [], _input_error(evidence), _steps(evidence)
+    for si in scales:
         span, draws = pyramid.span(si), pyramid.draws.span(si)
-        x, expected_x = (_halves(each.x_RLD, B, every, span) for each in (actual, expected))
-        rows, expected_rows = (_halves(each.rows_RLV, B, every, draws) for each in (actual, expected))
-        error_B = every_error_B + (steps_B if si == 0 else 0)
-        agree_B = _close(x, expected_x, error_B) & _same_rows(rows, expected_rows, budget)
-        agree_B &= _is_guided(evidence, actual.guided_BLV[:, draws], rows, si, ulp)
-        for image, scales in enumerate(evidence.unverified):
-            if si in scales:
-                agree_B[image] = True
-        agree.append(agree_B & _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], error))
-    return torch.stack(agree)
+        x, expected_x = (_halves(each.x_RLD, B)[:, :, span] for each in (actual, expected))
+        rows, expected_rows = (_halves(each.rows_RLV, B)[:, :, draws] for each in (actual, expected))
+        agree_4B = torch.stack((
+            _close(x, expected_x, error_B + (steps_B if si == 0 else 0)),
+            _same_rows(rows, expected_rows, evidence.budget),
+            _is_guided(evidence, actual.guided_BLV[:, draws], rows, si),
+            _close(actual.f_hat_SBCPP[si], expected.f_hat_SBCPP[si], evidence.f_hat_error),
+        ))  # fmt: skip
+        agree_4B[:F_HAT, [image for image, alone in enumerate(evidence.unverified) if si in alone]] = True
+        agree.append(agree_4B)
+    places: dict[int, tuple[int, int]] = {}
+    for k, which, image in torch.nonzero(~torch.stack(agree)).tolist():  # the one wait for the device
+        places.setdefault(image, (scales[k], which))
+    return places
 
 
-def _halves(tensor_RLx: Tensor, B: int, images: slice, span: slice) -> Tensor:
-    """Return the rows of some images as (2, b, l, x): conditional, then unconditional where these run; a view."""
-    halves: Tensor = tensor_RLx.unflatten(0, (-1, B))  # (R, L, x) -> (R/B, B, L, x)
-    return halves[:, images, span]
+def _halves(tensor_RLx: Tensor, B: int) -> Tensor:
+    """Return rows as (2, B, L, x): conditional, then unconditional where these run; a view."""
+    halves: Tensor = tensor_RLx.unflatten(0, (-1, B))
+    return halves
 
 
-def wrong_at(
-    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> WrongTensor | None:
-    """Return the first wrong tensor of one image at one scale; None when all agree."""
-    pyramid, budget = evidence.models.pyramid, evidence.budget
-    span, draws, one, B = pyramid.span(si), pyramid.draws.span(si), slice(image, image + 1), evidence.request.B
-    for name, place in (("x_RLD", span), ("rows_RLV", draws)):
-        shown = _halves(getattr(actual, name), B, one, place)
-        if not bool(torch.isfinite(shown).all()):
-            if bool(shown.isnan().all()) and bool(actual.guided_BLV[image, draws].isfinite().all()):
+def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTensor:
+    """Return what a tensor is that is wrong, the first one of its image."""
+    shown, pyramid = evidence.actual.shown, evidence.models.pyramid
+    draws, rows = pyramid.draws.span(si), evidence.request.rows_of(image)
+    for name, place in (("x_RLD", pyramid.span(si)), ("rows_RLV", draws)) if which in (INPUT, ROWS) else ():
+        tensor = getattr(shown, name)[rows, place]
+        if not bool(torch.isfinite(tensor).all()):
+            if bool(tensor.isnan().all()) and bool(shown.guided_BLV[image, draws].isfinite().all()):
                 detail = f"{name} of scale {si} was never written, though guided logits of that scale were"
                 return WrongTensor(si, "trace", detail)
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
-    error_b = _input_error(evidence, _halves(expected.x_RLD, B, one, slice(None)))
-    error_b = error_b + (_steps(evidence)[one] if si == 0 else 0)
-    if not _close(_halves(actual.x_RLD, B, one, span), _halves(expected.x_RLD, B, one, span), error_b):
-        return wrong_input(evidence, image, si, float(error_b))
-    rows, expected_rows = _halves(actual.rows_RLV, B, one, draws), _halves(expected.rows_RLV, B, one, draws)
-    if not _same_rows(rows, expected_rows, budget):
-        return wrong_rows(evidence, image, si)
-    guided, ulp = actual.guided_BLV[one, draws], guidance_ulp(evidence, actual, expected)
-    if not _is_guided(evidence, guided, rows, si, ulp):
-        if guided.isneginf().any() and _is_guided(evidence, guided, rows, si, ulp, of_finite=True):
-            detail = f"guided logits of scale {si} hold -inf: they must be shown as they are before the filter"
-            return WrongTensor(si, "filter", detail)
-        if _is_shifted(evidence, guided, rows, si):
-            detail = f"guided logits of scale {si} are right but for a number a row, as after a log-softmax"
-            return WrongTensor(si, "trace", f"{detail}: they must be shown as guidance makes them")
-        word = guided_in_fewer_bits(evidence, guided[0], rows[:, 0], si)
-        if word:
-            return WrongTensor(si, "precision", f"guided logits of scale {si} are combined in {word}")
-        why = _wrong_halves(evidence, actual, image, si, ulp)
-        return WrongTensor(si, "guidance", f"guided logits of scale {si} are not those of their rows: {why}")
-    return wrong_f_hat_at(evidence, actual, expected, image, si)
+    if which == INPUT:
+        error_B = _input_error(evidence) + (_steps(evidence) if si == 0 else 0)
+        return WrongTensor(si, *wrong_input(evidence, image, si, float(error_B[image])))
+    explain = {ROWS: wrong_rows, GUIDED: _wrong_guided, F_HAT: _wrong_f_hat}[which]
+    return WrongTensor(si, *explain(evidence, image, si))
 
 
-def _wrong_halves(evidence: Evidence, actual: Intermediates, image: int, si: int, ulp: float) -> str:
-    """Say which half is whose where that explains guided logits; the last scale tells, since scale 0 has no weight."""
-    pyramid, one, B = evidence.models.pyramid, slice(image, image + 1), evidence.request.B
-    fits = []
-    for scale in (si, pyramid.S - 1):
-        guided = actual.guided_BLV[one, pyramid.draws.span(scale)]
-        rows = _halves(actual.rows_RLV, B, one, pyramid.draws.span(scale)).flip(0)
-        fits.append(bool(_is_guided(evidence, guided, rows, scale, ulp)))
-    if fits[0] and (fits[1] or si):
-        return "halves swapped, unconditional half first"
-    return "the unconditional half alone" if fits[0] else "weight or halves"
+def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:
+    """Return component and clause of guided logits that are not those of their rows."""
+    shown, pyramid, one = evidence.actual.shown, evidence.models.pyramid, slice(image, image + 1)
+    spans = {scale: pyramid.draws.span(scale) for scale in (si, pyramid.S - 1)}
+    halves = {scale: _halves(shown.rows_RLV, evidence.request.B)[:, one, span] for scale, span in spans.items()}
+    guided, what = shown.guided_BLV[one, spans[si]], f"guided logits of scale {si}"
+    if guided.isneginf().any() and _is_guided(evidence, guided, halves[si], si, of_finite=True):
+        return "filter", f"{what} hold -inf: they must be shown as they are before the filter"
+    expected = _guided(evidence, halves[si], si)
+    shift_bl1 = (guided - expected).mean(-1, keepdim=True)
+    # one number a row, which no draw sees; as finely as the reference computes: rounding to fewer bits is no shift
+    error = GUIDANCE_ULPS * torch.finfo(expected.dtype).eps * float(guided.abs().amax())
+    if bool(((guided - expected - shift_bl1).abs() <= error).all()) and bool((shift_bl1.abs() > error).any()):
+        detail = f"{what} are right but for a number a row, as after a log-softmax"
+        return "trace", f"{detail}: they must be shown as guidance makes them"
+    if word := guided_in_fewer_bits(evidence, guided[0], halves[si][:, 0], si):
+        return "precision", f"{what} are combined in {word}"
+    # whether the halves explain it the last scale tells, too, since scale 0 has no weight
+    fits, fits_last = (
+        bool(_is_guided(evidence, shown.guided_BLV[one, span], halves[scale].flip(0), scale))
+        for scale, span in ((si, spans[si]), (pyramid.S - 1, spans[pyramid.S - 1]))
+    )
+    swapped = "halves swapped, unconditional half first" if fits_last or si else "the unconditional half alone"
+    return "guidance", f"{what} are not those of their rows: {swapped if fits else 'weight or halves'}"
 
 
-def wrong_f_hat_at(
-    evidence: Evidence, actual: Intermediates, expected: Intermediates, image: int, si: int
-) -> WrongTensor | None:
-    """Return what is wrong with one image's f_hat after scale `si`; None where it agrees."""
-    f_hat, one = actual.f_hat_SBCPP[si, image], slice(image, image + 1)
-    if not _close(actual.f_hat_SBCPP[si, one], expected.f_hat_SBCPP[si, one], evidence.f_hat_error):
-        if evidence.request.more_smooth and _is_of_tokens(evidence, image, si):
-            detail = f"f_hat after scale {si} is that of the tokens: more_smooth has no effect"
-            return WrongTensor(si, "f_hat", detail)
-        word = rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row])
-        if word:
-            return WrongTensor(si, "precision", f"f_hat after scale {si} is the right one, rounded to {word}")
-        if evidence.models.pyramid.channels > 1 and (known := _other_codes(evidence, expected, image, si)) is not None:
-            return known
-        return WrongTensor(si, "f_hat", f"f_hat after scale {si} differs: {_wrong_f_hat(expected, image, si, f_hat)}")
-    return None
+def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
+    """Return component and clause of an f_hat that is wrong after scale `si`."""
+    models, what = evidence.models, f"f_hat after scale {si}"
+    (found, own_before), (after, before) = (
+        (f_hats[si], f_hats[si - 1] if si else torch.zeros_like(f_hats[0]))
+        for f_hats in (side.shown.f_hat_SBCPP[:, image : image + 1] for side in (evidence.actual, evidence.expected))
+    )
+    if evidence.request.more_smooth:
+        tokens_1l = evidence.actual.tokens_BL[image : image + 1, models.pyramid.draws.span(si)]
+        codes = models.vae.quantizer.codes(tokens_1l, *models.pyramid.sides[si])
+        f_hat = family_of(models.target).accumulate(own_before, codes, si, models.vae.quantizer, models.pyramid)
+        if bool(_close(found, f_hat, 2 * evidence.budget.f_hat)):
+            return "f_hat", f"{what} is that of the tokens: more_smooth has no effect"
+    if word := rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row]):
+        return "precision", f"{what} is the right one, rounded to {word}"
+    for component, clause, f_hat in _other_codes(evidence, image, si, before) if models.pyramid.channels > 1 else ():
+        if bool(_close(found, f_hat, evidence.f_hat_error)):
+            return component, f"{what} differs: {clause}"
+    found, before, after = found.double(), before.double(), after.double()  # a decoder may show another dtype
+    added = (found - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
+    residue = (found - before - added * (after - before)).abs().max()
+    if residue <= 1e-3 * (after - before).abs().max() and round(float(added), 3) != 1:
+        return "f_hat", f"{what} differs: the scale's contribution was added {round(float(added), 3):zg} times"
+    return "f_hat", f"{what} differs: accumulation"
 
 
-def _other_codes(evidence: Evidence, expected: Intermediates, image: int, si: int) -> WrongTensor | None:
-    """Tell whether an f_hat is that of a position's bits in another order, or of codes that were resized otherwise."""
-    models, after = evidence.models, expected.f_hat_SBCPP[si, image : image + 1]
+def _other_codes(evidence: Evidence, image: int, si: int, before: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (component, clause, f_hat) of a position's bits in another order, and of codes resized otherwise."""
+    models, quantizer, C = evidence.models, evidence.models.vae.quantizer, evidence.models.vae.config.C
     (h, w), family, N = models.pyramid.sides[si], family_of(models.target), models.pyramid.channels
-    before = expected.f_hat_SBCPP[si - 1, image : image + 1] if si else torch.zeros_like(after)
     bits_hwN = evidence.actual.tokens_BL[image, models.pyramid.draws.span(si)].view(h, w, N)
     orders = {
         "from the last channel to the first": bits_hwN.flip(-1),
@@ -165,73 +161,45 @@ def _other_codes(evidence: Evidence, expected: Intermediates, image: int, si: in
         "column by column": bits_hwN.reshape(w, h, N).transpose(0, 1),
         "with 0 and 1 exchanged": 1 - bits_hwN,
     }
-    C = models.vae.config.C
     if N == 4 * C:
         patch_hwCij = bits_hwN.unflatten(-1, (C, 2, 2))
         orders["with rows and columns of a patch exchanged"] = patch_hwCij.mT.flatten(2)
         orders["with a patch's place before its channel"] = bits_hwN.unflatten(-1, (4, C)).mT.flatten(2)
-    made = {f"bits are taken {clause}": ("bits", bits.reshape(1, -1), "") for clause, bits in orders.items()}
+    for clause, bits in orders.items():
+        codes = quantizer.codes(bits.reshape(1, -1), h, w)
+        yield "bits", f"bits are taken {clause}", family.accumulate(before, codes, si, quantizer, models.pyramid)
     for mode in MODES if si < models.pyramid.S - 1 else ():
-        made[f"codes are resized by {mode}, not by {family.resize}"] = ("resize", bits_hwN.reshape(1, -1), mode)
-    for clause, (component, bits_1l, mode) in made.items():
-        codes = models.vae.quantizer.codes(bits_1l, h, w)
-        if mode:
-            f_hat = before + F.interpolate(codes, size=after.shape[-2:], mode=mode)
-        else:
-            f_hat = family.accumulate(before, codes, si, models.vae.quantizer, models.pyramid)
-        if bool(_close(evidence.actual.shown.f_hat_SBCPP[si, image : image + 1], f_hat, evidence.f_hat_error)):
-            return WrongTensor(si, component, f"f_hat after scale {si} differs: {clause}")
-    return None
+        codes = F.interpolate(quantizer.codes(bits_hwN.reshape(1, -1), h, w), size=before.shape[-2:], mode=mode)
+        yield "resize", f"codes are resized by {mode}, not by {family.resize}", before + codes
 
 
-def _is_of_tokens(evidence: Evidence, image: int, si: int) -> bool:
-    """Tell whether an image's f_hat after a scale is that of its tokens, where soft codes were asked for."""
-    models, shown, one = evidence.models, evidence.actual.intermediates, slice(image, image + 1)
-    assert shown is not None
-    before = shown.f_hat_SBCPP[si - 1, one] if si else torch.zeros_like(shown.f_hat_SBCPP[0, one])
-    codes = models.vae.quantizer.codes(
-        evidence.actual.tokens_BL[one, models.pyramid.draws.span(si)], *models.pyramid.sides[si]
-    )
-    f_hat = family_of(models.target).accumulate(before, codes, si, models.vae.quantizer, models.pyramid)
-    return bool(_close(shown.f_hat_SBCPP[si, one], f_hat, 2 * evidence.budget.f_hat))
+# Each of these answers for every image of a batch, so that one image is judged as a batch is.
 
 
-# Each of these takes some images and answers for every one of them, so that one image is judged as a batch is.
-
-
-def guidance_ulp(evidence: Evidence, actual: Intermediates, expected: Intermediates) -> float:
+def guidance_ulp(evidence: Evidence) -> float:
     """Return how finely guidance may be asked to compute: as the networks do, whatever dtype the decoder shows.
 
     It may show numbers of a wider dtype than it computed them in, and of a narrower one down to that of the networks:
     never so coarse that a mistake would be within it.
     """
-    own = product_dtype(evidence.models.target)
-    finest, coarsest = (torch.finfo(dtype).eps for dtype in (expected.guided_BLV.dtype, own))
-    return min(max(torch.finfo(actual.guided_BLV.dtype).eps, finest), max(coarsest, finest))
+    shown, expected = (side.shown.guided_BLV.dtype for side in (evidence.actual, evidence.expected))
+    finest, coarsest = (torch.finfo(dtype).eps for dtype in (expected, product_dtype(evidence.models.target)))
+    return min(max(torch.finfo(shown).eps, finest), max(coarsest, finest))
 
 
-def _is_guided(
-    evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int, ulp: float, of_finite: bool = False
-) -> Tensor:
-    """Compare with the guidance of the decoder's own rows (spec §7); `of_finite` leaves guided logits of -inf out."""
-    guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
-    expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
+def _guided(evidence: Evidence, rows_2blV: Tensor, si: int) -> Tensor:
+    """Return the guidance of rows (spec §7)."""
+    guide, S = family_of(evidence.models.target).guide, evidence.models.pyramid.S
+    return guide(rows_2blV.flatten(0, 1), evidence.request.guidance, si, S)
+
+
+def _is_guided(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int, of_finite: bool = False) -> Tensor:
+    """Compare with the guidance of the decoder's own rows; `of_finite` leaves guided logits of -inf out."""
+    guidance, ramp = evidence.request.guidance, evidence.models.pyramid.ramp(si)
     # of the largest term in any usual form; that of u + (1+t)·(c − u) is u, even where t = 0 leaves c alone
-    scale = largest_factor(guidance, pyramid.ramp(si), si) * rows_2blV.abs().sum(0)
-    error = GUIDANCE_ULPS * ulp * scale
-    agree_blV = (guided_blV - expected_blV).abs() <= error
+    error = GUIDANCE_ULPS * guidance_ulp(evidence) * largest_factor(guidance, ramp, si) * rows_2blV.abs().sum(0)
+    agree_blV = (guided_blV - _guided(evidence, rows_2blV, si)).abs() <= error
     return (agree_blV | guided_blV.isneginf() if of_finite else agree_blV).all(dim=(1, 2))
-
-
-def _is_shifted(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int) -> bool:
-    """Tell whether guided logits are those of their rows but for one number a row, which no draw sees."""
-    guidance, pyramid = evidence.request.guidance, evidence.models.pyramid
-    expected_blV = family_of(evidence.models.target).guide(rows_2blV.flatten(0, 1), guidance, si, pyramid.S)
-    far_blV = guided_blV - expected_blV
-    shift_bl1 = far_blV.mean(-1, keepdim=True)
-    # as finely as the reference computes: rounding to fewer bits is no shift
-    error = GUIDANCE_ULPS * torch.finfo(expected_blV.dtype).eps * float(guided_blV.abs().amax())
-    return bool(((far_blV - shift_bl1).abs() <= error).all()) and bool((shift_bl1.abs() > error).any())
 
 
 def _close(actual: Tensor, expected: Tensor, error: Tensor | float) -> Tensor:
@@ -248,11 +216,11 @@ def _same_rows(actual_2blV: Tensor, expected_2blV: Tensor, budget: Budget) -> Te
     return (worst_b <= 2 * budget.rows) & (rms_b <= 2 * budget.rows_rms)
 
 
-def _input_error(evidence: Evidence, expected_2bLD: Tensor) -> Tensor:
-    """Return the largest error of every image's input."""
-    dtype = product_dtype(evidence.models.target)
+def _input_error(evidence: Evidence) -> Tensor:
+    """Return the largest error of every image's input, but for `_steps` at scale 0."""
+    dtype, halves = product_dtype(evidence.models.target), _halves(evidence.expected.shown.x_RLD, evidence.request.B)
     relative = max(2 * evidence.budget.f_hat, INPUT_ULPS[dtype] * torch.finfo(dtype).eps)
-    return relative * expected_2bLD.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
+    return relative * halves.abs().amax(dim=(0, 2, 3)).clamp_min(1.0).float()
 
 
 def _steps(evidence: Evidence) -> Tensor:
@@ -268,14 +236,3 @@ def _steps(evidence: Evidence) -> Tensor:
     )
     moved_B: Tensor = (x - even_x).abs().unflatten(0, (-1, request.B)).amax(dim=(0, 2, 3)).float()
     return moved_B
-
-
-def _wrong_f_hat(expected: Intermediates, image: int, si: int, f_hat: Tensor) -> str:
-    after = expected.f_hat_SBCPP[si, image]
-    before = expected.f_hat_SBCPP[si - 1, image] if si else torch.zeros_like(after)
-    f_hat, before, after = f_hat.double(), before.double(), after.double()  # a decoder may show another dtype
-    added = (f_hat - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
-    residue = (f_hat - before - added * (after - before)).abs().max()
-    if residue <= 1e-3 * (after - before).abs().max() and round(float(added), 3) != 1:
-        return f"the scale's contribution was added {round(float(added), 3):zg} times"
-    return "accumulation"

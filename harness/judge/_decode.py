@@ -82,8 +82,8 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
 
 def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, ended: Judgement) -> Judgement:
     """Judge what a decode did before it ended, as `ended` says; why it ended comes first. Arguments as of `judge`."""
-    actual, pyramid = evidence.actual, evidence.models.pyramid
-    if _is_whole(actual, pyramid, evidence.models.target.config.V):
+    actual, pyramid, V = evidence.actual, evidence.models.pyramid, evidence.models.target.config.V
+    if _is_whole(actual, pyramid, V):
         judgement = judge(evidence, contract, drafts)
         judgement.defects = [*ended.defects, *judgement.defects]
         judgement.so_far, judgement.ending = ended.so_far, ended.ending
@@ -92,9 +92,15 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
     last_right, divergences = "", list[Divergence]()
     if max(final_B):
         # what was never drawn may be any number
-        tokens_BL = actual.tokens_BL.clamp(0, evidence.models.target.config.V - 1)
+        tokens_BL = actual.tokens_BL.clamp(0, V - 1)
         along = _along(replace(evidence, actual=replace(actual, tokens_BL=tokens_BL)), contract)
-        divergences = [each for image, final in enumerate(final_B) for each in _first_of_final(along, image, final)]
+        shown = actual.intermediates
+        for image, final in enumerate(final_B):
+            written = [
+                si for si in range(final) if shown is None or bool(shown.f_hat_SBCPP[si, image].isfinite().all())
+            ]
+            if (wrong := first_wrong_of(along, image, written)) is not None:
+                divergences.append(_tensor_divergence(along, wrong, image))
         right = min(min((each.scale for each in divergences), default=min(final_B)), *final_B)
         last_right = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
     ended.defects = [*ended.defects, *divergences]
@@ -170,15 +176,6 @@ def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
     return f"{count_of(rounds, 'round')}, {scales}"
 
 
-def _first_of_final(along: Evidence, image: int, final: int) -> list[Divergence]:
-    actual = along.actual.intermediates
-    if actual is None:
-        return []
-    written = (si for si in range(final) if torch.isfinite(actual.f_hat_SBCPP[si, image]).all())
-    wrong = first_wrong_of(along, image, written)
-    return [] if wrong is None else [_tensor_divergence(along, wrong, image)]
-
-
 def _wrong_counts(pyramid: ScalePyramid, request: Request, trace: Trace, contract: Contract) -> list[Divergence]:
     """List the first count of every image that cannot be true: too low, or of other tokens than a round makes final.
 
@@ -207,8 +204,7 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
     least_rows, least_calls = sum(turn.target_rows for turn in passes), len(passes)
     if contract.entails(Contract.LAW):
         least_rows, least_calls = max(least_rows, pyramid.L), max(least_calls, 1)
-        alone = next((turn for turn in rounds if not turn.target_rows), None)
-        if alone is not None:
+        if (alone := next((turn for turn in rounds if not turn.target_rows), None)) is not None:
             return f"the round at scale {alone.first} counts no target rows, and the target decides every scale"
     elif not rounds:
         return ""
@@ -221,8 +217,12 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
     """List what was compared; under contracts B and C nothing is proved without the target's tensors."""
-    actual = evidence.actual
-    free = evidence.may_differ_from
+    actual, why, free = evidence.actual, "", evidence.may_differ_from
+    alone = [len(scales) == evidence.models.pyramid.S for scales in evidence.unverified]
+    if actual.intermediates is None:
+        why = "the decoder shows no Trace.intermediates"
+    elif alone and all(alone):
+        why = "the draft decided every scale alone"
     early = [] if free is None else [f"tokens before scale {free}"]
     judgement.compared = ["tokens"] if contract is Contract.TOKENS else early
     judgement.compared.append("final f_hat")
@@ -231,7 +231,7 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
         judgement.not_compared[word] = f"contract {contract.letter} does not claim them"
     if free is not None:
         judgement.inconclusive += _why_idle(evidence, free, contract)
-    if why := _not_shown(evidence):
+    if why:
         unseen = SHOWN if actual.intermediates is None else SHOWN[:3]
         judgement.not_compared |= dict.fromkeys(unseen, why)
         if contract is not Contract.TOKENS:
@@ -260,14 +260,6 @@ def _why_idle(evidence: Evidence, free: int, contract: Contract) -> list[str]:
         if far <= 2 * evidence.budget.rows:
             return [f"what it says it left out changed nothing: its logits from scale {free} on are the whole target's"]
     return []
-
-
-def _not_shown(evidence: Evidence) -> str:
-    """Return why no tensor of the target could be compared; empty where one could."""
-    if evidence.actual.intermediates is None:
-        return "the decoder shows no Trace.intermediates"
-    alone = [len(scales) == evidence.models.pyramid.S for scales in evidence.unverified]
-    return "the draft decided every scale alone" if alone and all(alone) else ""
 
 
 @torch.inference_mode()

@@ -17,6 +17,9 @@ from harness.rounding import Allowance, Budget
 SMOOTH_ROUNDING = 8
 
 
+Named = tuple[str, str]  # the component that made a wrong tensor, and a clause on why
+
+
 @dataclass(frozen=True)
 class WrongTensor:
     """A tensor that is not the reference's, and the component that made it; `detail` is a clause on why."""
@@ -36,7 +39,7 @@ class Evidence:
     expected: Trace  # the reference's under the same noise; a free run until `along` replaces it
     budget: Budget  # how far rounding may move rows and f_hat in this mode
     greedy: bool = False  # both sides take the most likely token in place of a draw
-    # what the draws of `expected` cost (`judge.many_ties.costs_of_draws`), where somebody has them already
+    # what the draws of `expected` cost (`judge.ties.costs_of_draws`), where somebody has them already
     costs_SB3: Tensor | None = None
     # by image, scales without a target pass, which have no target tensors to check (contract C)
     unverified: tuple[frozenset[int], ...] = ()
@@ -87,19 +90,14 @@ class Evidence:
         labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
         request = replace(self.request, labels=labels, images=None, seeds=None)
         forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
-        known = self._known(int(torch.nonzero(differ_BL.any(0))[0]), rows)
+        made, known = self.expected.intermediates, None
+        if self.cache is not None and made is not None:  # of the first scale that differs input and logits are the same
+            count = models.pyramid.draws.level_of(int(torch.nonzero(differ_BL.any(0))[0])) + 1
+            known = KnownScales.of(made, self.cache, models.pyramid, count, self.request.rows_of(*rows.tolist()))
         run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy, known=known)
         if len(rows) < self.request.B:
             run = _merged(self.expected, run, rows, self.request)
         return replace(self, expected=run, costs_SB3=None, cache=None)
-
-    def _known(self, first_draw: int, rows: Tensor) -> KnownScales | None:
-        """Return what a free run knows of some images of which `first_draw` is the first that differs from it."""
-        made, pyramid = self.expected.intermediates, self.models.pyramid
-        if self.cache is None or made is None:
-            return None
-        count = pyramid.draws.level_of(first_draw) + 1  # that scale's own input and logits are the same, too
-        return KnownScales.of(made, self.cache, pyramid, count, self.request.rows_of(*rows.tolist()))
 
 
 @torch.inference_mode()
@@ -111,8 +109,6 @@ def _merged(all_of: Trace, some: Trace, rows: Tensor, request: Request) -> Trace
     others = new.named()
     merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}
     return replace(
-        all_of,
-        tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
-        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP),
-        intermediates=Intermediates(**merged),
-    )
+        all_of, tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
+        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP), intermediates=Intermediates(**merged),
+    )  # fmt: skip

@@ -80,7 +80,14 @@ def made_plain(trace: Trace) -> tuple[Trace, list[str]]:
         tensors: dict[str, Any] = {name: plain(f"intermediates.{name}", each) for name, each in shown.named().items()}
         shown = Intermediates(**tensors)
     names = ("tokens_BL", "f_hat_BCPP", "scale_writes_BS", *OPTIONAL)
-    others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names} | _figures(trace)
+    others: dict[str, Any] = {name: plain(name, getattr(trace, name)) for name in names}
+    # seconds and bytes are shown, never judged, and 0 where they are no numbers
+    seconds, held = trace.seconds, trace.cache_bytes
+    is_time = isinstance(seconds, int | float) and 0 <= seconds <= MOST_SECONDS
+    caches = held.items() if isinstance(held, Mapping) else ()
+    others["seconds"] = float(seconds) if is_time else 0.0
+    others["peak_bytes"] = trace.peak_bytes if _is_bytes(trace.peak_bytes) else 0
+    others["cache_bytes"] = {name: count for name, count in caches if isinstance(name, str) and _is_bytes(count)}
     others |= {name: _listed(getattr(trace, name), lambda n: int(n) if _is_count(n) else n) for name in COUNTS}
     others["rounds"] = _listed(trace.rounds, lambda turns: _listed(turns, _plain_round))
     return replace(trace, **others, intermediates=shown), remarks
@@ -100,18 +107,6 @@ def _plain_round(turn: object) -> object:
         if _is_count(value) and (name not in FLAGS or value <= 1):
             values[name] = bool(value) if name in FLAGS else int(value)
     return Round(**values)
-
-
-def _figures(trace: Trace) -> dict[str, Any]:
-    """Return seconds and bytes as a trace states them: shown, never judged, and 0 where they are no numbers."""
-    seconds, held = trace.seconds, trace.cache_bytes
-    is_time = isinstance(seconds, int | float) and 0 <= seconds <= MOST_SECONDS
-    caches = held.items() if isinstance(held, Mapping) else ()
-    return {
-        "seconds": float(seconds) if is_time else 0.0,
-        "peak_bytes": trace.peak_bytes if _is_bytes(trace.peak_bytes) else 0,
-        "cache_bytes": {name: count for name, count in caches if isinstance(name, str) and _is_bytes(count)},
-    }
 
 
 def _is_bytes(value: object) -> bool:
@@ -152,12 +147,12 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
             yield f"{name} lies on {tensor.device}, not on {models.device}"
         elif tensor.dtype not in (TRACE_DTYPES[dtype] if isinstance(dtype, str) else (dtype,)):
             yield f"{name} is {tensor.dtype}, not {dtype}"
-    for name in COUNTS:
-        if not _is_list(getattr(trace, name), request.B) or not all(_is_count(n) for n in getattr(trace, name)):
-            yield f"{name} must be empty or a list of one whole number an image"
-    if not _is_list(trace.rounds, request.B) or not all(isinstance(turns, list) for turns in trace.rounds):
-        yield "rounds must be empty or a list of one list an image"
-    elif not all(_is_round(turn, 2 * models.pyramid.S) for turns in trace.rounds for turn in turns):
+    for name in (*COUNTS, "rounds"):
+        values, what = getattr(trace, name), "list" if name == "rounds" else "whole number"
+        is_right: Callable[[Any], bool] = (lambda each: isinstance(each, list)) if name == "rounds" else _is_count
+        if not isinstance(values, list) or len(values) not in (0, request.B) or not all(map(is_right, values)):
+            yield f"{name} must be empty or a list of one {what} an image"
+    if not all(_is_round(turn, 2 * models.pyramid.S) for turns in trace.rounds for turn in turns):
         yield f"rounds must hold Round records of whole numbers, of {2 * models.pyramid.S} scales at most"
 
 
@@ -204,10 +199,6 @@ def _tensor(trace: Trace, name: str) -> Tensor | None:
     owner, _, field = name.rpartition(".")
     tensor: Tensor | None = getattr(getattr(trace, owner) if owner else trace, field, None)
     return tensor
-
-
-def _is_list(value: object, B: int) -> bool:
-    return isinstance(value, list) and len(value) in (0, B)
 
 
 def _is_round(turn: object, most: int) -> bool:

@@ -5,13 +5,12 @@ looked up among the terms of all positions: content and position are named apart
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._evidence import Evidence, Named
 from harness.judge._rounded import SHORT, rounding_of
 from harness.judge._suspects import asked_otherwise, other_positions, other_row, round_of, scale_of_drafts
 from harness.reference import family_of
@@ -20,39 +19,39 @@ SWAPPED = {"inputs": "rows", "logits": "guidance"}  # the part that puts the hal
 MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that are tried
 
 
-def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor:
+def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> Named:
     """Return what the input of one image at one scale is, which differs from the expected one by more than `error`."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
     for component, clause, x_R1D, _ in asked_otherwise(evidence, image, 0) if si == 0 else ():
         if bool(((actual.x_RLD[both, span] - x_R1D).abs() <= error).all()):
-            return WrongTensor(si, component, f"the input of scale 0 is as if {clause}")
+            return component, f"the input of scale 0 is as if {clause}"
     if si == 0 and (labels := _unconditional_labels(evidence, error)):
-        return WrongTensor(si, "condition", f"the unconditional rows of scale 0 are those of {labels}")
+        return "condition", f"the unconditional rows of scale 0 are those of {labels}"
     if si and (scale := scale_of_drafts(evidence, actual.x_RLD[image, span], image, si, error)) is not None:
-        return _made_of_drafts(evidence, image, si, scale)
+        turn = round_of(evidence, image, si)
+        if turn is not None and scale >= turn.first:
+            return "accept", f"scale {si} was made final after tokens of scale {scale} that its input does not hold"
+        detail = f"the input of scale {si} is made of what was drafted at scale {scale}, in an earlier round"
+        return "next input", detail
     tensors = actual.x_RLD[both, span], expected.x_RLD[:, span]
-    misplaced = misplaced_rows(evidence, image, tensors, error, si, "inputs")
-    if misplaced is not None:
+    if (misplaced := misplaced_rows(evidence, image, tensors, error, si, "inputs")) is not None:
         return misplaced
-    word = rounding_of(evidence, image, si, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span])
-    if word:
-        return WrongTensor(si, "precision", f"the input of scale {si} is the right one, rounded to {word}")
+    if word := rounding_of(evidence, image, si, lambda shown, row: shown.x_RLD[row :: len(shown.guided_BLV), span]):
+        return "precision", f"the input of scale {si} is the right one, rounded to {word}"
     if si and any(halves):
-        return WrongTensor(si, "rows", f"the input of scale {si} is wrong{_half(halves)}")
-    known = _known_content(evidence, image, si, error)
-    if known is not None:
+        return "rows", f"the input of scale {si} is wrong{_half(halves)}"
+    if (known := _known_content(evidence, image, si, error)) is not None:
         return known
-    at = other_positions(actual.x_RLD[both, span], expected.x_RLD[both], span, error)
-    if at is not None:
+    if (at := other_positions(tensors[0], expected.x_RLD[both], span, error)) is not None:
         detail = f"the input of scale {si} is that of positions {at}..{at + evidence.models.pyramid.tokens(si) - 1}"
-        return WrongTensor(si, "split", f"{detail}, not {span.start}..{span.stop - 1}")
+        return "split", f"{detail}, not {span.start}..{span.stop - 1}"
     if si == 0:
-        return WrongTensor(si, "condition", f"the input of scale 0 is not that of its label{_half(halves)}")
+        return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
     if _is_of_a_map(evidence, actual.x_RLD[image, span], si, error):
-        return WrongTensor(si, "next input", f"the input of scale {si} is made of another map than its f_hat")
-    return WrongTensor(si, "query", f"the input of scale {si} is made of no map at all")
+        return "next input", f"the input of scale {si} is made of another map than its f_hat"
+    return "query", f"the input of scale {si} is made of no map at all"
 
 
 @torch.inference_mode()
@@ -60,7 +59,7 @@ def _is_of_a_map(evidence: Evidence, x_lD: Tensor, si: int, error: float) -> boo
     """Tell whether an input is the embedding of something, at its own position; nothing can tell where D is small."""
     network, pyramid = evidence.models.target, evidence.models.pyramid
     C = network.config.raw
-    if network.config.D <= 2 * C or not bool(torch.isfinite(x_lD).all()):
+    if network.config.D <= 2 * C:
         return False
     unit_nC = torch.cat((torch.zeros(1, C), torch.eye(C))).to(x_lD)
     made_nD = network.embed(unit_nC[None])[0].double()
@@ -70,39 +69,26 @@ def _is_of_a_map(evidence: Evidence, x_lD: Tensor, si: int, error: float) -> boo
     return bool(((weight_CD.T @ raw_Cl).T - content_lD).abs().max() <= 2 * error)
 
 
-def _made_of_drafts(evidence: Evidence, image: int, si: int, scale: int) -> WrongTensor:
-    turn = round_of(evidence, image, si)
-    if turn is not None and scale >= turn.first:
-        detail = f"scale {si} was made final after tokens of scale {scale} that its input does not hold"
-        return WrongTensor(si, "accept", detail)
-    detail = f"the input of scale {si} is made of what was drafted at scale {scale}, in an earlier round"
-    return WrongTensor(si, "next input", detail)
-
-
 def misplaced_rows(
-    evidence: Evidence,
-    image: int,
-    tensors: tuple[Tensor, Tensor],  # the decoder's of this image's rows, and the expected one of all rows
-    error: float,
-    si: int,
-    what: Literal["inputs", "logits"],
-) -> WrongTensor | None:
-    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images."""
+    evidence: Evidence, image: int, tensors: tuple[Tensor, Tensor], error: float, si: int, what: str
+) -> Named | None:
+    """Tell whether a guidance row holds what belongs to another one: halves swapped or mixed, or images.
+
+    `tensors` are the decoder's of this image's rows, and the expected one of all rows; `what` is inputs or logits.
+    """
     (actual_2lX, expected_RlX), B, rows = tensors, evidence.request.B, evidence.request.rows_of(image)
     own_2lX = expected_RlX[rows]
     swapped = bool(((actual_2lX.flip(0) - own_2lX).abs() <= error).all())
     if swapped and bool(((own_2lX[0] - own_2lX[-1]).abs() > 2 * error).any()):
-        detail = f"the {what} of scale {si} have their halves swapped: unconditional half first"
-        return WrongTensor(si, SWAPPED[what], detail)
+        return SWAPPED[what], f"the {what} of scale {si} have their halves swapped: unconditional half first"
     for own, actual_lX in zip(rows, actual_2lX, strict=True):
-        other = other_row(actual_lX, expected_RlX, own, B, error)
-        if other is None:
+        if (other := other_row(actual_lX, expected_RlX, own, B, error)) is None:
             continue
         detail = f"guidance row {own} of scale {si} holds what belongs to row {other}"
         if (own < B) != (other < B):
-            return WrongTensor(si, "rows", f"{detail}, of the other half")
+            return "rows", f"{detail}, of the other half"
         if si:  # the input of scale 0 is its label's: another image's is a wrong condition
-            return WrongTensor(si, "rows", detail)
+            return "rows", detail
     return None
 
 
@@ -129,31 +115,29 @@ def _half(right: list[bool]) -> str:
     return f" in the {'unconditional' if right[0] else 'conditional'} row alone"
 
 
-def _known_content(evidence: Evidence, image: int, si: int, error: float) -> WrongTensor | None:
+def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Named | None:
     """Look the input up among known contents at any position; the right content first, at another position."""
     actual = evidence.actual.shown
     pyramid, network = evidence.models.pyramid, evidence.models.target
     span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
-    if not bool(torch.isfinite(x_lD).all()):
-        return None
     for component, clause, content_lD in _contents(evidence, image, si):
         left_lD = x_lD - content_lD
         if bool(((left_lD - network.lvl_SD[si] - network.pos_LD[span]).abs() <= error).all()):
             if clause:
-                return WrongTensor(si, component, f"the input of scale {si} is made of {clause}")
+                return component, f"the input of scale {si} is made of {clause}"
         elif (seats := _seats(evidence, left_lD, error)) is not None:
             position_l, level_l = seats
             by, where = int(position_l[0]) - span.start, f"{int(position_l[0])}..{int(position_l[-1])}"
             if clause:
                 late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
-                return WrongTensor(si, component, f"the input of scale {si} is made of {clause}, {late}")
+                return component, f"the input of scale {si} is made of {clause}, {late}"
             if not bool(network.pos_LD.any()):  # inputs say nothing of positions
-                return WrongTensor(si, "level", f"inputs of scale {si} have level {_span(level_l)}")
+                return "level", f"inputs of scale {si} have level {_span(level_l)}"
             if position_l.tolist() == list(range(span.start, span.stop)):
                 detail = f"positions are right; the level term is that of scale {_span(level_l)}, not {si}"
-                return WrongTensor(si, component, f"inputs of scale {si}: {detail}")
+                return component, f"inputs of scale {si}: {detail}"
             where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
-            return WrongTensor(si, component, f"inputs of scale {si} sit at positions {where}")
+            return component, f"inputs of scale {si} sit at positions {where}"
     return None
 
 

@@ -32,11 +32,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
+from harness.judge._bets import Alternative, Bets, TokenSource, Wealth, usual_alternatives
 from harness.judge._evidence import Evidence
-from harness.judge._race import survivors
+from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
-from harness.judge._wealth import Bets, Wealth
 from harness.models import ModelPair
 from harness.models.network import Network
 from harness.protocol import Guidance, Request
@@ -325,10 +324,8 @@ class _Draws:
         No more than `most` numbers of laws are in hand at once.
         """
         some, last_m = max(1, most // self.probs_nK.numel()), torch.nonzero(weight_n)[:, 0]
-        kinds = [
-            list(kind) for _, kind in groupby(alternatives, lambda a: (a.between, a.share > 0, len(a.filters) > 0))
-        ]
-        parts = [kind[a : a + some] for kind in kinds for a in range(0, len(kind), some)]
+        by_kind = groupby(alternatives, lambda a: (a.between, a.share > 0, len(a.filters) > 0))
+        parts = [kind[a : a + some] for _, each in by_kind for kind in [list(each)] for a in range(0, len(kind), some)]
         made = [self._bet_on(self.laws(part), last_m) for part in parts]
         won_An, under_2Am = torch.cat([each[0] for each in made]), torch.cat([each[1] for each in made], 1)
         return won_An * self.is_open_n, under_2Am @ (weight_n * self.is_open_n)[last_m]

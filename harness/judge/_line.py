@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import text_of
-from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._form import unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
-from harness.judge._replaced import what_was_tried
 from harness.judge._stream import Rows, Stream, part_of, places_of, share
-from harness.judge._wrong_decode import Wrong, WrongDecode
+from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
 from harness.reference import block_causal
 

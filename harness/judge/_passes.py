@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.judge._evidence import Evidence
 from harness.judge._rounded import SHORT, rounded
 from harness.judge._suspects import drafted, round_of
-from harness.models.network import Condition
+from harness.models.network import Condition, Network
 from harness.protocol import Round
 from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.pyramid import ScalePyramid
@@ -36,12 +36,25 @@ class TargetPass:
     label: int  # of the image
     first: int
     last: int
+    is_draft: bool = False  # it is the draft's
+
+    @property
+    def network(self) -> Network:
+        return self.evidence.models.draft if self.is_draft else self.evidence.models.target
 
     @property
     def condition(self) -> Condition:
-        network = self.evidence.models.target
-        label_1 = torch.tensor([self.label], device=network.device)
-        return family_of(network).condition(network, self.evidence.request, label_1)
+        label_1 = torch.tensor([self.label], device=self.network.device)
+        return family_of(self.network).condition(self.network, self.evidence.request, label_1)
+
+    @torch.inference_mode()
+    def window(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x_RnD of the pass, the right mask_11nK, and where its rows sit."""
+        network, pyramid = self.network, self.evidence.models.pyramid
+        K, end = pyramid.begin(self.first), pyramid.end(self.last)
+        xs, _ = prefix_inputs(network, self.evidence.models.vae, self.condition, self.tokens_1L, self.last + 1)
+        mask_11nK = block_causal(pyramid, network.device, network.dtype)[:, :, K:end, :end]
+        return torch.cat(xs, 1)[:, K:], mask_11nK, family_of(network).positions(network, self.first, self.last)
 
     @torch.inference_mode()
     def hidden(self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0) -> Tensor:
@@ -50,33 +63,25 @@ class TargetPass:
         `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
         more rows than these are seen by all), and `depth` is how many blocks are run (0: all).
         """
-        models, pyramid, condition = self.evidence.models, self.evidence.models.pyramid, self.condition
-        network, K, end = models.target, pyramid.begin(self.first), pyramid.end(self.last)
+        condition, K = self.condition, self.evidence.models.pyramid.begin(self.first)
         condition = replace(condition, blocks=condition.blocks[: depth or None])
-        xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.last + 1)
-        x_RnD, mask_11nK = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)[:, :, K:end, :end]
+        x_RnD, mask_11nK, positions = self.window()
         cache = self.cache() if cache is None else cache
         if mask_nK is not None:
             mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
         if isinstance(cache, _WrittenOnce):
             cache.begin = K
         elif cache.layers and (more := cache.layers[0][0].shape[2] - K) > 0:
-            mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, end - K, more), mask_11nK), 3)
-        positions = family_of(network).positions(network, self.first, self.last)
-        return network.hidden(x_RnD[:, K:], condition, cache, mask_11nK, positions)
+            mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, x_RnD.shape[1], more), mask_11nK), 3)
+        return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
 
     @torch.inference_mode()
-    def cache(self, drafts: bool = False) -> GrowingCache:
-        """Return keys and values of the scales before it: the target's, or the draft's."""
-        models, K, cache = self.evidence.models, self.evidence.models.pyramid.begin(self.first), GrowingCache()
-        network = models.draft if drafts else models.target
-        if K:
-            label_1 = torch.tensor([self.label], device=network.device)
-            condition = family_of(network).condition(network, self.evidence.request, label_1)
-            xs, _ = prefix_inputs(network, models.vae, condition, self.tokens_1L, self.first)
-            mask_11KK = block_causal(models.pyramid, network.device, network.dtype)[:, :, :K, :K]
-            before = family_of(network).positions(network, 0, self.first - 1)
-            network.hidden(torch.cat(xs, 1), condition, cache, mask_11KK, before)
+    def cache(self) -> GrowingCache:
+        """Return keys and values of the scales before it."""
+        cache = GrowingCache()
+        if self.first:
+            x_RKD, mask_11KK, positions = replace(self, first=0, last=self.first - 1).window()
+            self.network.hidden(x_RKD, self.condition, cache, mask_11KK, positions)
         return cache
 
     def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
@@ -215,7 +220,7 @@ def _of_others(made: TargetPass, right: Layers, image: int) -> Iterator[tuple[st
             yield f"the {half} rows of the cache are those of image {other} of the batch", mixed
     ours, drafts = ((each.D, each.H, each.depth) for each in (models.target.config, models.draft.config))
     if ours == drafts:
-        of_draft = made.cache(drafts=True)
+        of_draft = replace(made, is_draft=True).cache()
         for si in range(made.first):
             mixed = _of(right, partial(_put, span=models.pyramid.span(si)), of_draft.layers)
             yield f"cached keys and values of scale {si} are the draft's", mixed

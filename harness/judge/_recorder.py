@@ -52,7 +52,6 @@ class Frame(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The line itself."""
         return linecache.getline(self.file, self.line).strip()
 
 
@@ -89,14 +88,18 @@ class Operation(NamedTuple):
         return "attention" in self.name
 
 
-class OperationRecorder(TorchDispatchMode):
-    """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
+class EveryOperation(TorchDispatchMode):
+    """A mode that sees every operation."""
 
     supports_higher_order_operators = True  # each is one operation
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # its import takes seconds, and nothing is compiled here
+
+
+class OperationRecorder(EveryOperation):
+    """Remembers every operation; of the storage of `weights` nothing. Raises `MemoryError` where there are too many."""
 
     def __init__(self, weights: Iterable[Tensor], look: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
         super().__init__()
@@ -126,10 +129,9 @@ class OperationRecorder(TorchDispatchMode):
             whole = [each.flatten().cpu().clone() for each in small]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         moves = is_view or name in MOVES
-        frames = own_frames_of()
-        stack, given = tuple(each for _, each in frames), ()
-        if self._look is not None:
-            given = tuple(self._look(frame.f_locals) for frame, _ in frames)
+        frames = own_frames()
+        stack = tuple(each for _, each in frames)
+        given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()
         by_row = torch.Tag.pointwise in getattr(func, "tags", ()) or any(word in name for word in BY_ROW)
         self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given, by_row))
         return result
@@ -142,16 +144,11 @@ class OperationRecorder(TorchDispatchMode):
         return every
 
 
-def own_frames() -> tuple[Frame, ...]:
+def own_frames() -> list[tuple[FrameType, Frame]]:
     """Return the decoder's own frames that called an operation: not torch's, the harness's or Python's, nor a caller's.
 
     A decoder calls libraries: where it lies in none, or in another one, theirs are not its own.
     """
-    return tuple(each for _, each in own_frames_of())
-
-
-def own_frames_of() -> list[tuple[FrameType, Frame]]:
-    """Return what `own_frames` does, with the frames themselves."""
     inside = takewhile(lambda each: each[0].f_code is not recorded.__code__, walk_stack(sys._getframe(1)))
     every = ((frame, Frame(frame.f_code.co_filename, line, frame.f_code.co_name)) for frame, line in inside)
     frames = [(frame, each) for frame, each in every if _is_own(each.file)]
@@ -252,7 +249,10 @@ def rows_of(tensor: Tensor) -> TensorRows | None:
 
 def hash_of(rows_NL: Tensor) -> Tensor:
     """Return hash_N of the bits of every row."""
-    return (_bits(rows_NL).long() * _factors(rows_NL.device)[0][: rows_NL.shape[1]]).sum(-1)
+    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    is_real = rows_NL.is_floating_point()
+    bits_NL = rows_NL.contiguous().view(widths[rows_NL.element_size()]) if is_real else rows_NL
+    return (bits_NL.long() * _factors(rows_NL.device)[0][: rows_NL.shape[1]]).sum(-1)
 
 
 def _is_mask(tensor: Tensor) -> bool:
@@ -260,11 +260,6 @@ def _is_mask(tensor: Tensor) -> bool:
         return False
     hidden = tensor.isneginf()
     return bool(hidden.any()) and bool((hidden | (tensor == 0)).all())
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    widths = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(widths[tensor.element_size()]) if tensor.is_floating_point() else tensor
 
 
 class Known:

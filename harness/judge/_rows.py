@@ -6,51 +6,49 @@ What none of these explains is "mask or cache", and at scale 0 the network, or t
 Where an earlier scale of the same pass is right, so are cache and network, and it is the mask.
 """
 
-from collections.abc import Callable
-from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import torch
 from torch import Tensor
 
-from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._evidence import Evidence, Named
 from harness.judge._inputs import misplaced_rows
 from harness.judge._passes import TargetPass, caches, last_of, masks, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import block_causal, family_of, prefix_inputs
+from harness.reference import family_of
 from harness.reference.sequential import GrowingCache
 
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers: ask again with --draft-len 1 and 2"
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 
 
-def wrong_rows(evidence: Evidence, image: int, si: int) -> WrongTensor:
+def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
     """Return what the logits of one image at one scale are, whose inputs agree and which differ beyond the budget."""
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, error = evidence.models.pyramid.draws.span(si), 2 * evidence.budget.rows
     both = evidence.request.rows_of(image)
     rows_2lV = actual.rows_RLV[both, span]
-    misplaced = misplaced_rows(evidence, image, (rows_2lV, expected.rows_RLV[:, span]), error, si, "logits")
-    if misplaced is not None:
+    tensors = rows_2lV, expected.rows_RLV[:, span]
+    if (misplaced := misplaced_rows(evidence, image, tensors, error, si, "logits")) is not None:
         return misplaced
-    if _is_other(
-        evidence, image, si, torch.stack((expected.guided_BLV[image, span], *expected.rows_RLV[both[1:], span]))
-    ):
-        detail = f"conditional rows of scale {si} are guided logits: guidance writes into the rows that it reads"
-        return WrongTensor(si, "guidance", detail)
-    at = other_positions(rows_2lV, expected.rows_RLV[both], span, error)
-    if at is not None:
+    guided_2lV = torch.stack((expected.guided_BLV[image, span], *expected.rows_RLV[both[1:], span]))
+    if _is_other(evidence, image, si, guided_2lV):
+        clause = "are guided logits: guidance writes into the rows that it reads"
+        return "guidance", f"conditional rows of scale {si} {clause}"
+    if (at := other_positions(rows_2lV, expected.rows_RLV[both], span, error)) is not None:
         late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")
         place = f"{at}..{at + rows_2lV.shape[1] - 1}, not {span.start}..{span.stop - 1}{late}"
         unit = "positions" if evidence.models.pyramid.channels == 1 else "draws"
-        return WrongTensor(si, "split", f"logits of scale {si} are those of {unit} {place}")
-    word = rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span))
-    if word:
-        return WrongTensor(si, "precision", f"logits of scale {si} are the right ones, rounded to {word}")
-    for explain in (_otherwise, _other_head, _other_label, _moved_rows, _other_pass):
+        return "split", f"logits of scale {si} are those of {unit} {place}"
+    if word := rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span)):
+        return "precision", f"logits of scale {si} are the right ones, rounded to {word}"
+    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
+        if _is_other(evidence, image, si, rows_RlV):
+            return component, f"logits of scale {si} are as if {clause}"
+    for explain in (_other_head, _other_label, _moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -70,95 +68,81 @@ def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> boo
     return within and explains(found_2lV, right_2lV, other_2lV)
 
 
-def _unexplained(evidence: Evidence, image: int, si: int) -> WrongTensor:
+def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
     """Say which pass saw the wrong keys. A pass over one scale needs no mask, and scale 0 alone no cache either."""
     turn, pyramid = round_of(evidence, image, si), evidence.models.pyramid
     alone = turn is not None and turn.drafted + turn.bonus == 1 and turn.target_rows <= pyramid.tokens(si)
     last = si if turn is None else last_of(turn, si, pyramid)
     if si == last == 0:
-        return WrongTensor(si, "network", "logits of scale 0, which sees nothing but itself, differ: blocks or head")
+        return "network", "logits of scale 0, which sees nothing but itself, differ: blocks or head"
     if si == 0:
         why = "its rows see later scales, or blocks or head are wrong; ask again with --draft-len 1"
-        return WrongTensor(si, "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}")
+        return "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}"
     if turn is None:
-        return WrongTensor(si, "mask or cache", f"logits of scale {si} differ while its inputs agree")
+        return "mask or cache", f"logits of scale {si} differ while its inputs agree"
     if turn.first < si and is_one_pass_a_round(evidence, image):
         detail = f"logits of scale {si} differ, those of scale {turn.first} in the same pass do not"
-        return WrongTensor(si, "mask", f"{detail}: cache and network are right")
+        return "mask", f"{detail}: cache and network are right"
     if alone:
-        detail = f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
-        return WrongTensor(si, "cache", detail)
-    detail = f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
-    return WrongTensor(si, "mask or cache", detail)
-
-
-def _otherwise(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
-    """Tell whether logits are those of a network, or a request, with a mistake that its family names."""
-    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
-        if _is_other(evidence, image, si, rows_RlV):
-            return WrongTensor(si, component, f"logits of scale {si} are as if {clause}")
-    return None
+        return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
+    return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
 
 
 @torch.inference_mode()
-def _other_head(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether the head was given another tensor than the last block's output."""
     expected, network = evidence.expected.shown, evidence.models.target
     both, pyramid, span = evidence.request.rows_of(image), evidence.models.pyramid, evidence.models.pyramid.span(si)
     own, draws = next(iter(passes(evidence, image, si))), pyramid.draws.span(si)
     window = slice(pyramid.begin(own.first), pyramid.end(own.last))
-    given: list[tuple[str, Callable[[], Tensor]]] = [("the network's raw input", lambda: expected.x_RLD[both, window])]
-    for depth in range(1, network.config.depth):
-        what = f"the output of block {depth} of {network.config.depth}"
-        given.append((what, partial(own.hidden, depth=depth)))
-    right_RnD = own.hidden()
-    for what, tensor in given:
-        hidden_RnD = tensor()
+    right_RnD, depth = own.hidden(), network.config.depth
+    raw = "the network's raw input", expected.x_RLD[both, window]
+    blocks = ((f"the output of block {k} of {depth}", own.hidden(depth=k)) for k in range(1, depth))
+    for what, hidden_RnD in chain([raw], blocks):
         if hidden_RnD.shape[-1] != right_RnD.shape[-1]:  # a head that wants more than the network's input
             continue
         if _is_other(evidence, image, si, own.rows(hidden_RnD, si)):
-            detail = f"the head of scale {si} is given {what}, not the last hidden state"
-            return WrongTensor(si, "head", detail)
+            return "head", f"the head of scale {si} is given {what}, not the last hidden state"
     for word, dtype in SHORT.items():
         made_RlV = own.rows(rounded(right_RnD, dtype), si)
         found_RlV, right_RlV = (_of_image(side, image, draws) for side in (evidence.actual.shown, expected))
         # nearer than the same pass without rounding, too: its network may be what is wrong
         if all(explains(found_RlV, exact_RlV, made_RlV) for exact_RlV in (right_RlV, own.rows(right_RnD, si))):
-            return WrongTensor(si, "precision", f"the head of scale {si} is given hidden states rounded to {word}")
+            return "precision", f"the head of scale {si} is given hidden states rounded to {word}"
     if len(both) == 1:
         return None
     other = own.condition.rows(torch.tensor([1, 0], device=network.device))
     l = slice(span.start - window.start, span.stop - window.start)
     if _is_other(evidence, image, si, network.logits(right_RnD[:, l], other)):
-        return WrongTensor(si, "condition", f"the head of scale {si} is given the other half's condition")
+        return "condition", f"the head of scale {si} is given the other half's condition"
     return None
 
 
 @torch.inference_mode()
-def _moved_rows(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+def _moved_rows(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether logits are those of passes, from the first on, whose rows sit elsewhere though no input shows it."""
-    actual, expected = evidence.actual.shown, evidence.expected.shown
-    network, pyramid, family = evidence.models.target, evidence.models.pyramid, family_of(evidence.models.target)
-    where_LX = family.positions(network, 0, pyramid.S - 1)
-    if where_LX is None:
+    network, pyramid = evidence.models.target, evidence.models.pyramid
+    if (where_LX := family_of(network).positions(network, 0, pyramid.S - 1)) is None:
         return None
-    label_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
-    condition = family.condition(network, evidence.request, label_1)
-    xs, _ = prefix_inputs(network, evidence.models.vae, condition, evidence.actual.tokens_BL[image : image + 1], si + 1)
-    x_2nD, mask_11LL = torch.cat(xs, 1), block_causal(pyramid, network.device, network.dtype)
-    both, span = evidence.request.rows_of(image), pyramid.draws.span(si)
-    found_2lV, right_2lV = actual.rows_RLV[both, span], expected.rows_RLV[both, span]
+    found_2lV, right_2lV = (
+        _of_image(side.shown, image, pyramid.draws.span(si)) for side in (evidence.actual, evidence.expected)
+    )
+    label = int(evidence.numbers.labels(network.config.classes)[image])
+    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+    before = [(turn.first, min(si, last_of(turn, turn.first, pyramid))) for turn in rounds if turn.first <= si]
+    windows = before or [(k, k) for k in range(si + 1)]  # of every target pass up to that of the scale
+    made = [TargetPass(evidence, evidence.actual.tokens_BL[image : image + 1], label, *window) for window in windows]
     for text in _places(where_LX, pyramid, 0, si):
         cache = GrowingCache()
-        for first, last in _passes_up_to(evidence, image, si):
-            K, end = pyramid.begin(first), pyramid.end(last)
-            cache.layers = {i: (k[:, :, :K], v[:, :, :K]) for i, (k, v) in cache.layers.items()}
-            positions = _places(where_LX, pyramid, first, last)[text]
-            hidden_2nD = network.hidden(x_2nD[:, K:end], condition, cache, mask_11LL[:, :, K:end, :end], positions)
-        logits_2lV = network.logits(hidden_2nD[:, pyramid.begin(si) - K :], condition)
+        for one in made:
+            x_2nD, mask_11nK, _ = one.window()
+            cache = cache.cut(slice(None), pyramid.begin(one.first))
+            positions = _places(where_LX, pyramid, one.first, one.last)[text]
+            hidden_2nD = network.hidden(x_2nD, one.condition, cache, mask_11nK, positions)
+        logits_2lV = made[-1].rows(hidden_2nD, si)
         within = bool(((logits_2lV - found_2lV).abs() <= 2 * evidence.budget.rows).all())
         if within and explains(found_2lV, right_2lV, logits_2lV):
-            return WrongTensor(si, "positions", f"rows of scale {si} sit {text}, which their inputs do not show")
+            return "positions", f"rows of scale {si} sit {text}, which their inputs do not show"
     return None
 
 
@@ -175,28 +159,20 @@ def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> d
     }
 
 
-def _passes_up_to(evidence: Evidence, image: int, si: int) -> list[tuple[int, int]]:
-    """Return first and last scale of every target pass up to that of scale `si`, which ends them."""
-    turns = [turn for turn in (evidence.actual.rounds[image] if evidence.actual.rounds else []) if turn.first <= si]
-    if not turns:
-        return [(k, k) for k in range(si + 1)]
-    return [(turn.first, min(si, last_of(turn, turn.first, evidence.models.pyramid))) for turn in turns]
-
-
 @torch.inference_mode()
-def _other_pass(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+def _other_pass(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether the logits are those of a pass with another mask, or with other keys and values in its cache."""
     for made in passes(evidence, image, si):
         where = f"logits of scale {si} are those of the pass over scales {made.first}..{made.last}"
         if made.first < made.last and _is_other(evidence, image, si, made.rows(made.hidden(), si)):
-            return WrongTensor(si, "mask", f"{where} under the right mask, to which the network does not keep")
+            return "mask", f"{where} under the right mask, to which the network does not keep"
         for component, clause, mask_nK in masks(made):
             if _is_other(evidence, image, si, made.rows(made.hidden(mask_nK), si)):
                 named, counted = _who_hides(evidence, image, made) if component == "mask or cache" else (component, "")
-                return WrongTensor(si, named, f"{where} where {clause}{counted}")
+                return named, f"{where} where {clause}{counted}"
         for component, clause, cache in caches(made, image):
             if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
-                return WrongTensor(si, component, f"{where} where {clause}")
+                return component, f"{where} where {clause}"
     return None
 
 
@@ -209,35 +185,19 @@ def _who_hides(evidence: Evidence, image: int, made: TargetPass) -> tuple[str, s
     return "cache" if held.target_cache < K else "mask", f", and the trace counts {held.target_cache} in its cache"
 
 
-def _other_label(evidence: Evidence, image: int, si: int) -> WrongTensor | None:
+def _other_label(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
-    guidance, family = evidence.request.scale_guidance, family_of(evidence.models.target)
-    if family.others is not None:  # which know of texts
+    guidance, network = evidence.request.scale_guidance, evidence.models.target
+    if family_of(network).others is not None:  # which know of texts
         return None
     if guidance is not None and min(guidance.places, default=0) < 0:  # both halves are mixed on their way
         return None
-    found = _labels(evidence, image, si)
-    classes = evidence.request.conditions(evidence.models.target.config.classes)
-    known = evidence.numbers.labels(classes)
-    owns = (int(known[image]), classes)
-    if found == list(reversed(owns)):
-        return WrongTensor(si, "guidance", f"the halves of scale {si} are swapped: unconditional half first")
-    for half, own, label in zip(("conditional", "unconditional"), owns, found, strict=True):
-        if label is not None:
-            detail = f"the {half} rows of scale {si} are those of label {label}, not {own}"
-            return WrongTensor(si, "condition", detail)
-    return None
-
-
-def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
-    """Return of both halves the other label whose logits they are, if any."""
-    network = evidence.models.target
     classes, turn = evidence.request.conditions(network.config.classes), round_of(evidence, image, si)
-    known = evidence.numbers.labels(classes).tolist()
+    known = evidence.numbers.labels(network.config.classes).tolist()
     labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
-    actual, found = evidence.actual.shown, list[int | None]([None, None])
-    rows_2lV = _of_image(actual, image, evidence.models.pyramid.draws.span(si))
-    for half, own in enumerate((known[image], classes)[: len(rows_2lV)]):
+    rows_2lV = _of_image(evidence.actual.shown, image, evidence.models.pyramid.draws.span(si))
+    owns, found = (known[image], classes), list[int | None]([None, None])  # of both halves the other label, if any
+    for half, own in enumerate(owns[: len(rows_2lV)]):
         others = [label for label in labels if label != own]
         windows = {(0, si), (turn.first if turn else si, si)}
         for window, is_input in product(sorted(windows), (True, False)):
@@ -245,7 +205,12 @@ def _labels(evidence: Evidence, image: int, si: int) -> list[int | None]:
             near = ((rows_RlV - rows_2lV[half]).abs() <= 2 * evidence.budget.rows).flatten(1).all(1).tolist()
             if any(near):
                 found[half] = others[near.index(True)]
-    return found
+    if found == list(reversed(owns)):
+        return "guidance", f"the halves of scale {si} are swapped: unconditional half first"
+    for half_word, own, label in zip(("conditional", "unconditional"), owns, found, strict=True):
+        if label is not None:
+            return "condition", f"the {half_word} rows of scale {si} are those of label {label}, not {own}"
+    return None
 
 
 @torch.inference_mode()
@@ -253,25 +218,15 @@ def _rows_under(
     evidence: Evidence, image: int, window: tuple[int, int], labels: tuple[int, ...], is_input: bool
 ) -> Tensor:
     """Return logits (R,l,V) of a window's last scale, and with `is_input` scale 0's input, under all labels but one."""
-    network, pyramid = evidence.models.target, evidence.models.pyramid
-    (first, last), family = window, family_of(network)
-    R, K, end = len(labels) - 1, pyramid.begin(first), pyramid.end(last)
-    tokens_1L = evidence.actual.tokens_BL[image : image + 1]
-    every = torch.tensor(labels, device=network.device)
-    condition = family.condition(network, evidence.request, every).rows(torch.arange(R + 1, device=network.device))
-    pair = family.condition(network, evidence.request, every[:1])
-    xs, _ = prefix_inputs(network, evidence.models.vae, pair, tokens_1L, last + 1)
-    x_1nD = torch.cat(xs, 1)[:1]
-    mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :end, :end]
-    cache = GrowingCache()
-    if K:
-        alone = condition.rows(torch.zeros(1, dtype=torch.int64, device=network.device))
-        before = family.positions(network, 0, first - 1)
-        network.hidden(x_1nD[:, :K], alone, cache, mask_11nn[:, :, :K, :K], before)
-        cache.layers = {i: (k.repeat(R, 1, 1, 1), v.repeat(R, 1, 1, 1)) for i, (k, v) in cache.layers.items()}
-    others = condition.rows(torch.arange(1, R + 1, device=network.device))
-    x_RnD = x_1nD[:, K:].repeat(R, 1, 1)
+    network, begin, family = evidence.models.target, evidence.models.pyramid.begin, family_of(evidence.models.target)
+    (first, last), R = window, len(labels) - 1
+    own = TargetPass(evidence, evidence.actual.tokens_BL[image : image + 1], labels[0], first, last)
+    x_2nD, mask_11nK, positions = own.window()
+    cache, x_RnD = GrowingCache(), x_2nD[:1].repeat(R, 1, 1)
+    cache.layers = {i: (k[:1].repeat(R, 1, 1, 1), v[:1].repeat(R, 1, 1, 1)) for i, (k, v) in own.cache().layers.items()}
+    others = torch.tensor(labels[1:], device=network.device)
+    condition = family.condition(network, evidence.request, others).rows(torch.arange(R, device=network.device))
     if first == 0 and is_input:
-        x_RnD[:, :1] = family.input(network, others, None, 0)
-    hidden_RnD = network.hidden(x_RnD, others, cache, mask_11nn[:, :, K:], family.positions(network, first, last))
-    return network.logits(hidden_RnD[:, pyramid.begin(last) - K :], others)
+        x_RnD[:, :1] = family.input(network, condition, None, 0)
+    hidden_RnD = network.hidden(x_RnD, condition, cache, mask_11nK, positions)
+    return network.logits(hidden_RnD[:, begin(last) - begin(first) :], condition)

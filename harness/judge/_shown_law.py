@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.judge._alternatives import usual_alternatives
+from harness.judge._bets import usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, allowed_by, bet, rows_along
-from harness.judge._race import survivors
+from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
 from harness.models import ModelPair
 from harness.protocol import Request, Trace
@@ -69,8 +69,7 @@ def undrawn(law_BLV: Tensor, tokens_BL: Tensor, noise: Noise, pyramid: ScalePyra
         is_law_Bl = (law_BlV >= 0).all(-1) & ((law_BlV.sum(-1) - 1).abs() <= allowed)
         score_BlV = law_BlV.log() - noise.exponential(si, TOKEN, "judge").double().log()
         loses_Bl = score_BlV.amax(-1) - score_BlV.gather(2, token_Bl1)[..., 0]
-        wrong = torch.nonzero(~(is_law_Bl & (loses_Bl <= allowed))).tolist()
-        if wrong:
+        if wrong := torch.nonzero(~(is_law_Bl & (loses_Bl <= allowed))).tolist():
             row, place = wrong[0]
             why = f"under the law that is shown the token loses its race by {float(loses_Bl[row, place]):.3g}"
             none = "the law that is shown has no probabilities of sum 1"

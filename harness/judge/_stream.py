@@ -70,22 +70,19 @@ class Stream:
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
-        latest = self._latest(rows, before) if before is not None and rows.kind[0] == "whole" else {}
-        if latest or (before is not None and rows.kind[0] == "whole" and rows.kind[1] < LEAST):
-            return latest
+        if before is not None and rows.kind[0] == "whole":  # the last one that made them there: others make the same
+            made = (number for number, each in reversed(self._made.get(rows.kind, [])) if each.storage == rows.storage)
+            latest = next((number for number in made if number < before), None)
+            if latest is not None and not bool(self.is_known(rows).all()):
+                return {latest: None}
+            if rows.kind[1] < LEAST:
+                return {}
         hash_N, step_N, at_N, known_N = self._table(rows.kind)
         here_N = torch.isin(hash_N, rows.hash_N.to(hash_N.dtype))
         if before is not None:
             here_N &= ~known_N & (step_N < before)
         step_n, at_n = step_N[here_N], at_N[here_N]
         return {n: at_n[step_n == n] if rows.kind[0] == "real" else None for n in step_n.unique().tolist()}
-
-    def _latest(self, rows: TensorRows, before: int) -> Rows:
-        """Return the last step before one that made whole numbers there: others make the same."""
-        made = reversed(self._made.get(rows.kind, []))
-        here = (number for number, each in made if number < before and each.storage == rows.storage)
-        number = next(here, None) if not bool(self.is_known(rows).all()) else None
-        return {} if number is None else {number: None}
 
     def read(self, number: int, at_n: Tensor | None) -> Iterator[tuple[TensorRows, bool]]:
         """List what went into a step, of each the rows that some of what came out were made of; whether all are."""

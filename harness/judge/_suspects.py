@@ -1,30 +1,32 @@
-"""Whose mistake a wrong tensor is, where several parts could have made it: recomputed with one thing changed.
+"""Whose mistake it is, where several parts could have made it: recomputed, or drawn anew, with one thing changed.
 
 Promise: asked only once something is known to be wrong, so it may cost passes; every answer is a computation that gives
-the decoder's own numbers, within the budget, when one named thing is other than it must be. What no such change
-explains stays with the part that `components` names.
+the decoder's own numbers, within the budget, when one named thing is other than it must be. A race that gives its
+tokens, under another filter, with other numbers or in fewer bits, counts where it does not so by chance: all of them,
+or so many that another mistake hardly gives them; where there is none, a filter is named only where it explains who
+wins. What no such change explains stays with the part that `components` names, or is "draw".
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from harness.judge._evidence import Evidence
+from harness.judge._rounded import SHORT
 from harness.protocol import Round
-from harness.protocol.noise import DRAFT, TOKEN
-from harness.reference import draw, family_of, filter_logits, prefix_inputs, teacher_forced
+from harness.protocol.noise import CORRECT, DRAFT, TOKEN
+from harness.reference import draw, family_of, filter_logits, prefix_inputs, race, teacher_forced
 
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
 
 
 def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
     """Return the round that made a scale final; None where no rounds are shown."""
-    for turn in evidence.actual.rounds[image] if evidence.actual.rounds else []:
-        if turn.first <= si < turn.first + turn.finished:
-            return turn
-    return None
+    rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
+    return next((turn for turn in rounds if turn.first <= si < turn.first + turn.finished), None)
 
 
 def is_one_pass_a_round(evidence: Evidence, image: int) -> bool:
@@ -64,8 +66,7 @@ def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
 
     They are of the scale before it, or of the one before its round: a round that ended there may have been corrected.
     """
-    turn = round_of(evidence, image, si)
-    if turn is None:
+    if (turn := round_of(evidence, image, si)) is None:
         return None
     network = evidence.models.target
     labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
@@ -118,3 +119,117 @@ def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Ten
     if evidence.greedy:
         return law_1lV.argmax(-1)[0]
     return draw(law_1lV, noise.exponential(si, stream, "judge")[one])[0]
+
+
+CHANCE = 1e-3  # at most, that tokens drawn otherwise are these
+FEW = 8  # wrong tokens of which too few lose to a likelier one, by chance
+FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
+    "drawn with top-p before top-k": lambda logits_lV, k, p: filter_logits(filter_logits(logits_lV, 0, p), k, 0.0),
+    "drawn without a filter": lambda logits_lV, top_k, top_p: logits_lV,
+    "drawn with top-k alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, top_k, 0.0),
+    "drawn with top-p alone": lambda logits_lV, top_k, top_p: filter_logits(logits_lV, 0, top_p),
+}
+# What is said where no way to draw gives the tokens: another part may have put them there.
+DROPS_FEW = "filter", "guided logits agree, and tokens win that must be dropped: the filter drops too few"
+DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would have won: the filter drops too many"
+UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
+OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
+GREEDY = "draw", "guided logits agree, and the token is not the most likely one that the filter leaves"
+ACCEPTED = "accept", "the draft's own token is accepted, and is not the target's draw"
+CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED, GREEDY)
+
+
+@torch.inference_mode()
+def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str]:
+    """Return (component, clause) of the wrong tokens of an image's first scales; by its own logits all may be right."""
+    free_nV, law_nV = (_law(evidence, image, scales, change) for change in (None, filter_logits))
+    token_n, E_nV = evidence.actual.tokens_BL[image, : len(law_nV)], _numbers(evidence, image, scales, TOKEN)
+    wrong_n = token_n != (law_nV.argmax(-1) if evidence.greedy else draw(law_nV, E_nV))
+    if not bool(wrong_n.any()):
+        return OWN
+    if evidence.greedy:
+        return GREEDY
+    probs = (each.double().softmax(-1) for each in (law_nV, free_nV))
+    chance_n, chance_free_n = (probs_nV.gather(1, token_n[:, None])[:, 0] for probs_nV in probs)
+    chance_n = torch.where(chance_n > 0, chance_n, chance_free_n)  # a token that is dropped is drawn without a filter
+    fits = dict[tuple[bool, float], dict[str, tuple[str, float]]]()  # by how well: what each component says, and chance
+    for component, clause, other_n in _others(evidence, image, scales, law_nV, E_nV):
+        hit_w, is_exact = (other_n == token_n)[wrong_n], torch.equal(other_n, token_n)
+        # a temperature was chosen so that right tokens stay: these say nothing of it
+        chance = float((chance_n if is_exact and component != "draw" else chance_n[wrong_n][hit_w]).prod())
+        if (share := float(hit_w.double().mean())) >= MOST_OF:
+            fits.setdefault((is_exact, share), {}).setdefault(component, (clause, chance))
+    best = fits[max(fits)] if fits else {}
+    for component, (clause, chance) in best.items():
+        if len(best) == 1 and chance <= CHANCE:  # of two that fit alike neither is known to be it
+            which = "the tokens" if max(fits)[0] else "most wrong tokens"
+            return component, f"guided logits agree, and {which} are {clause}"
+    free_wV, kept_wV, token_w1 = free_nV[wrong_n].double(), law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
+    score_wV = free_wV - E_nV[wrong_n].double().log()
+    score_w, kept_w = (each.gather(1, token_w1)[:, 0] for each in (score_wV, kept_wV))
+    is_ahead_w = score_w > score_wV.masked_fill(~kept_wV, -torch.inf).amax(1)
+    if float((is_ahead_w & ~kept_w).double().mean()) >= MOST_OF:
+        return DROPS_FEW
+    if not bool(kept_wV.all()) and bool(kept_w.all()) and len(token_w1) >= FEW and "draw" not in best:
+        likelier_wV = free_wV > free_wV.gather(1, token_w1)
+        if not bool((kept_wV & (score_wV > score_w[:, None]) & likelier_wV).any()):
+            return DROPS_MANY
+    return UNEXPLAINED
+
+
+def _others(
+    evidence: Evidence, image: int, scales: int, right_nV: Tensor, E_nV: Tensor
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (component, clause, tokens_n) of every known other way to draw some scales from their logits."""
+    channels = evidence.models.pyramid.channels
+    over_bits = {"drawn with a filter over a position's bits, not over values": partial(_over_bits, channels)}
+    changes: dict[str, Callable[[Tensor, int, float], Tensor]] = FILTERS | (over_bits if channels > 1 else {})
+    for clause, change in changes.items():
+        if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
+            yield "filter", clause, draw(law_nV, E_nV)
+    token_n, likeliest_n = evidence.actual.tokens_BL[image, : len(right_nV)], right_nV.argmax(-1)
+    if torch.equal(token_n, likeliest_n):
+        yield "draw", "the most likely ones", likeliest_n
+    elif beta := _inverse_temperature(right_nV, E_nV, token_n[:, None]):
+        yield "draw", f"drawn at a temperature of {1 / beta:.2g}", draw(beta * right_nV, E_nV)
+    for word, dtype in SHORT.items():
+        yield "precision", f"drawn in {word}", race(right_nV, E_nV).to(dtype).argmax(-1)
+        yield "precision", f"drawn from logits rounded to {word}", draw(right_nV.to(dtype).to(right_nV.dtype), E_nV)
+    for other in range(evidence.request.B):
+        if other != image:
+            clause = f"drawn with the numbers of image {other} of the batch"
+            theirs_nV = _numbers(evidence, other, scales, TOKEN)
+            yield "noise", clause, draw(right_nV, theirs_nV)
+            drawn_n = draw(_law(evidence, other, scales, filter_logits), theirs_nV)
+            yield "rows", f"those of image {other} of the batch", drawn_n
+    for stream in (DRAFT, CORRECT):
+        clause = f'drawn with the numbers of stream "{stream}"'
+        yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))
+
+
+def _over_bits(channels: int, logits_lV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Filter along the wrong axis: the bits of a position in the place of the values of a bit."""
+    return filter_logits(logits_lV.unflatten(0, (-1, channels)).mT, min(top_k, channels), top_p).mT.flatten(0, 1)
+
+
+def _inverse_temperature(law_nV: Tensor, E_nV: Tensor, token_n1: Tensor) -> float:
+    """Return a factor of the logits with which all tokens win their races; 0 where there is none."""
+    gain_nV, early_nV = (each - each.gather(1, token_n1) for each in (-law_nV.double(), E_nV.double().log()))
+    edge_nV = -early_nV / gain_nV
+    low = float(torch.where(gain_nV > 0, edge_nV, 0.0).amax())
+    high = min(float(torch.where(gain_nV < 0, edge_nV, torch.inf).amin()), 2 * low + 1)
+    return (low + high) / 2 if low < high else 0.0
+
+
+def _law(evidence: Evidence, image: int, scales: int, change: Callable[[Tensor, int, float], Tensor] | None) -> Tensor:
+    """Return the decoder's guided logits of an image's first scales, each scale's changed with its filter."""
+    draws, guided_BLV = evidence.models.pyramid.draws, evidence.actual.shown.guided_BLV
+    logits = [guided_BLV[image, draws.span(si)] for si in range(scales)]
+    if change is not None:
+        logits = [change(logits_lV, *evidence.request.filter(si)) for si, logits_lV in enumerate(logits)]
+    return torch.cat(logits)
+
+
+def _numbers(evidence: Evidence, image: int, scales: int, stream: str) -> Tensor:
+    """Return the exponentials of an image's first scales."""
+    return torch.cat([evidence.numbers.exponential(si, stream, "judge")[image] for si in range(scales)])

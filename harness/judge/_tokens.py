@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.judge._components import WrongTensors
-from harness.judge._draws import ACCEPTED, CLUES, explain_draws
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import costs_of_draws, weigh_decode
-from harness.judge._race import exponentials, margins_of_differing_tokens
-from harness.judge._suspects import is_accepted_draft, round_of
+from harness.judge._suspects import ACCEPTED, CLUES, explain_draws, is_accepted_draft, round_of
+from harness.judge._ties import costs_of_draws, exponentials, margins_of_differing_tokens, weigh_decode
 from harness.judge._verdict import Divergence, Judgement
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import teacher_forced
@@ -149,17 +147,13 @@ def judge_support(evidence: Evidence, judgement: Judgement, forbidden: Sequence[
     judgement.unclaimed -= len(places)
     judgement.unlisted += max(0, len(places) - MOST_RECORDS)
     for si, row, draw in places[:MOST_RECORDS]:
-        component, detail = _part(evidence, row, si)
+        turn, of_scale = round_of(evidence, row, si), request.at(si)
+        accepted = turn is not None and si < turn.first + turn.accepted
+        set_to = {name: getattr(of_scale, name) for name in ("top_k", "top_p")}
+        filters = ", ".join(f"{name}={value:g}" for name, value in set_to.items() if value)
+        token = "the draft's token is accepted, and" if accepted else "the token"
+        component, detail = "accept" if accepted else "draw", f"{token} has probability 0 under the target's {filters}"
         actual, expected = (int(side.tokens_BL[row, draw]) for side in (evidence.actual, evidence.expected))
         position, channel = evidence.models.pyramid.place(draw)
         where = *request.addresses[row], labels[row], si, position
         judgement.defects.append(Divergence(component, detail, *where, actual, expected, channel=channel))
-
-
-def _part(evidence: Evidence, row: int, si: int) -> tuple[str, str]:
-    """Return the component that let a token pass, and why it is wrong."""
-    turn, request = round_of(evidence, row, si), evidence.request.at(si)
-    of_filter = ", ".join(f"{name}={getattr(request, name):g}" for name in ("top_k", "top_p") if getattr(request, name))
-    accepted = turn is not None and si < turn.first + turn.accepted
-    word = "the draft's token is accepted, and" if accepted else "the token"
-    return "accept" if accepted else "draw", f"{word} has probability 0 under the target's {of_filter}"

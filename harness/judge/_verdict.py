@@ -124,7 +124,7 @@ class Judgement:
     # what was compared with the reference's, in words; `not_compared` says why the rest was not
     compared: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)  # what could not be, and why
-    # what its ties weigh against rounding, by scale and θ (`judge.many_ties`); those of a run add up
+    # what its ties weigh against rounding, by scale and θ (`judge.ties`); those of a run add up
     surprise: list[list[float]] = field(default_factory=list)
     # what the decoder left behind in its process, or showed otherwise than asked: no defect where nothing came of it
     remarks: list[str] = field(default_factory=list)

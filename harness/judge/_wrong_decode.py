@@ -1,17 +1,37 @@
-"""A decode that goes wrong, run again beside the reference: which of its values is the first wrong one.
+"""A decode that goes wrong, run again beside the reference: its first wrong value, who gave it, what comes without it.
 
 Promise: the values come in the order in which they are made, and each is compared with the reference along the
-decoder's own tokens, so that a wrong one is named once, where it begins.
+decoder's own tokens, so that a wrong one is named once, where it begins. A line up the stack is named only for what was
+seen there: a number or a label that is not the request's. What is said of cause or symptom was seen, too: the
+reference's value is put where an operation first makes a wrong one, in a decode of its own, and all that the decoder
+computes of it is its own; then the first value that is wrong now is replaced, and so on.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.judge._decode import unverified_scales
-from harness.judge._recorder import Known, rows_of
+from harness.judge._recorder import (
+    EveryOperation,
+    Frame,
+    Known,
+    Operation,
+    computes_itself,
+    hash_of,
+    in_rows,
+    own_frames,
+    recorded,
+    rows_of,
+    tensors_in,
+    written_by,
+)
 from harness.models import ModelPair
 from harness.models.mode import product_dtype
 from harness.models.network import Network
@@ -105,3 +125,125 @@ def _near(one: Tensor, other: Tensor, close: float) -> bool:
         return torch.equal(one, other)
     far = (one.double() - other.double()).abs().nan_to_num(torch.inf, torch.inf)
     return bool((far <= close * max(1.0, float(other.abs().max()))).all())
+
+
+NUMBERS = ("cfg", "top_k", "top_p", "seed")
+LISTS = ("labels", "image_ids")  # of which a part may be asked for
+
+
+def numbers_asked(request: Request, ramps: Sequence[float]) -> dict[str, list[float]]:
+    """Return the numbers that functions may be given, by the name of a parameter; `ramps` are the scales' shares.
+
+    A filter that is off, and a share of the guidance value, are asked for by steps of their own.
+    """
+    filters = [request.filter(si) for si in range(len(ramps))]
+    return {
+        "cfg": [request.cfg, *(request.cfg * ramp for ramp in ramps)],
+        "top_k": [0, *(top_k for top_k, _ in filters)],
+        "top_p": [0, *(top_p for _, top_p in filters)],
+        "seed": [request.seed, *(request.seeds or ())],
+    }
+
+
+def given_otherwise(
+    values: Mapping[str, Any], request: Request, asked: Mapping[str, Sequence[float]]
+) -> tuple[str, bool]:
+    """Return what a function's variables hold otherwise than is asked for, and whether one holds that."""
+    words, is_right = "", False
+    for name, value in values.items():
+        if isinstance(value, Request):
+            others = [each for each in (*NUMBERS, "filters") if getattr(value, each) != getattr(request, each)]
+            others += [each for each in LISTS if Counter(getattr(value, each)) - Counter(getattr(request, each))]
+            others = [each for each in others if each != "seed" or value.seed not in asked[each]]
+            said = ", ".join(f"{each}={getattr(value, each)}" for each in others)
+        elif name in asked and isinstance(value, int | float):
+            is_near = isinstance(value, float) and any(math.isclose(value, each) for each in asked[name])
+            said = "" if is_near or value in asked[name] else f"{name}={value}"
+        else:
+            continue
+        words, is_right = words or said, is_right or not said
+    return words, is_right
+
+
+def caller_of(step: Operation) -> tuple[Operation, str] | None:
+    """Return an operation seen from the line that gave other numbers than are asked for; None where none did."""
+    if not (wrong := [at for at, (words, _) in enumerate(step.given) if words]):
+        return None
+    words, is_right = step.given[wrong[-1]]
+    at = wrong[-1] + (not is_right and wrong[-1] + 1 < len(step.stack))
+    inner, why = step.stack[0], f", with {words}"
+    why += f", computed at {Path(inner.file).name}:{inner.line}" if at else ""
+    return step._replace(stack=step.stack[at:], given=step.given[at:]), why
+
+
+MOST_REPLACED = 3  # values, a decode each
+
+
+class Replacing(EveryOperation):
+    """Puts other rows in the place of some, wherever an operation makes these; `places` are the lines that did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.places: list[Frame] = []
+
+    def add(self, wrong: Wrong) -> None:
+        """Replace the rows of a wrong value, of all images, from the next decode on."""
+        for one, other in zip(wrong.batch, wrong.right, strict=True):
+            rows, right = in_rows(one), in_rows(other)
+            if rows is not None and right is not None and not torch.equal(one, other):
+                hash_N, right_NL = self._rows.get(rows[0], (torch.zeros(0, dtype=torch.int64), right[1][:0]))
+                added = torch.cat((hash_N, hash_of(rows[1]).cpu())), torch.cat((right_NL, right[1]))
+                self._rows[rows[0]] = added
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(map(computes_itself, types)):
+            return NotImplemented
+        result = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            is_drawn = any(each.is_floating_point() for each in tensors_in((args, kwargs)))
+            written, _ = written_by(func, args, kwargs or {})
+            for made in written or tensors_in(result):
+                is_expanded = any(n > 1 and not step for n, step in zip(made.shape, made.stride(), strict=True))
+                if is_expanded or not (made.is_floating_point() or is_drawn):
+                    continue  # whole numbers stand anywhere: tokens are drawn
+                if self._replace(made):
+                    self.places += [each for _, each in own_frames()[:1]]
+        return result
+
+    def _replace(self, made: Tensor) -> bool:
+        """Replace rows within a tensor; tell whether there were any."""
+        if (rows := in_rows(made)) is None or rows[0] not in self._rows:
+            return False
+        (hash_N, right_NL), (_, made_nL) = self._rows[rows[0]], rows
+        is_nN = hash_of(made_nL).cpu()[:, None] == hash_N
+        is_n = is_nN.any(1)
+        if not bool(is_n.any()):
+            return False
+        fixed_nL = made_nL.clone()
+        fixed_nL[is_n.to(made.device)] = right_NL[is_nN[is_n].int().argmax(1).to(right_NL.device)].to(made)
+        made.copy_(fixed_nL.reshape(made.shape))
+        return True
+
+
+def what_was_tried(decode: WrongDecode) -> str:
+    """Replace the first wrong values one after another; say where, and what came of it. Raises as the decoder does."""
+    replacing, names = Replacing(), list[str]()
+    while True:
+        replacing.places.clear()
+        trace = recorded(replacing, decode.decode)
+        with torch.inference_mode():
+            expected = decode.reference(decode.models.target, trace.tokens_BL, decode.models.pyramid.S)
+            left = next(decode.wrong_values(trace, expected), None)
+            elsewhere = left is not None and decode.is_right_elsewhere(left, expected)
+            if left is None or elsewhere or left.place in names or len(names) == MOST_REPLACED:
+                break
+            replacing.add(left)
+        names.append(left.place)
+    if left is not None and elsewhere and not names:
+        return f"not replaced: {left.place} is right in another place"
+    if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
+        return f"not replaced: no operation makes {left} as it is shown"
+    then = "every value of the case is right then" if left is None else f"the next wrong one is {left}"
+    then = f"{left} stays wrong" if left is not None and left.place in names else then
+    return f"replaced by the reference's at {', '.join(lines)}: {', '.join(names)}: {then}"

@@ -1,8 +1,7 @@
 """The laws of a correct speculative decoder for VAR models; `run_conformance` is the entry for other decoders."""
 
 from harness.laws._case import Case
-from harness.laws._catalogue import LAWS
-from harness.laws._conformance import check, run_conformance
+from harness.laws._conformance import LAWS, check, run_conformance
 from harness.laws._engine import Report, fixed_cases
 from harness.laws._law import Law, NotOffered, Subject, Violation
 
@@ -11,6 +10,13 @@ __all__ = [
 ]  # fmt: skip
 
 from harness.laws._case import PYRAMIDS, forget_models
-from harness.laws._conformance import LawWork, inspect_parts, part_laws
+from harness.laws._conformance import (
+    LAW_CASES,
+    LawsInterrupted,
+    LawsPlace,
+    LawWork,
+    inspect_parts,
+    part_laws,
+    try_laws_quickly,
+)
 from harness.laws._engine import CaseList, LawResult, Scope, try_law
-from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, try_laws_quickly

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.judge import Evidence, judge, require
+from harness.judge import Evidence, judge, require, unverified_scales
 from harness.laws._batch import in_step
 from harness.laws._case import QUALITIES, Case
 from harness.laws._enumeration import LANES, output_law, p_value, target_law
@@ -23,7 +23,7 @@ from harness.laws._law import (
     require_shown_rounds,
     require_tokens,
 )
-from harness.laws._oracle import needs_exact, noting, require_draws, run_over, targeted
+from harness.laws._oracle import needs_exact, noting, require_draws, run_over
 from harness.protocol import Contract, Round, Trace
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
@@ -85,7 +85,7 @@ def honest(subject: Subject, case: Case) -> bool:
             has_reason = turn.corrected_tokens >= 1 or not turn.corrected or not claimed.entails(Contract.LAW)
             require(has_reason, f"a scale was rejected without a wrong token: {image}, {turn}")
         calls, passes = decoded.target_calls[image], sum(turn.target_rows > 0 for turn in rounds)
-        alone = sum(case.pyramid.tokens(si) for si in case.pyramid if image not in targeted(decoded, case.B, si))
+        alone = sum(map(case.pyramid.tokens, unverified_scales(decoded, image)))
         made_rows = sum(turn.target_rows for turn in rounds)
         if lossy:  # rounds of the draft alone, and passes that came to nothing
             require(calls >= passes, f"image {image}: {calls} target calls in {passes} rounds with target rows")
@@ -154,8 +154,7 @@ def keep(subject: Subject, case: Case) -> bool:
     require(not bool(none.any()), "u = 0 keeps a token that the target never draws")
     apart = ((u_Bn.double() * draft_Bn) / target_Bn - 1).abs() > 1e-6
     actual_Bn = parts.keep_drafted(u_Bn, draft_Bn, target_Bn)
-    wrong = torch.nonzero((actual_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist()
-    if wrong:
+    if wrong := torch.nonzero((actual_Bn != (u_Bn.double() * draft_Bn < target_Bn)) & apart).tolist():
         n = wrong[0][1]
         require(False, f"u {float(u_Bn[0, n]):g}, draft {float(draft_Bn[0, n]):g}, target {float(target_Bn[0, n]):g}: "
                        f"kept {bool(actual_Bn[0, n])}")  # fmt: skip
@@ -191,9 +190,8 @@ def drawn(subject: Subject, case: Case) -> bool:
     known = {row.tobytes() for probs_BnV in drawn_from for row in probs_BnV.flatten(0, 1).cpu().numpy()}
     for draft_BnV in laws:
         for row_V in draft_BnV.flatten(0, 1).cpu().numpy():
-            require(
-                row_V.tobytes() in known, f"the draft's law is said to be {row_V.tolist()[:6]}: nobody drew from it"
-            )
+            said = f"the draft's law is said to be {row_V.tolist()[:6]}: nobody drew from it"
+            require(row_V.tobytes() in known, said)
     return bool(laws)
 
 

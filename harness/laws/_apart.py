@@ -13,18 +13,19 @@ import pickle
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 
-from harness.decoders import Limits, OutOfTimeError, Surroundings, load_factory
+from harness.decoders import Factory, Limits, OutOfTimeError, Surroundings, factory_name, load_factory, pickled_factory
 from harness.errors import InputError, one_line, text_of
 from harness.laws._case import Case
-from harness.laws._engine import CaseSource, LawResult, try_law
+from harness.laws._engine import CaseSource, LawResult, try_law, unheard
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
 from harness.processes import (
@@ -52,31 +53,57 @@ MOST_TEXT = 2000  # characters of a clause
 MOST_COUNT = 2**53
 
 
-@dataclass(frozen=True)
-class LawJob:
-    """What a process begins with; pickled by the side that asks, which trusts itself."""
+Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
+Told = tuple[str, Options]  # how a violation names the decoder: its factory in Python, and options
 
-    factory: str | bytes  # name of the decoder's factory, or cloudpickle's bytes of it
-    options: tuple[tuple[str, str], ...]  # of the factory
+
+@dataclass
+class LawWork:
+    """What is tried, by this process or by others; once it is open it tries law after law here."""
+
+    factory: Factory | str | bytes  # of the decoder, its name, or cloudpickle's bytes of it
+    options: Options  # of the factory
     source: CaseSource  # of the cases
-    surroundings: Surroundings  # those of the side that asks
-    limits: Limits | None  # of the process; None = it has none
+    limits: Limits | None = None  # of a process of the decoder's own; None = it needs none, or has no limits
+    progress: Callable[[LawResult], None] = unheard  # as in `try_law`
+    about: str = field(init=False, default="")  # once it is open: the decoder's name
 
+    @cached_property
+    def subject(self) -> Subject:
+        """The decoder under test."""
+        factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
+        return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
 
-Told = tuple[str, tuple[tuple[str, str], ...]]  # how a violation names the decoder: its factory in Python, and options
+    @property
+    def name(self) -> str:
+        """The decoder's factory as Python names it."""
+        return repr(self.factory) if isinstance(self.factory, str) else self.subject.name
+
+    def open(self) -> Self:
+        """Find the decoder's factory. Raises `InputError` where there is none."""
+        self.about = self.subject.name
+        return self
+
+    def do(self, law: Law) -> LawResult:
+        return try_law(law, self.subject, self.source, self.progress)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 class LawProcesses:
     """Processes that try laws, one a device, which may stand there twice. Raises `InputError` for no such factory."""
 
-    def __init__(self, job: LawJob, devices: Sequence[str], told: Told) -> None:
+    def __init__(self, work: LawWork, devices: Sequence[str]) -> None:
+        factory, limits = work.factory, work.limits or Limits()
+        sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
+        job = Surroundings.here(), replace(work, factory=sent, progress=unheard)  # the asking side trusts itself
         self._folder = OwnFolder()
         self._job = -1
         try:
             self._job = sealed(lambda stream: pickle.dump(job, stream))
-            limits = job.limits or Limits()
             place = own_place(self._folder.path, limits.allow_write, limits.connects)
-            self._processes = [_LawProcess((self._job, device), place, job.limits, told) for device in devices]
+            self._processes = [_LawProcess((self._job, device), place, work) for device in devices]
         except BaseException:
             self.close()
             raise
@@ -108,9 +135,9 @@ class LawProcesses:
 class _LawProcess:
     """One process, which is replaced when a law has ended it."""
 
-    def __init__(self, begins: tuple[int, str], place: Any, limits: Limits | None, told: Told) -> None:
-        self._begins, self._place, self._told = begins, place, told
-        self._seconds = limits.timeout_s if limits is not None else NO_LIMIT_S
+    def __init__(self, begins: tuple[int, str], place: Any, work: LawWork) -> None:
+        self._begins, self._place, self._told = begins, place, (work.name, work.options)
+        self._seconds = work.limits.timeout_s if work.limits is not None else NO_LIMIT_S
         self._line: ProcessLine | None = None
         self._log, self._closed = Log(), False
 
@@ -128,8 +155,7 @@ class _LawProcess:
 
     def _tried(self, law: Law) -> LawResult | Died | InputError:
         try:
-            refused = self._start() if self._line is None else None
-            if refused is not None:
+            if self._line is None and (refused := self._start()) is not None:
                 return refused
             assert self._line is not None
             self._line.tell(pickle.dumps(law), self._seconds)
@@ -188,33 +214,32 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
 
 
 def serve(job: str, device: str, conversation: str) -> None:
-    """Hold one conversation about a `LawJob`; `job` and `conversation` are descriptors."""
+    """Hold one conversation about a `LawWork`; `job` and `conversation` are descriptors."""
     with open(f"/dev/fd/{job}", "rb") as stream:
-        work: LawJob = pickle.load(stream)
+        surroundings, work = pickle.load(stream)
     os.close(int(job))
+    surroundings.restore()
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # who asked has gone
         _serve(work, device, int(conversation))
 
 
-def _serve(job: LawJob, device: str, conversation: int) -> None:
-    job.surroundings.restore()
+def _serve(work: LawWork, device: str, conversation: int) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.set_device(torch.device(device))
-    if job.limits is not None:
-        job.limits.bound_memory()
+    if work.limits is not None:
+        work.limits.bound_memory()
     with os.fdopen(os.dup(conversation), "rb") as questions, os.fdopen(conversation, "wb") as replies:
         try:
-            factory = pickle.loads(job.factory) if isinstance(job.factory, bytes) else load_factory(job.factory)
+            work.open()
         except InputError as error:
             _say(replies, json.dumps([error.name, str(error.value), error.rule, error.remedy]).encode() + b"\n")
             return
         _say(replies, b"[]\n")
-        subject, seconds = Subject(factory, job.options), job.limits.timeout_s if job.limits is not None else 0.0
         while True:
             law: Law = pickle.load(questions)
             try:
-                with in_time(seconds):
-                    answer = answer_of(try_law(law, subject, job.source))
+                with in_time(work.limits.timeout_s if work.limits is not None else 0.0):
+                    answer = answer_of(work.do(law))
             except OutOfTimeError as error:
                 answer = json.dumps({"late": str(error), "hangs": str(error).startswith(HANGS)}).encode() + b"\n"
             _say(replies, answer)

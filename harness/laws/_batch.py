@@ -8,8 +8,7 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import EVERY, KEEPS_AN_EQUAL, NotOffered, Subject, law, require_shown_rounds, require_tokens
-from harness.laws._oracle import needs_exact, require_draws, require_whole
-from harness.laws._scripted import Scripted, decode_drafted
+from harness.laws._oracle import Scripted, decode_drafted, needs_exact, require_draws, require_whole
 from harness.protocol import Contract, Request, Round, Trace
 
 

@@ -131,7 +131,6 @@ class CaseList:
     values, shrink_s = 4, float("inf")  # as in `Scope`
 
     def batches(self, law: Law) -> Iterator[Sequence[Case]]:
-        """Return the list."""
         if self.every_policy and law.id == "rules.oracle":
             policies = CHOICES["policy"]
             yield [replace(self.cases[k % len(self.cases)], policy=name) for k, name in enumerate(policies)]
@@ -139,11 +138,9 @@ class CaseList:
             yield self.cases
 
     def fitted(self, case: Case) -> Case:
-        """Return the case."""
         return case
 
     def choices(self, name: str) -> Sequence[Any]:
-        """Return those of all cases."""
         return CHOICES[name]
 
 
@@ -213,8 +210,12 @@ class Scope:
 CaseSource = Scope | CaseList
 
 
+def unheard(row: LawResult) -> None:
+    """Tell nobody."""
+
+
 def try_law(
-    law: Law, subject: Subject, source: CaseSource, progress: Callable[[LawResult], None] = lambda row: None
+    law: Law, subject: Subject, source: CaseSource, progress: Callable[[LawResult], None] = unheard
 ) -> LawResult:
     """Check one law until a case breaks it, and simplify that case; `progress` is called after each, and at the end."""
     row, start = LawResult(law), time.perf_counter()
@@ -255,7 +256,9 @@ def _simplest(violation: Violation, subject: Subject, source: CaseSource) -> Vio
     for _ in range(source.passes):
         before = violation.case
         for name in CHOICES:
-            for value in _simpler(getattr(violation.case, name), source.choices(name), source.values):
+            now, known = getattr(violation.case, name), list(source.choices(name))
+            # the options before it, or the first one where it is none of them
+            for value in known[: min(source.values, known.index(now))] if now in known else known[:1]:
                 if time.monotonic() >= until:
                     return violation
                 row = LawResult(violation.law)
@@ -266,9 +269,3 @@ def _simplest(violation: Violation, subject: Subject, source: CaseSource) -> Vio
         if violation.case == before:
             break
     return violation
-
-
-def _simpler(value: object, options: Sequence[Any], most: int) -> Sequence[Any]:
-    """Return the options before a value, `most` at most; of a value that is none of them the first option."""
-    known = list(options)
-    return known[: min(most, known.index(value))] if value in known else known[:1]

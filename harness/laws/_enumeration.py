@@ -153,13 +153,9 @@ class _Walk:
 
 
 def output_law(
-    models: ModelPair,
-    request: Request,
-    options: DecoderOptions,
-    parts: Parts = PARTS,
-    prepare: Callable[[Parts], Parts] = lambda parts: parts,
-    lanes: int = LANES,
-) -> tuple[JointLaw, int]:
+    models: ModelPair, request: Request, options: DecoderOptions, parts: Parts = PARTS,
+    prepare: Callable[[Parts], Parts] = lambda parts: parts, lanes: int = LANES,
+) -> tuple[JointLaw, int]:  # fmt: skip
     """Return the exact law of the decoder's tokens for one image with a label, and the number of branches walked.
 
     `prepare` changes the parts last of all, around the deciding functions: there a test plants a bug in those. `lanes`

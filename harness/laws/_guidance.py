@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from harness.errors import HarnessError
-from harness.judge import require
+from harness.judge import Broken
 from harness.laws._case import Case
 from harness.laws._law import (
     EVERY,
@@ -83,8 +83,7 @@ def refusal(subject: Subject, case: Case) -> bool:
         actual = parts.guide(odd_RnV, case.pyramid, case.guidance(case.cfg or 1.0, case.pyramid), 0, 0)
     except (HarnessError, ValueError):
         return True
-    require(False, f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")
-    return True
+    raise Broken(f"{len(odd_RnV)} rows were taken for 2B and gave {tuple(actual.shape)}")
 
 
 @law("guidance.unconditional", "decode", "guide", "condition", contract=Contract.LAW, policies=EVERY)

@@ -264,12 +264,9 @@ def law(
 
 
 def require_same(
-    actual: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    where: str = "",
-    atol: float | Mapping[str, float] = 0.0,
-    part: str = "",
-) -> None:
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str = "",
+    atol: float | Mapping[str, float] = 0.0, part: str = "",
+) -> None:  # fmt: skip
     """Raise `Broken` unless both sets of tensors are equal: names, dtypes, shapes, values within `atol` (by name)."""
     wrong = differences(actual, expected, atol if isinstance(atol, Mapping) else dict.fromkeys(expected, atol))
     require(not wrong, f"{where}{': ' if where else ''}{'; '.join(map(str, wrong))}", part)
@@ -284,8 +281,7 @@ def require_tokens(actual_BL: Tensor, expected_BL: Tensor, where: str) -> None:
     """Raise `Broken` with the first differing position unless the tokens are equal."""
     if actual_BL.shape != expected_BL.shape:
         raise Broken(f"{where}: tokens {tuple(actual_BL.shape)}, not {tuple(expected_BL.shape)}")
-    differ = torch.nonzero(actual_BL != expected_BL).tolist()
-    if differ:
+    if differ := torch.nonzero(actual_BL != expected_BL).tolist():
         image, position = differ[0]
         was, expected = int(actual_BL[image, position]), int(expected_BL[image, position])
         raise Broken(f"{where}: image {image}, position {position}: token {was}, not {expected}; {len(differ)} differ")

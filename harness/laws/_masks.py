@@ -43,8 +43,7 @@ def definition(subject: Subject, case: Case) -> bool:
         shapes = f"shape {tuple(mask.shape)}, not (1, 1, n, K+n) = {tuple(expected.shape)}"
         require(mask.shape == expected.shape, f"{where}: {shapes}")
         require(mask.dtype == expected.dtype, f"{where}: {mask.dtype}, not {expected.dtype}")
-        wrong = torch.nonzero(mask[0, 0] != expected[0, 0]).tolist()
-        if wrong:
+        if wrong := torch.nonzero(mask[0, 0] != expected[0, 0]).tolist():
             row, column = wrong[0]
             value = float(mask[0, 0, row, column])
             require(False, f"{where}: row {K + row} holds {value} for column {column}; {len(wrong)} entries wrong")
@@ -93,7 +92,7 @@ def _moved(run: Run, condition: Condition, case: Case, window: tuple[int, int], 
     x_cnD[1 + K + new, new] += kick
     cache = GrowingCache()
     if K:
-        for layer, (k_RHLc, v_RHLc) in run.kv.items():
+        for layer, (k_RHLc, v_RHLc) in run.cache.layers.items():
             k_cHKc, v_cHKc = (t[:1, :, :K].repeat(1 + end, 1, 1, 1) for t in (k_RHLc, v_RHLc))
             v_cHKc[1 + old, :, old] += kick[: v_cHKc.shape[-1]]
             cache.layers[layer] = (k_cHKc, v_cHKc)
@@ -115,8 +114,7 @@ def future(subject: Subject, case: Case) -> bool:
         other_BL = decoded.tokens_BL.clone()
         begin = pyramid.draws.begin(si)
         other_BL[:, begin:] = (other_BL[:, begin:] + 1) % case.V
-        rows = case.request.rows_of(*decided_whole(decoded, case.B, si))
-        if not rows:
+        if not (rows := case.request.rows_of(*decided_whole(decoded, case.B, si))):
             continue
         looked += 1
         run = run_over(case.models.target, case.models.vae, case, other_BL)

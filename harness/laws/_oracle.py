@@ -1,27 +1,40 @@
-"""What the laws compare with, a plain sequential run over given tokens with everything kept, and how equal is equal.
+"""What the laws compare with: a plain sequential run over given tokens with everything kept, and drafts by a script.
 
 Promise: composed of `reference/` alone, so that nothing of the decoder under test judges itself. Where a case is exact
 nothing but `FLOAT64` is allowed; elsewhere tensors differ by measured budgets at most, and tokens by certified ties
 alone, as in `verify`.
+
+A scripted draft is the target itself, but for scales that the script names for a label: there it proposes, at every
+position, a token that the target hardly draws. What is drafted elsewhere is what the target draws, so that rounds,
+lengths of caches and bonus scales follow from the script. A decoder that reads weights and not `Network` meets a draft
+that is the target: it is right there, and the law has nothing to say.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from harness.judge import INPUT_ULPS, exponentials, margin_bound, margins_of_differing_tokens, require
+from harness.errors import InputError
+from harness.judge import (
+    INPUT_ULPS,
+    exponentials,
+    margin_bound,
+    margins_of_differing_tokens,
+    require,
+    unverified_scales,
+)
 from harness.laws._case import Case
-from harness.laws._law import FLOAT64, NotOffered, require_equal, require_same, require_tokens
+from harness.laws._law import FLOAT64, NotOffered, Subject, require_equal, require_same, require_tokens
 from harness.models import product_dtype
-from harness.models.network import Codec, Network
+from harness.models.network import Around, Codec, Condition, Network
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise, NoiseBefore, Reading
 from harness.reference import family_of, teacher_forced
-from harness.reference.sequential import GrowingCache
+from harness.reference.sequential import GrowingCache, Walk
 from harness.rounding import quick_budget
 
 
@@ -75,11 +88,8 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         allowed = budget.guided(request.guidance, pyramid.ramp(si), si).logits
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
-        of_scale = request.at(si)
-        margins = [
-            margins_of_differing_tokens(exact_nV, E_nV, token_n, of_scale, allowed).margin_N for token_n in sides
-        ]
-        rows = torch.stack(sides, 1).tolist(), torch.stack(margins, 1).tolist()
+        races = [margins_of_differing_tokens(exact_nV, E_nV, token_n, request.at(si), allowed) for token_n in sides]
+        rows = torch.stack(sides, 1).tolist(), torch.stack([each.margin_N for each in races], 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
             for token, margin in zip(*pairs, strict=True):
                 said = f"{where}: image {image}, position {position}: token {token} loses by {margin:.3g}, no tie"
@@ -94,23 +104,12 @@ class Run:
     x_RLD: Tensor  # inputs with their position term
     rows_RLV: Tensor  # logits of the guidance rows
     f_hat_SBCPP: Tensor  # f_hat after every scale
-    kv: dict[int, tuple[Tensor, Tensor]]  # keys and values (R,H,L,c) of every layer
-
-    def cache(self, length: int) -> GrowingCache:
-        """Return a cache that holds the first `length` positions."""
-        cache = GrowingCache()
-        if length:
-            cache.layers = {i: (k[:, :, :length], v[:, :, :length]) for i, (k, v) in self.kv.items()}
-        return cache
+    cache: GrowingCache  # keys and values (R,H,L,c) of all positions
 
 
 def targeted(decoded: Trace, B: int, si: int) -> list[int]:
     """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
-    alone = [
-        {turn.first + k for turn in rounds if not turn.target_rows for k in range(turn.finished)}
-        for rounds in decoded.rounds
-    ]
-    return [image for image in range(B) if not alone or si not in alone[image]]
+    return [image for image in range(B) if si not in unverified_scales(decoded, image)]
 
 
 def decided_whole(decoded: Trace, B: int, si: int) -> list[int]:
@@ -141,21 +140,19 @@ def noting(seen: list[Tensor], which: int) -> Callable[[Callable[..., Any]], Cal
 def run_over(network: Network, vae: Codec, case: Case, tokens_BL: Tensor, labels_B: Tensor | None = None) -> Run:
     """Run a network one scale after the other over given tokens of a case's images, or of others of these labels."""
     pyramid, config, family, B = network.pyramid, network.config, family_of(network), len(tokens_BL)
-    condition = family.condition(network, case.request, case.labels_B if labels_B is None else labels_B)
-    cache = GrowingCache()
+    walk = Walk.begin(network, case.request, case.labels_B if labels_B is None else labels_B)
     f_hat = torch.zeros(B, *config.latent, device=network.device, dtype=vae.dtype)
     raw = torch.zeros(B, 1, config.raw, device=network.device, dtype=vae.dtype)
     raws, xs, rows, f_hats = [raw], [], [], []
     for si in pyramid:
-        xs.append(family.input(network, condition, raws[-1] if si else None, si))
-        hidden_RlD = network.hidden(xs[-1], condition, cache, None, family.positions(network, si, si))
-        rows.append(network.logits(hidden_RlD, condition))
+        xs.append(walk.input(raws[-1] if si else None, si))
+        rows.append(walk.rows(xs[-1], si))
         codes = vae.quantizer.codes(tokens_BL[:, pyramid.draws.span(si)], *pyramid.sides[si])
         f_hat = family.accumulate(f_hat, codes, si, vae.quantizer, pyramid)
         f_hats.append(f_hat)
         if si + 1 < pyramid.S:
             raws.append(family.next_input(f_hat, si + 1, pyramid))
-    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), cache.layers)
+    return Run(torch.cat(raws, 1), torch.cat(xs, 1), torch.cat(rows, 1), torch.stack(f_hats), walk.cache)
 
 
 def require_whole(decoded: Trace, case: Case) -> Run:
@@ -218,39 +215,12 @@ def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, whe
     require(length <= n, f"{where} holds {length} positions, and only {n} are final")
     if length == 0:
         return
-    for layer, (k_RHLc, v_RHLc) in run.kv.items():
+    for layer, (k_RHLc, v_RHLc) in run.cache.layers.items():
         actual = {"keys": kv[layer, 0, rows, :, :length], "values": kv[layer, 1, rows, :, :length]}
         expected = {"keys": k_RHLc[rows, :, :length], "values": v_RHLc[rows, :, :length]}
         # inputs were compared before: later layers alone are wrong where a pass saw the wrong positions
         part = "attention_mask" if layer else "cache"
         require_same(actual, expected, f"{where}, layer {layer}", FLOAT64, part)
-
-
-class ListCache:
-    """A model of a cache: keys and values of all layers, appended and cut off."""
-
-    def __init__(self, B: int) -> None:
-        self.positions: list[list[Tensor]] = [[] for _ in range(B)]  # one (layer, key or value, half, H, c) a position
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of positions of every image."""
-        return [len(positions) for positions in self.positions]
-
-    def extend(self, images: list[int], kv: Tensor) -> Tensor:
-        """Append n positions to these images, all of one length; return all of their positions so far.
-
-        `kv` (layer, 2, R, H, n, c) has the keys and values of the group's guidance rows, conditional half first; what
-        is returned, too: (layer, 2, R, H, K + n, c).
-        """
-        for k, image in enumerate(images):
-            self.positions[image] += kv[:, :, [k, len(images) + k]].unbind(4)
-        by_image = [torch.stack(self.positions[image], 4) for image in images]
-        return torch.stack(by_image, 3).flatten(2, 3)
-
-    def rollback(self, image: int, length: int) -> None:
-        """Forget everything of `image` from position `length` on."""
-        del self.positions[image][length:]
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -272,3 +242,70 @@ class BrokenNoise(NoiseBefore):
         if self.left < 0:
             raise Interrupted
         return numbers(si, stream, reader)
+
+
+Script = Collection[tuple[int, int]]  # (label, scale) that the draft has wrong
+_SURE = 1e3  # nats: no other token is drawn, whatever the numbers, guidance and filter
+
+
+@dataclass(frozen=True)
+class Scripted(Around):
+    """The target as its own draft, wrong where a script says."""
+
+    script: Script
+    cond_LD: Tensor  # by label
+
+    @classmethod
+    def of(cls, case: Case, script: Script) -> Self:
+        """Return the draft of a case's networks."""
+        network, labels = case.models.target, (0, 1, 2, 3)
+        whole = replace(case, labels=labels)
+        return cls(network, script, whole.condition(network).cond_RD[: len(labels)])
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV; the rows of scripted scales hold one token, the target's least likely one."""
+        rows_RnV = self.network.logits(h_RnD, condition).clone()
+        pyramid, n = self.network.pyramid.draws, rows_RnV.shape[1]
+        for label, si in self.script:
+            if n in (pyramid.counts[si], pyramid.end(si)):  # alone in its pass, or after all scales before it
+                same_R = (condition.cond_RD - self.cond_LD[label]).abs().amax(1) < FLOAT64
+                rows, l = torch.nonzero(same_R).flatten(), pyramid.counts[si]
+                scale_RlV = rows_RnV[rows, n - l :]
+                rows_RnV[rows, n - l :] = scale_RlV.scatter_add(
+                    -1, scale_RlV.argmin(-1, keepdim=True), torch.full_like(scale_RlV[..., :1], _SURE)
+                )
+        return rows_RnV
+
+
+@dataclass(frozen=True)
+class Ranked(Around):
+    """The target as its own draft that proposes the token of one rank of its plain law; rank 1 is the likeliest."""
+
+    rank: int
+
+    def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
+        """Return logits_RnV that hold one token."""
+        rows_RnV = self.network.logits(h_RnD, condition)
+        order_RnV = rows_RnV.argsort(-1, descending=True)
+        at_Rn1 = order_RnV[..., self.rank - 1 : self.rank]
+        return rows_RnV.scatter_add(-1, at_Rn1, torch.full_like(rows_RnV[..., :1], _SURE))
+
+
+def decode_drafted(
+    subject: Subject, case: Case, draft: Any, draft_len: str = "", request: Request | None = None
+) -> Trace:
+    """Decode by another draft and draft length. Raises `NotOffered` where drafts of other classes are not taken."""
+    models, request = replace(case.models, draft=draft), request or case.request
+    try:
+        decoder = subject.decoder(case, models, draft_len)
+    except InputError as error:
+        if error.name != "implementation":
+            raise
+        raise NotOffered(f"no draft of another class: {error}") from None
+    return decoder.decode(request, case.noise(request))
+
+
+def levelled(network: Any) -> Any:
+    """Return a network that gives every token the same logit, to the last bit."""
+    heads = ("head.weight", "head.bias")
+    return replace(network, weights={n: torch.zeros_like(w) if n in heads else w for n, w in network.weights.items()})

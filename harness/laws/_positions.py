@@ -17,8 +17,7 @@ from harness.laws._law import (
     require_shown_rounds,
     shown_tensors,
 )
-from harness.laws._oracle import allowed, decided_whole, needs_exact, run_over, several
-from harness.laws._scripted import Scripted, decode_drafted
+from harness.laws._oracle import Scripted, allowed, decided_whole, decode_drafted, needs_exact, run_over, several
 from harness.protocol import Contract
 
 
@@ -82,7 +81,8 @@ def rows(subject: Subject, case: Case) -> bool:
         x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
         mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
         positions = case.steps.positions(network, first, last)
-        hidden_RnD = network.hidden(x_RnD, condition, run.cache(window.start), mask, positions)
+        before = run.cache.cut(slice(None), window.start)
+        hidden_RnD = network.hidden(x_RnD, condition, before, mask, positions)
         actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
         for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):
             expected = run.rows_RLV[:, pyramid.draws.span(si)]
@@ -122,10 +122,9 @@ def long(subject: Subject, case: Case) -> bool:
     require_shown_rounds(decoded)
     wanted = max((turn.drafted for turn in decoded.rounds[0] if turn.first), default=0)
     for turn in decoded.rounds[0][1:]:
-        said = f"kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
-        require(
-            turn.accepted == turn.drafted, f"draft = target from scale 1 on, {case.pyramid.S} scales in all: {said}"
-        )
+        where = f"draft = target from scale 1 on, {case.pyramid.S} scales in all"
+        said = f"{where}: kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
+        require(turn.accepted == turn.drafted, said)
     run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)
     if decoded.intermediates is not None and all(turn.target_rows for turn in decoded.rounds[0]):
         shown = decoded.intermediates

@@ -9,8 +9,7 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import PLAIN, Subject, law, require_equal, require_same, require_tokens, shown_tensors
-from harness.laws._oracle import targeted
-from harness.laws._scripted import levelled
+from harness.laws._oracle import levelled, targeted
 from harness.protocol import Contract
 from harness.protocol.noise import TOKEN, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
@@ -87,8 +86,7 @@ def boundary(subject: Subject, case: Case) -> bool:
     every = [torch.full_like(edges, edge) for edge in _EDGES] + [edges]
     for E_BnV in every:
         idx_Bn = parts.draw(probs_BnV, E_BnV)
-        wrong = torch.nonzero(probs_BnV.gather(-1, idx_Bn[..., None])[..., 0] <= 0).tolist()
-        if wrong:
+        if wrong := torch.nonzero(probs_BnV.gather(-1, idx_Bn[..., None])[..., 0] <= 0).tolist():
             b, n = wrong[0]
             numbers = E_BnV[b, n].tolist()
             require(False, f"token {int(idx_Bn[b, n])} of probability 0 drawn; E {numbers}, {probs_BnV[b, n].tolist()}")

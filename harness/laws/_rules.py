@@ -13,8 +13,7 @@ from harness.errors import InputError
 from harness.judge import require, undrawn
 from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
-from harness.laws._oracle import needs_exact
-from harness.laws._scripted import Ranked, Scripted, decode_drafted, levelled
+from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
 from harness.protocol import Request, Round, Trace
 from harness.protocol.noise import TOKEN, SeededNoise
@@ -89,12 +88,8 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [
-        case.policy,
-        *(known[(start + k) % len(known)] for k in range(7)),
-        "match:0.9",
-        _KEEPS,
-        *_at_the_border(case),
-    ]
+        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, *_at_the_border(case),
+    ]  # fmt: skip
     cases = []
     for policy in dict.fromkeys(wanted):
         draft = "far" if policy == _KEEPS else "near" if policy in _SHARP else case.draft

@@ -29,13 +29,9 @@ def drawn(patch_nums: tuple[tuple[int, ...], ...], count: int, seed: int) -> tup
     """Return what Hypothesis draws for so many examples: a function of the arguments."""
     collected: list[Case] = []
     limits = hypothesis.settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=(hypothesis.Phase.generate,),
-        verbosity=hypothesis.Verbosity.quiet,
-    )
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck),
+        phases=(hypothesis.Phase.generate,), verbosity=hypothesis.Verbosity.quiet,
+    )  # fmt: skip
 
     def collect(case: Case) -> None:
         collected.append(case)

@@ -5,8 +5,7 @@ from dataclasses import replace
 from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import EXACT, Subject, law, require_shown_rounds
-from harness.laws._oracle import needs_exact
-from harness.laws._scripted import Scripted, decode_drafted
+from harness.laws._oracle import Scripted, decode_drafted, needs_exact
 from harness.protocol import Round
 
 

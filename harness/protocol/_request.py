@@ -255,9 +255,8 @@ class Request:
         """Refuse labels above `classes`, the unconditional one, and a top_k above V. Raises `InputError`."""
         for label in self.labels or ():
             if not 0 <= label <= classes:
-                raise InputError(
-                    "labels", label, f"must lie in 0..{classes} ({classes} is unconditional)", "pass --labels all"
-                )
+                rule = f"must lie in 0..{classes} ({classes} is unconditional)"
+                raise InputError("labels", label, rule, "pass --labels all")
         top_k = max((self.top_k, *(top_k for top_k, _ in self.filters)))
         if top_k > V:
             raise InputError("top_k", top_k, f"must lie in 0..V={V}", f"pass --top-k {V} or less, 0 for off")
@@ -272,9 +271,9 @@ class Request:
         if guidance is not None and guidance.places != (0,) and "places" not in config.reads:
             rule = f"guides elsewhere than the family {config.family} does, which is at the logits"
             raise InputError("places", guidance.places, rule, "drop them")
-        lists = {"filters": self.filters} if guidance is None else {
-            "filters": self.filters, "weights": guidance.weights, "temperatures": guidance.temperatures
-        }  # fmt: skip
+        lists: dict[str, tuple[Any, ...]] = {"filters": self.filters}
+        if guidance is not None:
+            lists |= {"weights": guidance.weights, "temperatures": guidance.temperatures}
         for name, values in lists.items():
             if len(values) not in ((S,) if name == "weights" else (0, S)):
                 raise InputError(name, values, f"must hold one entry a scale ({S})", "pass as many, or drop it")
@@ -289,12 +288,9 @@ class Request:
         labels, ids = self.labels, self.image_ids
         seeds = None if self.seeds is None else tuple(self.seeds[b] for b in rows)
         return replace(
-            self,
-            labels=tuple(labels[b] for b in rows),
-            images=tuple(ids[b] for b in rows),
-            seed=seeds[0] if seeds else self.seed,
-            seeds=seeds,
-        )
+            self, labels=tuple(labels[b] for b in rows), images=tuple(ids[b] for b in rows),
+            seed=seeds[0] if seeds else self.seed, seeds=seeds,
+        )  # fmt: skip
 
 
 def _check_filter(top_k: int, top_p: float) -> None:

@@ -15,8 +15,7 @@ from harness.models import ModelPair
 from harness.models.network import Codec, Condition, Network
 from harness.protocol import Request
 from harness.protocol.noise import Noise
-from harness.reference._families import family_of
-from harness.reference._steps import block_causal, filter_logits
+from harness.reference._steps import block_causal, family_of, filter_logits
 from harness.reference.sequential import GrowingCache, choose
 
 

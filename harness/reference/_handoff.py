@@ -18,8 +18,7 @@ from harness.errors import InputError
 from harness.models import ModelPair
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
-from harness.reference._families import family_of
-from harness.reference._steps import HAND_OFF_MASKS, hand_off_mask
+from harness.reference._steps import HAND_OFF_MASKS, family_of, hand_off_mask
 from harness.reference.sequential import Progress, Walk
 
 HandOffMode = Literal["recorded", "corrected"]

@@ -125,13 +125,8 @@ def others(network: Network, request: Request, label: int) -> Iterator[tuple[str
     if negative:
         yield "text", "there were no negative text", network, replace(request, negative_texts=())
     for n in sorted({config.X, *(len(rows.numbers_TA) for rows in given)}):
-        clause = f"its unconditional row had {n} rows, not {len(own.numbers_TA)}"
-        yield (
-            "unconditional length",
-            clause,
-            network,
-            replace(request, negative_texts=(Rows(nothing_XA[:n]),) * len(given)),
-        )
+        cut = replace(request, negative_texts=(Rows(nothing_XA[:n]),) * len(given))
+        yield "unconditional length", f"its unconditional row had {n} rows, not {len(own.numbers_TA)}", network, cut
     for component, clause, change in (
         ("positions", "rows and columns were counted on their own scale", {"rule": 0}),
         ("positions", "tables of angles were resized", {"rule": 1}),

@@ -5,7 +5,7 @@ own, every image on its own; no window, no mask, no roll-back. Tokens and rounds
 what a draft proposes after accepted scales is what it proposes after final ones.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -15,8 +15,7 @@ from harness.models import ModelPair
 from harness.numerals import real, whole
 from harness.protocol import Request, Round
 from harness.protocol.noise import ACCEPT, TOKEN, Noise
-from harness.reference._families import family_of
-from harness.reference._steps import draw, filter_logits
+from harness.reference._steps import draw, family_of, filter_logits
 from harness.reference.sequential import Walk
 
 
@@ -61,15 +60,12 @@ class PolicyRule:
         if self.name == "match":
             passed_l = drafted_l == target_lV.argmax(-1)
         elif self.name == "topk-match":
-            among = [_among(target_lV[n], int(drafted_l[n]), int(self.numbers[0])) for n in range(l)]
-            passed_l = torch.tensor(among, device=drafted_l.device)
+            passed_l = torch.zeros(l, dtype=torch.bool, device=drafted_l.device)
+            for n, token in enumerate(drafted_l.tolist()):  # possible at all, and fewer than K tokens are likelier
+                likelier = int((target_lV[n] > target_lV[n, token]).sum())
+                passed_l[n] = bool(target_lV[n, token] > 0) and likelier < int(self.numbers[0])
         rate = self.numbers[-1] if self.name.endswith("match") else 1.0
         return int(passed_l.sum()) / l >= rate, passed_l
-
-
-def _among(law_V: Tensor, token: int, k: int) -> bool:
-    """Tell whether a token is one of the k most likely ones: possible at all, and fewer than k are likelier."""
-    return bool(law_V[token] > 0) and int((law_V > law_V[token]).sum()) < k
 
 
 def _kl(target_V: Tensor, draft_V: Tensor) -> Tensor:
@@ -109,37 +105,31 @@ def length_after(rule: str, current: int, whole: bool, S: int) -> int:
     return min(current + 1, high) if whole else max(current - 1, low)
 
 
+NOTHING = Round(0, 0, 0, False, False, 0, 0, 0, target_rows=0)  # a round before its first scale
+
+
 @dataclass
 class _Image:
     """One image on its way: its closed rounds, and the open one."""
 
     length: int
     rounds: list[Round] = field(default_factory=list)
-    first: int = 0
-    count: int = 0  # scales drafted in the open round; 0 between rounds, and in one that the target decides alone
-    accepted: int = 0
-    kept: int = 0
-    replaced: int = 0
-    rejected: bool = False
+    turn: Round | None = None
 
-    def open(self, si: int, rule: PolicyRule, draft_len: str, S: int) -> None:
-        """Begin a round at scale `si`: it never goes from scales of one sort to those of the other."""
+    def opened(self, si: int, rule: PolicyRule, draft_len: str, S: int) -> Round:
+        """Return the round that begins at scale `si`: it never goes from scales of one sort to those of the other."""
         alone = rule.draft_alone(si)
         wanted = S if alone else length_wanted(draft_len, si, self.length, S)
         stop = si
         while stop < min(S, si + wanted) and rule.draft_alone(stop) == alone:
             stop += 1
-        self.begin(si, stop - si)
+        return replace(NOTHING, first=si, drafted=stop - si)
 
-    def begin(self, si: int, count: int) -> None:
-        self.first, self.count, self.accepted, self.kept, self.replaced, self.rejected = si, count, 0, 0, 0, False
-
-    def close(self, draft_len: str, bonus: int, S: int) -> None:
-        """End the round; `bonus` is the number of tokens of a scale that was not drafted, 0 without one."""
-        turn = (self.first, self.count, self.accepted, self.rejected, bonus > 0, self.kept, self.replaced, bonus)
-        self.rounds.append(Round(*turn, target_rows=0))
-        self.length = length_after(draft_len, self.length, self.accepted == self.count, S)
-        self.count = 0
+    def close(self, turn: Round, draft_len: str, bonus: int, S: int) -> None:
+        """End a round; `bonus` is the number of tokens of a scale that was not drafted, 0 without one."""
+        self.rounds.append(replace(turn, bonus=bonus > 0, bonus_tokens=bonus))
+        self.length = length_after(draft_len, self.length, turn.accepted == turn.drafted, S)
+        self.turn = None
 
 
 def _law(walk: Walk, raw_BlC: Tensor | None, si: int, request: Request) -> Tensor:
@@ -170,15 +160,14 @@ def decode_by_policy(
         chosen = [_choose(law_BlV, rule, noise, si) for law_BlV in laws]
         final_Bl = chosen[1].clone()
         for b, image in enumerate(images):
-            if image.count and si == image.first + image.count:  # all that was drafted is accepted: the bonus scale
-                image.close(draft_len, pyramid.draws.counts[si], S)
+            turn = image.turn
+            if turn is not None and si == turn.first + turn.drafted:  # all of the draft is accepted: the bonus scale
+                image.close(turn, draft_len, pyramid.draws.counts[si], S)
                 continue
             if rule.target_alone(si):  # a round of its own, in which nothing is drafted
-                image.begin(si, 0)
-                image.close(draft_len, pyramid.draws.counts[si], S)
+                image.close(replace(NOTHING, first=si), draft_len, pyramid.draws.counts[si], S)
                 continue
-            if not image.count:
-                image.open(si, rule, draft_len, S)
+            turn = turn or image.opened(si, rule, draft_len, S)
             drafted_l, own_l = chosen[0][b], chosen[1][b]
             alone = rule.draft_alone(si)
             accepted, passed_l = True, torch.ones_like(drafted_l, dtype=torch.bool)
@@ -191,12 +180,13 @@ def decode_by_policy(
             else:
                 final_Bl[b] = drafted_l
             same = int((final_Bl[b] == drafted_l).sum())
-            image.kept, image.replaced = image.kept + same, image.replaced + len(drafted_l) - same
-            image.accepted, image.rejected = image.accepted + accepted, not accepted
-            last = si + 1 == image.first + image.count
+            replaced = turn.corrected_tokens + len(drafted_l) - same
+            turn = replace(turn, accepted_tokens=turn.accepted_tokens + same, corrected_tokens=replaced)
+            image.turn = turn = replace(turn, accepted=turn.accepted + accepted, corrected=not accepted)
+            last = si + 1 == turn.first + turn.drafted
             goes_on = last and bonus and not alone and si + 1 < S and not rule.draft_alone(si + 1)
-            if image.rejected or (last and not goes_on):
-                image.close(draft_len, 0, S)
+            if turn.corrected or (last and not goes_on):
+                image.close(turn, draft_len, 0, S)
         tokens.append(final_Bl)
         codes = models.vae.quantizer.codes(final_Bl, *pyramid.sides[si])
         f_hat = family.accumulate(f_hat, codes, si, models.vae.quantizer, pyramid)

@@ -14,8 +14,7 @@ from harness.models.network import Codec, Condition, Network
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference._families import family_of
-from harness.reference._steps import draw, filter_logits
+from harness.reference._steps import draw, family_of, filter_logits
 
 
 class GrowingCache:
@@ -32,7 +31,7 @@ class GrowingCache:
         self.layers[layer] = (k_RHnc, v_RHnc)
         return k_RHnc, v_RHnc
 
-    def cut(self, rows_r: Tensor, length: int) -> Self:
+    def cut(self, rows_r: Tensor | slice, length: int) -> Self:
         """Return a cache of some guidance rows and of the first positions alone."""
         made = type(self)()
         made.layers = {layer: (k[rows_r, :, :length], v[rows_r, :, :length]) for layer, (k, v) in self.layers.items()}
@@ -136,18 +135,12 @@ class Progress:
 
     def trace(self, seconds: float, target_calls: int, target_rows: int) -> Trace:
         """Return the trace of a batch that has all its scales, with all intermediates; calls and rows an image."""
-        B = self.request.B
+        x_RLD, rows_RLV, guided_BLV = (torch.cat(each, 1) for each in (self.x, self.rows, self.guided))
+        B, shown = self.request.B, Intermediates(x_RLD, rows_RLV, guided_BLV, torch.stack(self.f_hat))
         return Trace(
-            tokens_BL=torch.cat(self.tokens, 1),
-            f_hat_BCPP=self.f_hat[-1],
-            scale_writes_BS=torch.ones(B, self.network.pyramid.S, dtype=torch.int64),
-            target_calls=[target_calls] * B,
-            target_rows=[target_rows] * B,
-            intermediates=Intermediates(
-                torch.cat(self.x, 1), torch.cat(self.rows, 1), torch.cat(self.guided, 1), torch.stack(self.f_hat)
-            ),
-            seconds=seconds,
-        )
+            torch.cat(self.tokens, 1), self.f_hat[-1], torch.ones(B, self.network.pyramid.S, dtype=torch.int64),
+            target_calls=[target_calls] * B, target_rows=[target_rows] * B, intermediates=shown, seconds=seconds,
+        )  # fmt: skip
 
 
 @torch.inference_mode()

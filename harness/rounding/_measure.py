@@ -61,8 +61,7 @@ def budget_for(models: ModelPair, store: Path = SHIPPED_BUDGETS) -> Budget:
     where the file is none of `calibrate`, or its entry too wide, and `NonFiniteError` where logits are not finite.
     """
     mode = mode_of(models)
-    entry = next((entry for entry in load_budgets(store) if entry.mode == mode), None)
-    if entry is None:
+    if (entry := next((entry for entry in load_budgets(store) if entry.mode == mode), None)) is None:
         return quick_budget(models)
     check_explained(entry, models)
     return entry.budget()

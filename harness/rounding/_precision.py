@@ -12,7 +12,7 @@ error that is half of a budget. Measured: 2.2 % (d16-d30) and 2.5 % (digits) of 
 0.09 % of TF32's for float32 (`budgets.json`, H200), 2^-29 of float32's for float64.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -80,23 +80,17 @@ def precision_unchanged() -> Iterator[list[str]]:
     try:
         yield changed
     finally:
-        changed += _put_back(before)
-
-
-def _put_back(before: Mapping[str, object]) -> list[str]:
-    """Set what is not as `before` says, and return a clause on each."""
-    now = watched()
-    changed = [f"{name} from {before[name]} to {now[name]}" for name in before if now[name] != before[name]]
-    if changed:
-        readable = {name: value for name, value in before.items() if value != UNREADABLE}
-        # the first one sets all the others, and the second those of products
-        if now[NEWEST] != before[NEWEST]:
-            _write(WATCHED[NEWEST], before[NEWEST])
-        if MATMUL in readable:
-            torch.set_float32_matmul_precision(str(before[MATMUL]))
-        for name in readable.keys() - {NEWEST, MATMUL}:
-            _write(WATCHED[name], before[name])
-    return changed
+        now = watched()
+        changed += [f"{name} from {before[name]} to {now[name]}" for name in before if now[name] != before[name]]
+        if changed:
+            readable = {name: value for name, value in before.items() if value != UNREADABLE}
+            # the first one sets all the others, and the second those of products
+            if now[NEWEST] != before[NEWEST]:
+                _write(WATCHED[NEWEST], before[NEWEST])
+            if MATMUL in readable:
+                torch.set_float32_matmul_precision(str(before[MATMUL]))
+            for name in readable.keys() - {NEWEST, MATMUL}:
+                _write(WATCHED[name], before[name])
 
 
 def _read(path: str) -> object:
@@ -129,9 +123,8 @@ def certifying_precision(models: ModelPair) -> Certifying:
     dtype, on_cuda = product_dtype(models.target), models.device.type == "cuda"
     if dtype == torch.bfloat16:  # 8 bits of mantissa against 11 or 24
         return Certifying(torch.float32, not on_cuda, 2.0**-4 if on_cuda else 2.0**-13)
-    if dtype == torch.float16:  # 11 bits against 24, which also rounds its sums
-        return Certifying(torch.float32, True, 2.0**-9)
-    if dtype == torch.float32 and on_cuda and precision()["tf32_matmul"]:  # 11 against 24, which also rounds its sums
+    is_tf32 = dtype == torch.float32 and on_cuda and precision()["tf32_matmul"]
+    if dtype == torch.float16 or is_tf32:  # 11 bits against 24, which also rounds its sums
         return Certifying(torch.float32, True, 2.0**-9)
     return Certifying(torch.float64, True, 2.0**-29)
 
@@ -154,11 +147,8 @@ def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
     # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values
     numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * drawn * config.V + 2 * config.depth * L * config.D
     each = 2 * numbers * torch.finfo(by.dtype).bits // 8
-    return max(1, int(_free(models.device) // 4 // each))
-
-
-def _free(device: torch.device) -> float:
-    if device.type != "cuda":
-        return FEWEST * 2**30  # a CPU gains nothing from more
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return float(torch.cuda.mem_get_info(device)[0] + unused)
+    free = FEWEST * 2**30  # a CPU gains nothing from more
+    if (device := models.device).type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    return max(1, int(free // 4 // each))

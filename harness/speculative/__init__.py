@@ -1,7 +1,6 @@
 """The speculative decoder; never imports `reference`."""
 
 from harness.speculative._accept import Acceptance, Outcome, Policy, Proposal, Window
-from harness.speculative._cache import CacheWindow, KVCache, NewCache
 from harness.speculative._draft_length import DraftLength
 from harness.speculative._policies import (
     IMPOSED,
@@ -16,4 +15,4 @@ from harness.speculative._policies import (
     race_alone,
 )
 from harness.speculative._round import Pass, draft_generate_batch, forward, forward_window, propose_scale, run_round
-from harness.speculative._state import Buffers, DecodeState, Side
+from harness.speculative._state import Buffers, CacheWindow, DecodeState, KVCache, NewCache, Side

@@ -240,16 +240,10 @@ def record_round(state: DecodeState, window: Window, outcome: Outcome, k: int, b
     corrected, bonus = accepted < count, outcome.finished[k] > count
     kept = outcome.accepted_bs[k][accepted] if corrected else 0
     return Round(
-        first=window.first,
-        drafted=count,
-        accepted=accepted,
-        corrected=corrected,
-        bonus=bonus,
+        first=window.first, drafted=count, accepted=accepted, corrected=corrected, bonus=bonus,
         accepted_tokens=draws.begin(rejected) - draws.begin(window.first) + kept,
         corrected_tokens=draws.counts[rejected] - kept if corrected else 0,
-        bonus_tokens=draws.counts[rejected] if bonus else 0,
-        target_rows=state.target.rows[image] - before[0],
-        draft_rows=state.draft.rows[image] - before[1],
-        target_cache=state.target.cache.lengths[image],
+        bonus_tokens=draws.counts[rejected] if bonus else 0, target_rows=state.target.rows[image] - before[0],
+        draft_rows=state.draft.rows[image] - before[1], target_cache=state.target.cache.lengths[image],
         draft_cache=state.draft.cache.lengths[image],
-    )
+    )  # fmt: skip

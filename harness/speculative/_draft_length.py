@@ -25,10 +25,8 @@ class DraftLength:
     high: int = 0  # greatest dynamic length; 0 = the number of scales
 
     @classmethod
-    def parse(cls, value: int | str | Self) -> Self:
+    def parse(cls, value: int | str) -> Self:
         """Return the rule that a number or a text names. Raises `InputError` for another form."""
-        if isinstance(value, cls):
-            return value
         text = str(value)
         name, *bounds = text.split(":")
         numbers = bounds if name == "dynamic" else text.split("/")
@@ -69,6 +67,3 @@ class DraftLength:
         if self.schedule:
             return current
         return min(current + 1, self.high or S) if accepted_all else max(current - 1, self.low)
-
-    def __str__(self) -> str:
-        return self.text

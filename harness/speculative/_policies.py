@@ -45,12 +45,9 @@ def race_alone(parts: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
 
 
 def accept_equal(
-    parts: Parts,
-    proposal: Proposal,
-    target_probs_bnV: Tensor,
-    window: Window,
+    parts: Parts, proposal: Proposal, target_probs_bnV: Tensor, window: Window,
     choose: Callable[[Parts, Tensor, Window], Tensor],
-) -> Acceptance:
+) -> Acceptance:  # fmt: skip
     """Contract A: a drafted token is accepted iff it is what the target itself chooses there (design §1)."""
     tokens_bn = choose(parts, target_probs_bnV, window)
     accepted_bn = tokens_bn == proposal.tokens_bn

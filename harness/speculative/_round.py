@@ -29,8 +29,7 @@ from harness.speculative._accept import (
     round_numbers,
     trusted_outcome,
 )
-from harness.speculative._cache import CacheWindow
-from harness.speculative._state import DecodeState, Side, place
+from harness.speculative._state import CacheWindow, DecodeState, Side, place
 from harness.speculative.parts import Parts
 
 T = TypeVar("T")
@@ -51,13 +50,9 @@ class Pass:
 
 
 def forward_window(
-    state: DecodeState,
-    parts: Parts,
-    side: Side,
-    window: Window,
-    work: Callable[[DecodeState, Parts, Pass, *Ts], T],
+    state: DecodeState, parts: Parts, side: Side, window: Window, work: Callable[[DecodeState, Parts, Pass, *Ts], T],
     *given: *Ts,
-) -> T:
+) -> T:  # fmt: skip
     """Run one network up to the window's last scale; return what the work returns.
 
     The device work is `forward`, or a function that begins with it; what more it is `given` is hashable, and equal
@@ -131,8 +126,7 @@ def draft_generate_batch(state: DecodeState, parts: Parts, policy: Policy, windo
     state.drafted_f_hat_BCPP[place(window.images, len(state.done))] = window.pick(state.f_hat_BCPP)
     for si in window.scales:
         step = replace(window, first=si, last=si, reader="draft")
-        is_finite = forward_window(state, parts, state.draft, step, propose_scale, policy)
-        if is_finite is not None:
+        if (is_finite := forward_window(state, parts, state.draft, step, propose_scale, policy)) is not None:
             state.unchecked.append(("draft", si, is_finite.clone()))
 
 

@@ -20,7 +20,6 @@ from harness.errors import InputError
 from harness.models.network import Condition, Network
 from harness.protocol import Request
 from harness.protocol.pyramid import ScalePyramid
-from harness.speculative import _cache as cache
 from harness.speculative import _infinity as infinity
 from harness.speculative import _state as state
 from harness.speculative import _steps as steps
@@ -30,7 +29,7 @@ from harness.speculative import rejection
 
 @dataclass(frozen=True)
 class Parts:
-    """One function a part; the function of that name states its contract (`steps`, `var`, `state`, `cache.KVCache`)."""
+    """One function a part; the function of that name states its contract (`steps`, `var`, `state`, `state.KVCache`)."""
 
     condition_rows: Callable[[Network, Request, Tensor], Condition] = var.condition_rows
     build_combined_query: Callable[[Network, Condition, Tensor, int, int], Tensor] = var.build_combined_query
@@ -48,7 +47,7 @@ class Parts:
     update_state_with_accepted_tokens: Callable[
         [state.DecodeState, Parts, list[int], int, list[Tensor], list[int]], None
     ] = state.update_state_with_accepted_tokens
-    new_cache: cache.NewCache = cache.KVCache
+    new_cache: state.NewCache = state.KVCache
 
 
 PARTS = Parts()

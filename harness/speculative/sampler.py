@@ -34,7 +34,7 @@ class DecoderOptions:
     # scales proposed per round at most: a number 1..S, or another rule of `DraftLength`. Whatever it says, scales
     # that a policy leaves to the draft alone are proposed all at once, and those that it leaves to the target alone
     # are not proposed
-    draft_len: int | str | DraftLength = 5
+    draft_len: int | str = 5
     # submit the scale after the drafted ones too, where the target decides it, and finish it after full acceptance
     bonus: bool = False
     policy: Policy = COUPLED  # coupling and acceptance rule
@@ -144,21 +144,13 @@ class SpeculativeDecoder:
 
 @torch.inference_mode(False)  # so that who wraps the decoder can do anything with its tokens and f_hat
 def _trace(state: DecodeState, seconds: float) -> Trace:
+    # cloned: a workspace's buffers are the next decode's
     return Trace(
-        tokens_BL=state.tokens_BL.clone(),  # a workspace's buffers are the next decode's
-        f_hat_BCPP=state.f_hat_BCPP.clone(),
-        scale_writes_BS=state.writes_BS,
-        rounds=state.rounds,
-        target_calls=state.target.calls,
-        target_rows=state.target.rows,
-        draft_calls=state.draft.calls,
-        draft_rows=state.draft.rows,
-        intermediates=state.intermediates,
-        law_BLV=state.law_BLV,
-        seconds=seconds,
+        state.tokens_BL.clone(), state.f_hat_BCPP.clone(), state.writes_BS, state.rounds, state.target.calls,
+        state.target.rows, state.draft.calls, state.draft.rows, state.intermediates, state.law_BLV, seconds,
         cache_bytes={side.name: side.cache.bytes() for side in (state.draft, state.target)},
         peak_bytes=peak_bytes(state.target.network.device),
-    )
+    )  # fmt: skip
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import pytest
 
 from harness.laws import _case
-from harness.reference import _families
+from harness.reference import _steps
 from harness.speculative import parts
 from tests.bits import cases, fast, plain
 
 
 def plant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the family known for as long as a test lasts."""
-    monkeypatch.setitem(_families.FAMILIES, "bits", plain.BITS)
+    monkeypatch.setitem(_steps.FAMILIES, "bits", plain.BITS)
     monkeypatch.setitem(parts.FAMILIES, "bits", fast.PARTS)
     monkeypatch.setitem(_case.FAMILIES, "bits", cases.CASES)

@@ -69,8 +69,8 @@ def test_the_doors_themselves_lead_down():
     [
         ("harness.speculative._steps", "from harness.reference import steps"),
         ("harness.speculative._steps", "import harness.reference._steps as g"),
-        ("harness.judge._race", "from harness.speculative._steps import draw"),
-        ("harness.judge._race", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
+        ("harness.judge._ties", "from harness.speculative._steps import draw"),
+        ("harness.judge._ties", "if TYPE_CHECKING:\n    from harness.speculative.parts import Parts"),
         ("harness.reference._steps", "from ..speculative._steps import draw"),
         ("harness.protocol.noise", "from harness.models._pair import ModelPair"),
         ("harness.report._terminal", "from harness.commands.verify import verify"),
@@ -93,8 +93,8 @@ def test_every_face_is_kept():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("harness.golden._check", "from harness.judge._race import margins_of_differing_tokens"),
-        ("harness.golden._check", "from harness.judge import _race"),
+        ("harness.golden._check", "from harness.judge._ties import margins_of_differing_tokens"),
+        ("harness.golden._check", "from harness.judge import _ties"),
         ("harness.report.html._run", "import harness.report._terminal as terminal"),
         ("harness.verification", "def late():\n    from harness.runs._decodes import Decodes"),
         ("harness", "from harness.protocol._trace import Trace"),

@@ -12,7 +12,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.laws import LAWS, Case, CaseList, Law, Subject, Violation, try_law
-from harness.laws._catalogue import FAMILIES
+from harness.laws._conformance import FAMILIES
 from harness.mutants._hunt import MUTANTS, Caught, hunt, hunting_cases
 from harness.mutants._mutant import Mutant, production
 from tests.helpers import some

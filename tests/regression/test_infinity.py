@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.golden import _infinity as golden
 from harness.golden import _plan as plan
 from harness.models.infinity import transformer
-from harness.reference import _families
+from harness.reference import _steps
 from tests.helpers import RECORDED, command
 from tests.regression.tampered import one_line
 
@@ -235,7 +235,7 @@ def always_guided(rows: Tensor, guidance: Any, si: int, S: int) -> Tensor:
     return INFINITY.guide(rows, replace(guidance, places=(0,)), si, S)
 
 
-INFINITY = _families.FAMILIES["infinity"]
+INFINITY = _steps.FAMILIES["infinity"]
 BUGS = {
     "columns first": {"positions": columns_first},
     "area": {"next_input": area},
@@ -245,7 +245,7 @@ BUGS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_of_the_steps_is_caught(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(_families.FAMILIES, "infinity", replace(INFINITY, **BUGS[bug]))
+    monkeypatch.setitem(_steps.FAMILIES, "infinity", replace(INFINITY, **BUGS[bug]))
     assert judged(str(GOLDEN), tmp_path, monkeypatch)["status"] == 1
 
 

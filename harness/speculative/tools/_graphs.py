@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,12 +51,10 @@ class FixedNumbers:
         return self._buffers[key]
 
     def exponential(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return E_BlV of scale `si`."""
         self.read.add(("exponential", si, stream, reader))
         return self.fill(("exponential", si, stream, reader))
 
     def uniform(self, si: int, stream: str, reader: str) -> Tensor:
-        """Return u_Bl of scale `si`."""
         self.read.add(("uniform", si, stream, reader))
         return self.fill(("uniform", si, stream, reader))
 
@@ -66,18 +64,11 @@ class FixedNumbers:
         return self.noise.labels(classes)
 
 
-class Graph(Protocol):
-    """What was recorded."""
-
-    def replay(self) -> None:
-        """Do it again."""
-
-
 @dataclass(frozen=True)
 class Recorded:
     """One graph: what it returns, the numbers that it reads, and the work itself, which keeps its tensors alive."""
 
-    graph: Graph
+    graph: Any  # has `replay`
     outputs: Any
     read: frozenset[Address]
     compute: Callable[[], Any]
@@ -127,7 +118,7 @@ class Workspace:
         for name, buffer in before.items():
             getattr(self.buffers, name).copy_(buffer)
 
-    def _record(self, once: Callable[[], None], compute: Callable[[], T], lasting: bool) -> tuple[Graph, T]:
+    def _record(self, once: Callable[[], None], compute: Callable[[], T], lasting: bool) -> tuple[Any, T]:
         """Return the graph of `compute`, and what it returns; `once` does the work and leaves no trace."""
         stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -23,21 +23,11 @@ from harness.speculative import DecodeState, KVCache
 from harness.speculative.parts import Parts
 
 NAMES = {
-    "new_cache": "kv",
-    "build_combined_query": "x_RnD",
-    "attention_mask": "mask_11nK",
-    "hidden": "h_RnD",
-    "logits": "rows_RnV",
-    "guide": "guided_BnV",
-    "split_logits_by_scale": "probs_BlV",
-    "filter_logits": "filtered_BnV",
-    "draw": "tokens_Bn",
-    "keep_drafted": "kept_Bn",
-    "residual": "residual_BnV",
-    "accumulate": "f_hat_BCPP",
-    "next_input": "raw_BlC",
-    "update_state_with_accepted_tokens": "tokens_BL",
-}
+    "new_cache": "kv", "build_combined_query": "x_RnD", "attention_mask": "mask_11nK", "hidden": "h_RnD",
+    "logits": "rows_RnV", "guide": "guided_BnV", "split_logits_by_scale": "probs_BlV", "filter_logits": "filtered_BnV",
+    "draw": "tokens_Bn", "keep_drafted": "kept_Bn", "residual": "residual_BnV", "accumulate": "f_hat_BCPP",
+    "next_input": "raw_BlC", "update_state_with_accepted_tokens": "tokens_BL",
+}  # fmt: skip
 P = ParamSpec("P")
 T = TypeVar("T")
 ROUNDS, SHAPES, VALUES = 1, 2, 3  # levels of detail

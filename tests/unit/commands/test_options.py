@@ -20,7 +20,7 @@ from harness.commands import mutants, verify
 from harness.decoders._factory import OWN_DECODER, TIMEOUT_S
 from harness.decoders._runner import SERVE
 from harness.golden._plan import GOLDENS
-from harness.laws._few_cases import LAW_CASES
+from harness.laws._conformance import LAW_CASES
 from harness.models import MODES
 from harness.models._pair import CLOSE_NOISE
 from harness.models.var.sizes import PUBLISHED

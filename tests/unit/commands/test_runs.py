@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.laws._few_cases import LawsInterrupted
+from harness.laws._conformance import LawsInterrupted
 from harness.pool._employ import Crew, Parallelism
 from harness.runs._decodes import recorded_result
 from harness.runs._records import BrokenLaw, LawsTried

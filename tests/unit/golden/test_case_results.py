@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.golden._cases import CaseResult, FileResult, Ground, RecordedCase, golden_totals, judge_recorded_tokens
-from harness.judge import _race as races
+from harness.judge import _ties as races
 from harness.judge._verdict import Divergence, Verdict
 from harness.protocol._request import Request
 from harness.protocol.noise import TOKEN

@@ -13,7 +13,7 @@ from harness import Terms, Verification, verify
 from harness.errors import InputError
 from harness.judge import Verdict
 from harness.laws import LAWS, Scope, Subject, try_law
-from harness.laws._few_cases import try_laws_quickly
+from harness.laws._conformance import try_laws_quickly
 from harness.protocol import Request, Settings, Trace
 from tests import accelerators
 from tests.accelerators import (

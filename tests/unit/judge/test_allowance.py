@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import unusual_ties
+from harness.judge._ties import unusual_ties
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential

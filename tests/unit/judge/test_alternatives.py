@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 import harness.judge._likelihood as likelihood
-from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
+from harness.judge._bets import Alternative, TokenSource, Wealth, usual_alternatives
 from harness.judge._likelihood import TokensSeen, _Draws, bet, row_weights
-from harness.judge._wealth import Wealth
 from harness.protocol import Request, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference._families import VAR
+from harness.reference._steps import VAR
 from harness.speculative.rejection import residual
 
 V, N, S = 6, 7, 2

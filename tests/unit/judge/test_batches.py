@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.judge._components import first_wrong, wrong_at
+from harness.judge._components import first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, weigh_run
-from harness.judge._race import margins_of_differing_tokens
+from harness.judge._ties import ALARM, THETAS, Tail, costs_N3, margins_of_differing_tokens, weigh_run
 from harness.judge._verdict import Divergence, Judgement
 from harness.models._pair import ModelPair
 from harness.mutants import guidance, positions, state
@@ -120,11 +119,7 @@ def test_a_batch_is_judged_as_its_images_are():
     found = first_wrong(evidence)
     assert [found[b] and found[b].scale for b in range(4)] == [None, 1, 3, 0]
     for image in range(4):
-        one_by_one = (
-            wrong
-            for si in MODELS.pyramid
-            if (wrong := wrong_at(evidence, actual.intermediates, expected.intermediates, image, si))
-        )
+        one_by_one = (wrong for si in MODELS.pyramid if (wrong := first_wrong_of(evidence, image, [si])))
         assert next(one_by_one, None) == found[image]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.judge._callers import caller_of, given_otherwise, numbers_asked
 from harness.judge._recorder import Frame, Operation
+from harness.judge._wrong_decode import caller_of, given_otherwise, numbers_asked
 from harness.protocol._request import Request
 
 REQUEST = Request((1, 2), 5, 3.0, 7, 0.5, images=(4, 6))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.judge import _components as components
-from harness.judge._components import first_wrong, wrong_at
+from harness.judge._components import first_wrong, first_wrong_of
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
@@ -35,7 +35,7 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     def judged(guided_LV: torch.Tensor) -> WrongTensor | None:
         trace.intermediates.guided_BLV = guided_LV[None]
         evidence = Evidence(MODELS, request, trace, trace, BUDGET)
-        return wrong_at(evidence, trace.intermediates, trace.intermediates, 0, si)
+        return first_wrong_of(evidence, 0, [si])
 
     assert judged(unconditional_LV + (1 + t) * (conditional_LV - unconditional_LV)) is None
     off = t * (1 + 1e-4) if t else 1e-6
@@ -81,7 +81,7 @@ def test_rows_are_bounded_at_worst_and_on_average(share: int, by: float, wrong: 
     found = first_wrong(evidence)
     assert found[0] is None
     assert found[1] == (WrongTensor(2, "mask or cache", found[1].detail) if wrong else None)
-    assert (wrong_at(evidence, shown, expected.intermediates, 1, 2) is not None) == wrong
+    assert (first_wrong_of(evidence, 1, [2]) is not None) == wrong
 
 
 NAMES = ("x_RLD", "rows_RLV", "guided_BLV", "f_hat_SBCPP")
@@ -101,7 +101,7 @@ def test_what_is_equal_agrees_where_nothing_may_move():
         for kept in (shown, due):
             kept.rows_RLV[:, 3], kept.guided_BLV[:, 3] = 0.0, 0.0
     assert first_wrong(found) == {0: None, 1: None}
-    assert [wrong_at(found, shown, due, 1, si) for si in MODELS.pyramid] == [None] * 3
+    assert [first_wrong_of(found, 1, [si]) for si in MODELS.pyramid] == [None] * 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,7 +110,12 @@ def test_of_a_batch_only_the_image_that_differs_is_looked_at_again(name: str, mo
     found, looked = agreeing(BUDGET), []
     of_image = {"x_RLD": (slice(1, None, 2),), "rows_RLV": (slice(1, None, 2),), "guided_BLV": (1,)}
     getattr(found.actual.intermediates, name)[of_image.get(name, (slice(None), 1))] += 9.0
-    monkeypatch.setattr(components, "first_wrong_of", lambda evidence, image, scales: looked.append(image))
+    explained = components._explained
+    monkeypatch.setattr(
+        components,
+        "_explained",
+        lambda evidence, image, *place: looked.append(image) or explained(evidence, image, *place),
+    )
     first_wrong(found)
     assert looked == [1]
 
@@ -125,4 +130,4 @@ def test_an_input_is_as_fine_as_products_are(mode: str, ulps: float, share: floa
     moved = deepcopy(trace)
     moved.shown.x_RLD[0, 3, 0] += share * ulps * max(1.0, float(trace.shown.x_RLD.abs().max()))
     evidence = Evidence(models, request, moved, trace, replace(BUDGET, f_hat=1e-9))
-    assert (wrong_at(evidence, moved.shown, trace.shown, 0, 1) is not None) == far
+    assert (first_wrong_of(evidence, 0, [1]) is not None) == far

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.judge._decode import judge
-from harness.judge._draws import ACCEPTED, OWN, UNEXPLAINED
 from harness.judge._evidence import Evidence
 from harness.judge._passes import passes
+from harness.judge._suspects import ACCEPTED, OWN, UNEXPLAINED
 from harness.judge._verdict import Divergence, Judgement
 from harness.models._pair import ModelPair, close_pair
 from harness.mutants.acceptance import ALL_STAND

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness import LikelihoodTest, Terms, verify
-from harness.judge._alternatives import usual_alternatives
+from harness.judge._bets import usual_alternatives
 from harness.judge._verdict import Verdict
 from harness.models import ModelPair
 from harness.models.infinity.transformer import InfinityTransformer

@@ -14,13 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.judge._alternatives import Alternative, TokenSource, usual_alternatives
+from harness.judge._bets import ALPHA, Alternative, TokenSource, Wealth, usual_alternatives
 from harness.judge._likelihood import MOST_RATIO, TokensSeen, bet, rows_along
-from harness.judge._wealth import ALPHA, Wealth
 from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits
-from harness.reference._families import VAR
+from harness.reference._steps import VAR
 from harness.rounding import joint_budget
 from tests.toy import toy_pair
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness import ModelPair, SeededNoise, Settings, Trace, Verdict
-from harness.judge import _many_ties as many_ties
-from harness.judge._many_ties import (
+from harness.judge import _ties as many_ties
+from harness.judge._ties import (
     ALARM,
     FEW,
     MANY,

@@ -24,7 +24,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import quick_budget
 from harness.speculative import _var as var
-from harness.speculative._cache import KVCache
+from harness.speculative._state import KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here

@@ -20,7 +20,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import _steps as steps
 from harness.speculative import _var as var
-from harness.speculative._cache import KVCache
+from harness.speculative._state import KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import decoder_factory, verify_here

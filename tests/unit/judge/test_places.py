@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge._components import wrong_at, wrong_f_hat_at
-from harness.judge._evidence import Evidence, WrongTensor
+from harness.judge._components import first_wrong_of
+from harness.judge._evidence import Evidence
 from harness.judge._inputs import _cdist
 from harness.judge._rows import UNKNOWN
 from harness.protocol._trace import Intermediates, Round
@@ -28,9 +28,9 @@ def same() -> Evidence:
     return replace(found, actual=replace(deepcopy(found.expected), rounds=[]))
 
 
-def said(found: Evidence, image: int, si: int = 1, check: Callable[..., WrongTensor | None] = wrong_at) -> object:
+def said(found: Evidence, image: int, si: int = 1) -> object:
     """Return the component and the clause on why, if anything is wrong."""
-    wrong = check(found, found.actual.intermediates, found.expected.intermediates, image, si)
+    wrong = first_wrong_of(found, image, [si])
     assert wrong is None or wrong.scale == si
     return wrong and (wrong.component, wrong.detail)
 
@@ -258,15 +258,15 @@ def test_a_contribution_that_is_added_another_number_of_times_says_how_often(si:
     added, made = after - before, found.actual.intermediates.f_hat_SBCPP[si, 1]
     made.copy_(before + times * added)
     due = ("f_hat", f"f_hat after scale {si} differs: the scale's contribution was added {word} times")
-    assert said(found, 1, si, wrong_f_hat_at) == due
+    assert said(found, 1, si) == due
     made[0, 0, 0] += 0.5e-3 * added.abs().max()
-    assert said(found, 1, si, wrong_f_hat_at) == due
+    assert said(found, 1, si) == due
     made[0, 0, 0] += 1.5e-3 * added.abs().max()
-    assert said(found, 1, si, wrong_f_hat_at) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
 
 
 def test_f_hat_may_move_by_two_budgets():
     for share, right in ((1.9, True), (2.1, False)):
         found = same()
         found.actual.intermediates.f_hat_SBCPP[1, 1, 0, 0, 0] += share * BUDGET.f_hat
-        assert (said(found, 1, 1, wrong_f_hat_at) is None) is right
+        assert (said(found, 1, 1) is None) is right

@@ -7,8 +7,14 @@ import math
 import pytest
 import torch
 
-from harness.judge._many_ties import MANY_TIES, unusual_ties
-from harness.judge._race import RACE_ROUNDING, filter_survivors, margin_bound, margins_of_differing_tokens
+from harness.judge._ties import (
+    MANY_TIES,
+    RACE_ROUNDING,
+    filter_survivors,
+    margin_bound,
+    margins_of_differing_tokens,
+    unusual_ties,
+)
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
 from harness.reference._steps import filter_logits

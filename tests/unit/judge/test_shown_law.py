@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from harness.judge import judge
-from harness.judge._alternatives import TokenSource, usual_alternatives
+from harness.judge._bets import HELD, Bets, TokenSource, Wealth, gains, usual_alternatives
 from harness.judge._evidence import Evidence
 from harness.judge._likelihood import TokensSeen, bet, rows_along
 from harness.judge._shown_law import nats_lost, nats_of, undrawn
-from harness.judge._wealth import HELD, Bets, Wealth, gains
 from harness.protocol import Contract, Request, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import filter_logits

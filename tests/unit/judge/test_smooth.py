@@ -12,7 +12,7 @@ from harness.judge import Verdict, judge
 from harness.judge._evidence import SMOOTH_ROUNDING, Evidence
 from harness.models import load_digits
 from harness.protocol import Intermediates, Request, Trace
-from harness.reference import _families as families
+from harness.reference import _steps as families
 from harness.reference._var import smooth_codes
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget

@@ -25,7 +25,7 @@ from harness.rounding import quick_budget
 from harness.runs._cover import covering, plan_of, verify_coverage_plan
 from harness.runs._decodes import Decodes, Terms
 from harness.speculative import _var as steps
-from harness.speculative._cache import KVCache
+from harness.speculative._state import KVCache
 from harness.speculative.parts import PARTS
 from tests.helpers import Layout, some, tiny, verify_here
 

@@ -13,14 +13,13 @@ from functools import lru_cache
 import pytest
 import torch
 
-from harness.judge import _many_ties as many_ties
+from harness.judge import _ties as many_ties
 from harness.judge import _tokens as tokens
 from harness.judge._components import WrongTensor
 from harness.judge._decode import judge
-from harness.judge._draws import GREEDY
 from harness.judge._evidence import Evidence
-from harness.judge._many_ties import ALARM, THETAS, Tail, costs_N3, log_e, surprise_N
-from harness.judge._race import RACE_ROUNDING
+from harness.judge._suspects import GREEDY
+from harness.judge._ties import ALARM, RACE_ROUNDING, THETAS, Tail, costs_N3, log_e, surprise_N
 from harness.judge._verdict import Divergence, Judgement, Verdict
 from harness.protocol._decoder import Contract, Settings
 from harness.protocol._request import Request

@@ -19,9 +19,8 @@ from harness.decoders import Limits
 from harness.judge import PartVerdict, Verdict
 from harness.laws import LAWS, Case, Law
 from harness.laws._apart import answer_of, read_answer
-from harness.laws._conformance import LawWork, _row, try_laws
+from harness.laws._conformance import LawWork, _row, summed_up, try_laws
 from harness.laws._engine import CaseList, LawResult, fixed_cases
-from harness.laws._few_cases import summed_up
 from harness.laws._law import Violation
 from harness.pool import Crew, Died
 from harness.processes import UnreadableError

@@ -15,11 +15,11 @@ from harness.decoders._factory import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, Violation
-from harness.laws import _few_cases as module
+from harness.laws import _conformance as module
 from harness.laws._apart import in_time
 from harness.laws._case import CHOICES
+from harness.laws._conformance import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
 from harness.laws._engine import CaseList, LawResult
-from harness.laws._few_cases import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
 from harness.models._pair import ModelPair
 from harness.mutants._hunt import MUTANTS
 from harness.pool._employ import Crew

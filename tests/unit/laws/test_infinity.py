@@ -13,8 +13,8 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS, Case, CaseList, Law, Subject, run_conformance, try_law
-from harness.laws import _few_cases as few
-from harness.laws._few_cases import LawsPlace, try_laws_quickly
+from harness.laws import _conformance as few
+from harness.laws._conformance import LawsPlace, try_laws_quickly
 from harness.models.infinity import transformer
 from harness.models.infinity.transformer import InfinityTransformer, block_name
 from harness.mutants._mutant import Mutant

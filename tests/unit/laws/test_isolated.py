@@ -13,10 +13,8 @@ from torch import Tensor
 from harness import build_decoder
 from harness.judge._verdict import PartVerdict
 from harness.laws._case import Case
-from harness.laws._catalogue import LAWS
-from harness.laws._conformance import LawWork, inspect_parts
+from harness.laws._conformance import LAWS, LawWork, inspect_parts, summed_up
 from harness.laws._engine import CaseList, LawResult, Report, fixed_cases, isolated_parts, most_specific, try_law
-from harness.laws._few_cases import summed_up
 from harness.laws._law import Law, Subject, Violation
 from harness.mutants import masks, positions
 from harness.mutants._mutant import parts, policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.laws import Case, NotOffered, Subject
-from harness.laws._scripted import Ranked, Scripted, decode_drafted
+from harness.laws._oracle import Ranked, Scripted, decode_drafted
 from harness.models._pair import ModelPair
 from harness.models.var.transformer import Transformer
 from harness.protocol._decoder import Settings

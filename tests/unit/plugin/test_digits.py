@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.laws import Violation
-from harness.laws._catalogue import LAWS
+from harness.laws._conformance import LAWS
 from harness.plugin._checking import DefectFound, Unproven
 from harness.plugin._digits import read_known
 from harness.plugin._items import mark_known

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.laws import Case
-from harness.laws._catalogue import LAWS
+from harness.laws._conformance import LAWS
 from harness.laws._law import Violation
 from harness.mutants._hunt import MUTANTS, Caught, Hunt, laws_for
 from harness.report.html._laws import hunt_page

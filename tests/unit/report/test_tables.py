@@ -19,7 +19,7 @@ from harness.golden._cases import CaseResult, FileResult
 from harness.golden._record import Change
 from harness.judge._verdict import Divergence, PartLaw, PartVerdict, Verdict
 from harness.laws import Case, Violation
-from harness.laws._catalogue import LAWS
+from harness.laws._conformance import LAWS
 from harness.mutants._hunt import MUTANTS, Caught, Hunt
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.judge._race import margin_bound
+from harness.judge._ties import margin_bound
 from harness.judge._verdict import Verdict
 from harness.mutants.guidance import SWAPPED
 from harness.protocol._decoder import Settings

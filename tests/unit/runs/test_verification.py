@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.errors import InputError
-from harness.judge._many_ties import MANY_TIES, unusual_ties
+from harness.judge._ties import MANY_TIES, unusual_ties
 from harness.judge._tokens import MOST_RECORDS
 from harness.judge._verdict import Divergence, Verdict
 from harness.models._pair import ModelPair

@@ -12,7 +12,7 @@ from harness.protocol._request import Request
 from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 from harness.reference._steps import block_causal
 from harness.reference._var import guide as plain_guide
-from harness.speculative._cache import KVCache
+from harness.speculative._state import KVCache
 from harness.speculative._steps import attention_mask, split_logits_by_scale
 from harness.speculative._var import build_combined_query, guide
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
