@@ -63,7 +63,7 @@ def judge_against(evidence: Evidence, names: tuple[str, str]) -> Judgement:
     wrong = [malformed(models, request, trace) for trace in sides]
     if any(wrong):  # a decode of which something is missing ends there
         is_plain = not any(ask(models, request, trace) for ask in (unreadable, wrong_shape) for trace in sides)
-        ended = tuple(each and Judgement(request.B, defects=[each]) for each in wrong)
+        ended = tuple(Judgement(request.B, defects=[each]) if each else None for each in wrong)
         return judge_ends(evidence if is_plain else None, names, ended)
     judgement = Judgement(request.B)
     _compare(evidence, names, [models.pyramid.S] * request.B, judgement)

@@ -49,7 +49,8 @@ def rounded(largest: Tensor, dtype: torch.dtype, family: str = "var") -> float:
 def _pairs(case: Case) -> list[ModelPair]:
     """Return the case's networks with and without queries and keys of one length, and with a head's that is cut."""
     pairs = [case.models, replace(case, l2_norm=not case.l2_norm, shared_adaln=not case.shared_adaln).models]
-    normed: Any = next(pair.target for pair in pairs if pair.target.config.l2_norm)
+    targets: list[Any] = [pair.target for pair in pairs]
+    normed = next(target for target in targets if target.config.l2_norm)
     name = next(name for name in normed.weights if name.endswith("scale_mul_1H11"))
     if case.exact:
         longer = {name: normed.weights[name] + torch.tensor((5.0, 0.0), device=case.at).view(1, 2, 1, 1)}
@@ -152,7 +153,8 @@ def encode(subject: Subject, case: Case) -> bool:
 
 def _signs(case: Case) -> bool:
     """Require that bits are the residuals' signs, draw by draw, and that codes of given bits lie where they should."""
-    vae, pyramid, given_BL = case.models.vae, case.pyramid, case.random_tokens()
+    vae: Any = case.models.vae
+    pyramid, given_BL = case.pyramid, case.random_tokens()
     z_BChw = case.normal(case.B, *case.models.target.config.latent).to(vae.dtype)
     bits_BL, residual_BL = vae.quantizer.encode(z_BChw, pyramid, given_BL)
     expected_BL = infinity.encoded(z_BChw.double(), pyramid, given_BL)

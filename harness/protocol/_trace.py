@@ -67,13 +67,13 @@ class Trace:
     # probabilities that every token was drawn from, by the race under the numbers of stream TOKEN; None where which law
     # that was hangs on those numbers, or is not shown
     law_BLV: Tensor | None = None
-    # of an accelerator: positions of every scale that each block of the target did not compute, or whose keys it did
-    # not keep, (B,S,blocks); its own word. None = nothing is left out
-    skipped_BSN: Tensor | None = None
     seconds: float = 0.0  # wall time of the decode
     # bytes held by each network's cache, "draft" and "target"
     cache_bytes: dict[str, int] = field(default_factory=dict)
     peak_bytes: int = 0  # high-water mark after the decode: of the device's allocator on CUDA, of the process on CPU
+    # of an accelerator: positions of every scale that each block of the target did not compute, or whose keys it did
+    # not keep, (B,S,blocks); its own word. None = nothing is left out
+    skipped_BSN: Tensor | None = None
 
     @property
     def shown(self) -> Intermediates:

@@ -233,9 +233,12 @@ class Verifier:
 
     def _evidence(self, request: Request, number: int, actual: Trace, free: Free) -> Evidence:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
-        differ, known = self.work.terms.may_differ_from, {"noise": free.noise, "cache": free.cache}
-        differ = None if differ is None else min(differ, models.pyramid.S)  # of a case that was made smaller
-        return Evidence(models, request, actual, free.trace, budget, greedy, may_differ_from=differ, **known)
+        differ = self.work.terms.may_differ_from
+        return Evidence(
+            models, request, actual, free.trace, budget, greedy, noise=free.noise, cache=free.cache,
+            # of a case that was made smaller every scale comes before it
+            may_differ_from=None if differ is None else min(differ, models.pyramid.S),
+        )  # fmt: skip
 
 
 def _check_first_scale(terms: Terms, contract: Contract) -> None:
