@@ -275,6 +275,7 @@ def _of_infinity(case: Case) -> ModelPair:
     config = InfinityConfig(
         case.pyramid, 2 * case.depth, case.D, 2, _BITS, _A, max(_LENGTHS), ffn=256, pool_heads=1, chunks=2,
         full=(h + 3, w + 2), shared_adaln=case.shared_adaln, l2_norm=case.l2_norm, levels_once=case.shared_adaln,
+        ca_gamma=case.weights % 2 == 1, norm0_ve=case.weights % 3 == 1, two_layer_head=case.weights % 3 == 2,
     )  # fmt: skip
     target, sizes = (
         _told_apart(InfinityTransformer, infinity_shapes, config, 1000 * case.weights),
@@ -319,7 +320,8 @@ def _told_apart(network: Any, shapes: Callable[[Any], Any], config: Any, seed: i
         weights[name] = weights[name] / weights[name].std().clamp_min(1e-3)
     if "cfg_uncond" in weights:
         weights["cfg_uncond"] = torch.cat((_ROWS_TA[-1], _ROWS_TA[0]))
-    weights["head.weight"] = 1.5 * weights["head.weight"]
+    last = "head.2.weight" if "head.2.weight" in weights else "head.weight"
+    weights[last] = 1.5 * weights[last]
     return network(config, weights)
 
 
@@ -331,7 +333,8 @@ def _draft_of(target: Any, quality: str, seed: int) -> Any:
     if quality == "far":
         return _told_apart(*like, replace(target.config, depth=getattr(target.config, "chunks", 1)), seed + 1)
     if quality == "adversarial":
-        negated = {name: -w if name.startswith("head.") else w for name, w in target.weights.items()}
+        last = "head.2." if "head.2.weight" in target.weights else "head."
+        negated = {name: -w if name.startswith(last) else w for name, w in target.weights.items()}
         return replace(target, weights=negated)
     if quality == "single" and "pos_1LC" in target.weights:
         return replace(target, weights=_few_positions_moved(target, seed))

@@ -70,8 +70,8 @@ def _block(config: InfinityConfig, w: _Weights, block: str, x_LD: Tensor, cond_D
     out_LD = _attend(config, w, f"{block}ca.", query_LD.unflatten(-1, (config.H, -1)), text_TD)
     x_LD = x_LD + w.get(f"{block}ca_gamma", 1) * _linear(w, f"{block}ca.proj", out_LD)
     inner = gelu(_linear(w, f"{block}ffn.fc1", normal(x_LD) * (1 + scale2) + shift2))
-    out_LD: Tensor = x_LD + gamma2 * _linear(w, f"{block}ffn.fc2", inner)
-    return out_LD
+    x_LD = x_LD + gamma2 * _linear(w, f"{block}ffn.fc2", inner)
+    return x_LD
 
 
 def _self_attention(config: InfinityConfig, w: _Weights, name: str, h_LD: Tensor) -> Tensor:

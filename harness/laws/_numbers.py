@@ -210,8 +210,12 @@ def _head(case: Case, network: Any) -> None:
     h_RnD = case.normal(len(condition.cond_RD), 3, network.config.D).to(network.dtype)
     actual = network.logits(h_RnD, condition)
     factor_R1D, shift_R1D = (term.double() for term in condition.head)
-    weight_VD, bias_V = (network.weights[f"head.{name}"].double() for name in ("weight", "bias"))
-    expected = (formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D) @ weight_VD.T + bias_V
+    weights = {name: weight.double() for name, weight in network.weights.items() if name.startswith("head.")}
+    names = ("head.0", "head.2") if "head.2.weight" in weights else ("head",)
+    expected = formulas.normal(h_RnD.double()) * factor_R1D + shift_R1D
+    for name in names:
+        expected = formulas.gelu(expected) if name == "head.2" else expected
+        expected = expected @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
     expected = expected.reshape(actual.shape)  # of Infinity a row a draw
     least = torch.promote_types(network.dtype, torch.float32)
     require(actual.dtype == least, f"logits of a network in {network.dtype} are {actual.dtype}, not {least}")

@@ -307,5 +307,5 @@ def decode_drafted(
 
 def levelled(network: Any) -> Any:
     """Return a network that gives every token the same logit, to the last bit."""
-    heads = ("head.weight", "head.bias")
-    return replace(network, weights={n: torch.zeros_like(w) if n in heads else w for n, w in network.weights.items()})
+    weights = {n: torch.zeros_like(w) if n.startswith("head.") else w for n, w in network.weights.items()}
+    return replace(network, weights=weights)

@@ -106,6 +106,58 @@ def test_every_image_is_to_be_saved():
     assert why.startswith("nothing was saved in 1 of 2 images, ")
 
 
+class Whole(Pruned):
+    """Says that it leaves something out, and computes all of it."""
+
+    def rows(self, walk: Any, x_RlD: Any, si: int) -> Any:
+        self.left_SN[si] = 1
+        return walk.rows(x_RlD, si)
+
+
+def test_who_leaves_nothing_out_and_says_so_proves_nothing():
+    (why,) = judged(Whole).inconclusive
+    assert why == "what it says it left out changed nothing: its logits from scale 3 on are the whole target's"
+
+
+class ForbiddenEarly(Pruned):
+    """Claims contract B, and draws one token before its scale that the filter forbids."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.contract, self.ratio = "distribution-identical", 0.0
+
+    def decode(self, request: Request, noise: Any) -> Trace:
+        trace = super().decode(replace(request, top_k=0), noise)
+        return replace(trace, skipped_BSN=1 + 0 * trace.skipped_BSN)
+
+
+def test_under_contract_b_every_token_is_counted_once():
+    result = judged(ForbiddenEarly, request=replace(REQUEST, top_k=1))
+    assert result.verdict is Verdict.DEFECT
+    totals = result.totals
+    assert totals["wrong_tokens"] > 0
+    assert totals["unclaimed"] >= 0
+    assert totals["draws"] == sum(totals[name] for name in ("identical", "ties", "wrong_tokens", "unclaimed"))
+
+
+def test_no_law_is_held_by_saying_that_all_was_left_out():
+    class Shown(Pruned):
+        def decode(self, request: Request, noise: Any) -> Trace:
+            trace = super().decode(request, noise)
+            shown = trace.shown
+            wrong = replace(
+                trace, intermediates=replace(shown, x_RLD=shown.x_RLD + 1), skipped_BSN=0 * trace.skipped_BSN + 1
+            )
+            return wrong if self.is_silent else replace(wrong, skipped_BSN=None)
+
+        is_silent = True
+
+    silent = try_law(BY_ID["positions.trace"], Subject(Shown), Scope(6, 3, shrink_s=0.0))
+    assert silent.verdict is not Verdict.IDENTICAL
+    Shown.is_silent = False
+    assert try_law(BY_ID["positions.trace"], Subject(Shown), Scope(6, 3, shrink_s=0.0)).verdict is Verdict.DEFECT
+
+
 @pytest.mark.parametrize("law_id", ["reuse.alternating", "reuse.labels"])
 def test_one_that_remembers_the_image_before_breaks_the_laws_of_reuse(law_id: str):
     rows = [try_law(BY_ID[law_id], Subject(kind), Scope(6, 3, shrink_s=0.0)) for kind in (Pruned, Remembers)]

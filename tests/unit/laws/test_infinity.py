@@ -29,6 +29,7 @@ LISTED = [
     Case(labels=(1, 2), weights=2, draft_len=3, policy="rejection", cfg=0.5, seed=1, **SOME),  # there and between
     # between blocks alone, of negative texts; four bits more a channel
     Case(labels=(2,), weights=1, depth=2, draft_len=2, top_p=0.9, order="batch", seed=2, **SOME),
+    Case(labels=(1,), weights=4, cfg=0.7071067811865476, seed=5, family="infinity", patch_nums=(1, 2, 3, 4, 5)),
     Case(labels=(0, 3), weights=3, depth=2, draft_len=1, seed=3, shared_adaln=True, **SOME),  # deep, then the logits
 ]
 OF_VAR = {"reuse.labels"}
@@ -53,6 +54,8 @@ def test_cases_are_of_every_kind_that_the_family_has():
     assert all(1.0 in case.request.scale_guidance.weights for case in LISTED)
     assert all(h != w for h, w in LISTED[0].pyramid.sides[1:])
     assert all(pair.target.config.rounds for pair in pairs)
+    for option in ("ca_gamma", "norm0_ve", "two_layer_head", "levels_once", "shared_adaln"):
+        assert {getattr(pair.target.config, option) for pair in pairs} == {True, False}, option
     assert Case(family="infinity", V=13, top_k=3) == Case(family="infinity", V=2, top_k=2)
 
 
