@@ -136,7 +136,7 @@ def test_the_help_of_verify_shows_the_usual_options_and_help_all_every_one(
 ):
     usual, whole = (help_of(monkeypatch, capsys, "verify", option) for option in ("--help", "--help-all"))
     every = spelled(("verify",))
-    assert len(every) == 63
+    assert len(every) == 64
     assert {option for option in every if f" {option} " in usual.partition("$")[0]} == USUAL
     assert all(f" {option} " in whole for option in every)
     titles = (
