@@ -234,12 +234,20 @@ def _add_memory(
     other = replace(request, seed=request.seed + 1, labels=labels)
     allowed = result.budget.logits if result.budget else 0.0
     alone, again = (_answer(models, question, plan.settings[0], few) for few in ([request], [other, request]))
-    if alone is None or again is None or not (far := _apart(alone, again, allowed)):
+    far = _apart(alone, again, allowed)
+    if alone is None or again is None or far is None:
         return  # a decode that ends half-way is judged elsewhere
     anew = _answer(models, question, plan.settings[0], [request])
-    if anew is not None and not _apart(alone, anew, allowed):
-        detail = f"the answer to a request depends on those before it: {far} than in a new decoder"
-        result.early.append(Divergence("decode", detail, request.seed))
+    if anew is not None and _apart(alone, anew, allowed) is None:
+        row, draw = far
+        si, (position, channel) = models.pyramid.draws.level_of(draw), models.pyramid.place(draw)
+        words = f"labels {other.labels}, seed {other.seed}" if other.labels else f"seed {other.seed}"
+        detail = f"the answer is another one than a new decoder's after a request of {words}"
+        actual, expected = (int(each.tokens_BL[row, draw]) for each in (again, alone))
+        (seed, image), channel = request.addresses[row], channel if models.pyramid.channels > 1 else -1
+        label = request.labels[row] if request.labels else -1
+        first = Divergence("reuse", detail, seed, image, label, si, position, actual, expected, channel=channel)
+        result.early.append(first)
 
 
 def _answer(models: ModelPair, question: Question, settings: Settings, requests: Sequence[Request]) -> Trace | None:
@@ -249,14 +257,16 @@ def _answer(models: ModelPair, question: Question, settings: Settings, requests:
     return ended if isinstance(ended, Trace) else ended.whole_trace
 
 
-def _apart(one: Trace, other: Trace, allowed: float) -> str:
-    """Return what is another in two answers to one request, beyond what rounding may move logits; empty: nothing is."""
-    if one.tokens_BL.shape != other.tokens_BL.shape or not torch.equal(one.tokens_BL, other.tokens_BL):
-        return "other tokens"
-    shown = [each.intermediates.rows_RLV for each in (one, other) if each.intermediates is not None]
-    if len(shown) == 2 and not bool(((shown[0] - shown[1]).abs() <= allowed).all()):
-        return "other logits"
-    return ""
+def _apart(one: Trace | None, other: Trace | None, allowed: float) -> tuple[int, int] | None:
+    """Return image and draw of the first token, or logits by more than `allowed`, that two answers do not share."""
+    if one is None or other is None or one.tokens_BL.shape != other.tokens_BL.shape:
+        return None
+    far_BL = one.tokens_BL != other.tokens_BL
+    if one.intermediates is not None and other.intermediates is not None:
+        far_RL = ((one.shown.rows_RLV - other.shown.rows_RLV).abs() > allowed).any(-1)
+        far_BL = far_BL | far_RL.unflatten(0, (-1, len(far_BL))).any(0)
+    places = sorted((draw, row) for row, draw in torch.nonzero(far_BL).tolist())
+    return places[0][::-1] if places else None
 
 
 def _add_laws(

@@ -16,6 +16,7 @@ EXTRAS = (
     ("report", "jinja2", "pages (--html, report)"),
     ("pytest", "pytest", "the pytest plugin"),
     ("quality", "torchmetrics", "quality"),
+    ("certificate", "rfc8785", "certificates (--certificate, check)"),
     ("hub", "huggingface_hub", "checkpoints of a hub"),
     ("cluster", "distributed", "runs on several machines (--cluster)"),
 )

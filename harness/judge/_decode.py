@@ -68,7 +68,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         judge_shown_law(along, judgement)
     tensors = _judge_tensors(along, wrong)
     judgement.wrong_tensors = len(tensors)
-    judgement.defects += tensors
+    judgement.defects = [_skipped_there(along, each) for each in (*judgement.defects, *tensors)]
     judgement.defects += _wrong_counts(evidence.models.pyramid, request, actual, contract)
     _say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
@@ -243,7 +243,20 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
     if actual.rounds and actual.target_calls and actual.target_rows:
         judgement.compared.append(CALLS_AND_ROWS)
     else:
-        judgement.not_compared[CALLS_AND_ROWS] = "the trace lacks rounds, target_calls or target_rows"
+        lacking = [name for name in ("rounds", "target_calls", "target_rows") if not getattr(actual, name)]
+        judgement.not_compared[CALLS_AND_ROWS] = f"the trace lacks {', '.join(lacking)}"
+
+
+def _skipped_there(evidence: Evidence, defect: Divergence) -> Divergence:
+    """Return a defect under the name of what the decoder says that it left out at that very scale, where it may not."""
+    actual, free, address = evidence.actual, evidence.may_differ_from, (defect.seed, defect.image)
+    if actual.skipped_BSN is None or free is None or not 0 <= defect.scale < free:
+        return defect
+    count = int(actual.skipped_BSN[evidence.request.addresses.index(address), defect.scale].long().max())
+    if not count:
+        return defect
+    said = f"the decoder says that it left out {count} positions of scale {defect.scale}, which is before scale {free}"
+    return replace(defect, component="skipped", detail=f"{said}; {defect.detail}")
 
 
 def _why_idle(evidence: Evidence, free: int, contract: Contract) -> list[str]:

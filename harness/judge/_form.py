@@ -179,6 +179,7 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
+            detail += "" if rounds else ": leave rounds out where nothing is drafted"
             yield Divergence("scheduling", detail, **request.where(image))
 
 

@@ -168,13 +168,15 @@ class Search:
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
         if not links:
-            return _met(steps[number], steps[origin]), ", of what is right in another place"
+            return _met(
+                steps[number], steps[origin]
+            ), ", of a right value that belongs elsewhere: another half, scale or position"
         for link in links:
             for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
                 return _maker_of(index, steps[:link]) or steps[link], ", by an index of another place"
         before = {(step.name, step.stack) for step in steps[:origin]}
         link = next((n for n in reversed(links) if (steps[n].name, steps[n].stack) not in before), links[-1])
-        return steps[link], ", of what is right in another place"
+        return steps[link], ", of a right value that belongs elsewhere: another half, scale or position"
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -202,7 +204,9 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
-        return step and (caller_of(step) or (step, ", which is right in another place"))
+        return step and (
+            caller_of(step) or (step, ", a right value that belongs elsewhere: another half, scale or position")
+        )
 
     def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps

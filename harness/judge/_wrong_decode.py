@@ -241,7 +241,7 @@ def what_was_tried(decode: WrongDecode) -> str:
             replacing.add(left)
         names.append(left.place)
     if left is not None and elsewhere and not names:
-        return f"not replaced: {left.place} is right in another place"
+        return f"not replaced: {left.place}: a right value that belongs elsewhere"
     if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
         return f"not replaced: no operation makes {left} as it is shown"
     then = "every value of the case is right then" if left is None else f"the next wrong one is {left}"

@@ -144,6 +144,7 @@ def _lines_of(file: Path) -> list[str]:
 LOCATE_S = 60.0  # of a search that nobody asked for, at most
 DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.md)
 NO_DECODE = "not searched: the defect is of no decode"
+OF_RECORDS = ("scheduling", "trace", "counts", "process")  # components that no tensor of a decode shows
 
 
 def take_line(result: Verification, models: ModelPair, asked: bool | None = None) -> None:
@@ -153,6 +154,8 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
     case, first = result.case, result.first_case
     if case is None or first is None:
         result.line = NO_DECODE if asked else ""
+        return
+    if not asked and first[1].component in OF_RECORDS:
         return
     seconds = DECODES * first[0].seconds / (case.request.B if case.request.order == "image" else 1)
     if asked or (seconds <= LOCATE_S and not is_own_decoder(case.implementation)):

@@ -24,7 +24,8 @@ def test_every_line_says_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: 
     names = [line.split(" ", 1)[1].partition(":")[0] for line in lines]
     assert names == [
         "CPU", "GPU", "compiler", "pages (--html, report)", "the pytest plugin", "quality",
-        "checkpoints of a hub", "runs on several machines (--cluster)", "boundary", "error budget of digits",
+        "certificates (--certificate, check)", "checkpoints of a hub", "runs on several machines (--cluster)",
+        "boundary", "error budget of digits",
         "`verify` without options",
     ]  # fmt: skip
     assert {line.split(" ", 1)[0] for line in lines} <= {"ok", "note"}
@@ -67,7 +68,7 @@ def test_the_default_run_takes_longer_on_a_slower_machine(monkeypatch: pytest.Mo
     clock = iter([0.0, 3.0, 10.0, 11.5, 20.0, 24.0])
     monkeypatch.setattr("harness.reference.sequential.sample_sequential", lambda *given: None)
     findings = doctor.findings(Mode())
-    assert len(list(islice(findings, 10))) == 10
+    assert len(list(islice(findings, 11))) == 11
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     minutes = 1.5 * doctor.DEFAULT_RUN / 60  # the fastest of three
     assert next(findings).state == f"about {minutes:.1f} minutes for this project's own decoder"

@@ -171,7 +171,7 @@ def test_counts_need_all_three_to_be_compared(name: str):
     found = evidence()
     judgement = scope(replace(found, actual=replace(found.actual, **{name: []})), Contract.TOKENS)
     assert COUNTS not in judgement.compared
-    assert judgement.not_compared == {COUNTS: "the trace lacks rounds, target_calls or target_rows"}
+    assert judgement.not_compared == {COUNTS: f"the trace lacks {name}"}
 
 
 def test_one_scale_of_one_image_by_the_target_is_something_to_compare():

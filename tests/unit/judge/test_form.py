@@ -143,6 +143,11 @@ BENT: dict[str, tuple[Any, str, str]] = {
     "a repeated round": (
         replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
     ),
+    "rounds of nothing": (
+        replace(RIGHT, rounds=[[] for _ in RIGHT.rounds]),
+        "scheduling",
+        "rounds finish scales [], not 0..2 once each: leave rounds out where nothing is drafted",
+    ),
     "rounds in another order": (
         replace(RIGHT, rounds=[turns[::-1] for turns in RIGHT.rounds]),
         "scheduling",

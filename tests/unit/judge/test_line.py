@@ -77,7 +77,7 @@ def test_what_was_tried_is_told(tmp_path: Path):
     place = f"mine.py:{TEN[0].lines[0]}"
     assert offset.tried == f"replaced by the reference's at {place}: {inputs}: every value of the case is right then"
     assert isinstance(halves, CodeLine)
-    assert halves.tried == "not replaced: the guided logits of scale 0 is right in another place"
+    assert halves.tried == "not replaced: the guided logits of scale 0: a right value that belongs elsewhere"
 
 
 def test_what_no_operation_made_is_said(tmp_path: Path):
@@ -131,9 +131,9 @@ def test_who_asked_for_a_wrong_value_is_named(source: str, text: str, wrong: str
 ONE, THREE = (Request((0,), 1), Settings(2)), (Request((0, 1, 2), 1), Settings(3, bonus=True))
 HANDED_ON = {
     "one row of a window": ("randomness.redrawn", ONE, "other.exponential(si,", "tokens of scale 1"),
-    "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "another place"),
+    "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "belongs elsewhere"),
     "an index": ("batch.interleaved", THREE, "window.rows_R = torch.tensor(", "by an index of another place"),
-    "turned round": ("state.kept-early", ONE, "f_hat_SBCPP.roll(1, 0)", "right in another place"),
+    "turned round": ("state.kept-early", ONE, "f_hat_SBCPP.roll(1, 0)", "belongs elsewhere"),
     "once more": ("state.twice", ONE, "PARTS.accumulate(once,", "which was right before"),
     "older keys": ("state.stale", ONE, "[:, row, :, old] = before[", "older than what was there"),
     "a mask of no window": ("masks.cached-only", ONE, "return torch.where(allowed_nK,", "of a wrong mask"),
