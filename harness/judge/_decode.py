@@ -218,11 +218,12 @@ def _too_low(pyramid: ScalePyramid, trace: Trace, image: int, contract: Contract
 def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Judgement) -> None:
     """List what was compared; under contracts B and C nothing is proved without the target's tensors."""
     actual, why, free = evidence.actual, "", evidence.may_differ_from
-    alone = [len(scales) == evidence.models.pyramid.S for scales in evidence.unverified]
+    judged = [evidence.models.pyramid.S - len(scales) for scales in evidence.unverified]
     if actual.intermediates is None:
         why = "the decoder shows no Trace.intermediates"
-    elif alone and all(alone):
+    elif judged and not any(judged):
         why = "the draft decided every scale alone"
+        why = why if free is None else f"no target pass decided a scale before {free}"
     early = [] if free is None else [f"tokens before scale {free}"]
     judgement.compared = ["tokens"] if contract is Contract.TOKENS else early
     judgement.compared.append("final f_hat")
@@ -250,13 +251,14 @@ def _say_what_was_compared(evidence: Evidence, contract: Contract, judgement: Ju
 def _skipped_there(evidence: Evidence, defect: Divergence) -> Divergence:
     """Return a defect under the name of what the decoder says that it left out at that very scale, where it may not."""
     actual, free, address = evidence.actual, evidence.may_differ_from, (defect.seed, defect.image)
-    if actual.skipped_BSN is None or free is None or not 0 <= defect.scale < free:
+    if free is None or not 0 <= defect.scale < free:
         return defect
-    count = int(actual.skipped_BSN[evidence.request.addresses.index(address), defect.scale].long().max())
-    if not count:
-        return defect
-    said = f"the decoder says that it left out {count} positions of scale {defect.scale}, which is before scale {free}"
-    return replace(defect, component="skipped", detail=f"{said}; {defect.detail}")
+    row, of, said = evidence.request.addresses.index(address), f"scale {defect.scale}, which is before scale {free}", ""
+    if defect.scale in unverified_scales(actual, row):
+        said = f"no target pass decided {of}"
+    elif actual.skipped_BSN is not None and (count := int(actual.skipped_BSN[row, defect.scale].long().max())):
+        said = f"the decoder says that it left out {count} positions of {of}"
+    return replace(defect, component="skipped", detail=f"{said}; {defect.detail}") if said else defect
 
 
 def _why_idle(evidence: Evidence, free: int, contract: Contract) -> list[str]:

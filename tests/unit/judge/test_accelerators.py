@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.judge import Verdict
 from harness.laws import LAWS, Scope, Subject, try_law
 from harness.laws._conformance import try_laws_quickly
-from harness.protocol import Request, Settings, Trace
+from harness.protocol import Request, Round, Settings, Trace
 from tests import accelerators
 from tests.accelerators import (
     Compressed,
@@ -75,6 +75,28 @@ def test_one_that_touches_an_earlier_scale_is_a_defect_there(kind: Any):
     assert first.detail.startswith(said) == bool(left)
     assert judged(kind, first=2).verdict is Verdict.CONSISTENT
     assert judged(kind, first=None).verdict is Verdict.DEFECT
+
+
+class HandsOver(Pruned):
+    """Says that no target pass decided scale 2, and draws other tokens there."""
+
+    def decode(self, request: Request, noise: Any) -> Trace:
+        trace, pyramid = super().decode(request, noise), self.models.pyramid
+        rounds = [
+            Round(si, 1, 1, False, False, pyramid.tokens(si), 0, 0, 0 if si == 2 else pyramid.end(si)) for si in pyramid
+        ]
+        tokens_BL = trace.tokens_BL.clone()
+        tokens_BL[:, pyramid.span(2)] = (tokens_BL[:, pyramid.span(2)] + 1) % V
+        calls = [pyramid.S - 1] * request.B
+        rows = [sum(each.target_rows for each in rounds)] * request.B
+        return replace(trace, tokens_BL=tokens_BL, rounds=[rounds] * request.B, target_calls=calls, target_rows=rows)
+
+
+def test_a_scale_before_it_that_no_target_pass_decided_is_named_so():
+    first = judged(HandsOver).first_divergence
+    assert first is not None
+    assert (first.component, first.scale) == ("skipped", 2)
+    assert first.detail.startswith("no target pass decided scale 2, which is before scale 3; ")
 
 
 def test_one_that_saves_nothing_proves_nothing():
