@@ -8,9 +8,8 @@ back, and a remark: whether a result depends on it is seen by the result.
 """
 
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,8 +127,8 @@ def search_line(decoder: Implementation, models: ModelPair, request: Request, gr
         trace = decoder.decode(request, models.noise(request))
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
-    # what PyTorch's compiler has compiled, if anything, runs as it is written: no operation is seen of it else
-    plainly = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    # what PyTorch's compiler has compiled, or would compile now, runs as written: no operation is seen of it else
+    plainly = torch.compiler.set_stance("force_eager")
     try:
         with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop(), plainly:
             claims = decoder.contract == Contract.TOKENS
