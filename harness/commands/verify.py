@@ -210,13 +210,12 @@ def write(
     from harness.report.html import run_page, seen_in
     from harness.signals import silence
 
-    stopped: StopSignal | None = None
     if locate is not None:
         try:
             with silence(outputs.quiet), LongWork("lines of code found", 1, outputs.quiet):
                 locate(result)
-        except StopSignal as stop:  # what is known already is shown all the same
-            stopped, result.line = stop, "not found: the search was interrupted"
+        except StopSignal:  # what is known already is shown all the same; the status is the signal's (`main`)
+            result.line = "not found: the search was interrupted"
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)
@@ -225,8 +224,6 @@ def write(
     if "run" in paths and not outputs.quiet:
         command = shlex.join(["sdvar-harness", "replay", str(outputs.run)])
         say(plain_console(), f"kept {paths['run']}; this repeats its defects: {command}", whole=True)
-    if stopped is not None:
-        raise stopped
 
 
 def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:

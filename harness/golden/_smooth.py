@@ -75,7 +75,7 @@ def raw_inputs(f_hat_SBCPP: Tensor, pyramid: ScalePyramid) -> dict[int, Tensor]:
 # A choice that rounding cannot move by a quarter of τ answers in proportion: no tie, and nudged runs show all of it.
 LEAST = 0.25
 # A code two τ below the best holds an eighth of the mixture at most, and nudged runs show how far that moves.
-BEHIND = 2.0
+BELOW = 2.0
 TOSSES = 2  # pairs of moves that a filter is tried with
 
 
@@ -115,8 +115,8 @@ def soft_ties(case: RecordedCase, guided_BLV: Tensor, chosen: Choices, reach_BLV
     """
     reach_tau_BLV = reach_BLV * chosen.factor_L[:, None]
     best_BL1 = chosen.best_BL2[..., :1]
-    behind_BLV = chosen.score_BLV.gather(-1, best_BL1) - chosen.score_BLV
-    rival_BLV = (behind_BLV <= reach_tau_BLV + BEHIND).scatter(-1, best_BL1, False)
+    below_BLV = chosen.score_BLV.gather(-1, best_BL1) - chosen.score_BLV
+    rival_BLV = (below_BLV <= reach_tau_BLV + BELOW).scatter(-1, best_BL1, False)
     turns_BLV = rival_BLV & chosen.kept_BLV & (reach_tau_BLV > LEAST)
     unsure_BLV = _unsure(guided_BLV, reach_BLV, case.request, chosen.kept_BLV)
     leaves_BL1 = unsure_BLV.gather(-1, best_BL1)  # the best code itself may be filtered out

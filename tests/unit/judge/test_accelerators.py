@@ -179,6 +179,9 @@ def test_no_law_is_held_by_saying_that_all_was_left_out():
 
     silent = try_law(BY_ID["positions.trace"], Subject(Shown), Scope(6, 3, shrink_s=0.0))
     assert silent.verdict is not Verdict.IDENTICAL
+    Shown.contract = property(lambda self: "token-identical", lambda self, name: None)  # leaves nothing out
+    assert try_law(BY_ID["positions.trace"], Subject(Shown), Scope(6, 3, shrink_s=0.0)).verdict is Verdict.DEFECT
+    del Shown.contract
     Shown.is_silent = False
     assert try_law(BY_ID["positions.trace"], Subject(Shown), Scope(6, 3, shrink_s=0.0)).verdict is Verdict.DEFECT
 
