@@ -105,6 +105,8 @@ class Question:
         else:
             whole = alone and is_own_decoder(self.decoder)
             blocks = covering(models, first.policy, options=first.options, whole=whole)
+            if self.terms.sequential:  # it has no use for a draft, nor for another length of one
+                blocks = (replace(blocks[0], settings=blocks[0].settings[:1]),)
         return Decodes(self.decoder, plan_of(blocks), self.terms)
 
 
@@ -118,11 +120,17 @@ def takes_draft_len(decoder: Factory | str) -> bool:
     return not isinstance(decoder, str) or not is_published(decoder) or has_rounds(decoder.partition(":")[2])
 
 
-def usual_settings(decoder: Factory | str, like: Settings, scales: int) -> tuple[Settings, ...]:
-    """Return the settings where none are asked for, `like` one but for the draft length; published code has its own."""
+def usual_settings(
+    decoder: Factory | str, like: Settings, scales: int, sequential: bool = False
+) -> tuple[Settings, ...]:
+    """Return the settings where none are asked for, `like` one but for the draft length; published code has its own.
+
+    A `sequential` decoder drafts nothing, and is asked one length.
+    """
     if isinstance(decoder, str) and is_published(decoder):
         return tuple(published_settings(decoder.partition(":")[2], like.options))
-    return tuple(replace(like, draft_len=length) for length in dict.fromkeys(min(length, scales) for length in LENGTHS))
+    lengths = dict.fromkeys(min(length, scales) for length in (LENGTHS[:1] if sequential else LENGTHS))
+    return tuple(replace(like, draft_len=length) for length in lengths)
 
 
 def usual_laws(cover: bool, terms: Terms) -> int:
@@ -156,7 +164,7 @@ def verify(
     """
     cover = settings is None and requests is None
     if settings is None:
-        settings = usual_settings(factory, Settings(LENGTHS[0]), models.pyramid.S)
+        settings = usual_settings(factory, Settings(LENGTHS[0]), models.pyramid.S, terms.sequential)
     laws = usual_laws(cover, terms) if terms.laws is None else terms.laws
     question = Question(factory, _listed(settings, Settings), (), terms, cover, laws)
     if not cover:

@@ -30,7 +30,7 @@ class TimedDecodes(Group, panel=DECODED):
     seeds: Annotated[str, Option("Seeds: 0,3 or the range 0:4; times are means over them.", panel=DRAWN)] = "0"
     draft_len: Annotated[str, Option("Scales proposed per round: 2,5,10.")] = "2,5,10"
     policies: Annotated[
-        str, Option("By commas; imposed:RATE accepts drafted scales at that rate, whatever they are.")
+        str, Option("Acceptance rules, by commas; imposed:RATE accepts that share of drafts, right or wrong.")
     ] = "imposed:1"
     bonus: Annotated[bool, Option("Let the target finish the scale after the drafted ones too.", rare=True)] = False
     graphs: options.Graphs = False
@@ -43,10 +43,10 @@ class TimedDecodes(Group, panel=DECODED):
 
 @command
 def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) -> None:
-    """Time sequential and speculative decoding in one mode, and compare with what passes and machine allow.
+    """Time sequential and speculative decoding, and compare with the least time that their network passes would take.
 
-    With --implementation: anybody's decoder beside the best sequential decoding, once it is judged; one that is wrong
-    is not timed, or not shown. Exit status: 0 timed, 1 a defect, 2 bad input, 3 inconclusive.
+    With --implementation: another decoder beside the best sequential decoding. It is judged first, and the times of a
+    wrong one are not shown. Exit status: 0 timed, 1 a defect, 2 bad input, 3 inconclusive.
     """
     import torch
 

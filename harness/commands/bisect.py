@@ -36,7 +36,7 @@ class Commits(Group, panel=JUDGED):
 def bisect(tested: options.UnderTest, networks: Pair, images: Images, commits: Commits) -> None:
     """Find the first commit of --checkout on which a decoder fails, and the line that makes the defect.
 
-    Exit status: 0 it is found, 2 bad input, 3 some that cannot be judged may be it, too.
+    Exit status: 0 it is found, 2 bad input, 3 it is one of several, which cannot be judged.
     """
     from harness.commands._inputs import batches_for, integers, load_models, options_tested
     from harness.decoders import Terms

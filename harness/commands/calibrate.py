@@ -21,7 +21,7 @@ class Calibration(Group, panel="What is measured"):
 
 @command
 def calibrate(networks: Pair, mode: Mode, measurement: Calibration) -> None:
-    """Measure the reference against float64 over every window of the pyramid, in one device, dtype and mode."""
+    """Measure how far rounding moves the reference from float64, in every window of scales, on a device in a dtype."""
     from harness.commands._inputs import counts, load_models
     from harness.report import LongWork, plain_console, say
     from harness.rounding import check_explained, load_budgets, measure_budget, save_budget

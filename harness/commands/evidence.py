@@ -38,7 +38,7 @@ class Asked(Group, panel=WRITTEN):
 
 @command
 def evidence(networks: Networks, asked: Asked) -> None:
-    """Bet on tokens against the target's likelihood: DEFECT, CONSISTENT, or how many images would decide.
+    """Test tokens by bets against the target's likelihood: DEFECT, CONSISTENT, or how many images would decide.
 
     Exit status: 0 a wrong law would have been found, 1 the tokens follow another one, 2 bad input, 3 too few images.
     """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from harness.verification import Question
 
 DRAFT_LEN = 5  # of the decode that a decoder with parts of our own names is asked for
+UNREAD = ("option", "stub")  # what was typed and the factory never reads, as its error names it
 
 
 class PartsDecoder(options.UnderTest):
@@ -34,11 +35,11 @@ class PartsQuestion(Group, panel=DRAWN):
     """What parts are asked about, and what is written."""
 
     device: options.Device = "cpu"
-    seed: Annotated[int, Option("Of the tokens that parts are asked about, or of the cases.")] = 0
+    seed: Annotated[int, Option("Seed of the tokens or cases that parts are tried on.")] = 0
     labels: options.Labels = "0,1"
     cfg: options.Cfg = 1.5
     locate: options.LocateIfQuick = None
-    examples: Annotated[int, Option("Cases a law, for decoders with parts of our own names.")] = 12
+    examples: Annotated[int, Option("Cases a law, for a decoder that shows its parts as `harness` names them.")] = 12
     json: options.Json = None
     verbose: options.Verbose = False
     quiet: options.Quiet = False
@@ -46,7 +47,7 @@ class PartsQuestion(Group, panel=DRAWN):
 
 @command
 def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
-    """Ask each part of a decoder the laws of its component; a decode that crashes hides none of them.
+    """Try each part of a decoder, a function or method, alone by the laws that it must keep; and the whole decode.
 
     Exit status: 0 all hold, 1 one is broken or crashes, 2 bad input, 3 one is not there or was never asked.
     """
@@ -72,13 +73,14 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
         if is_published(name):
             settings = usual_settings(name, settings, 1)[0]
         question = Question(name, (settings,), (request,), terms)
+        decode = of_decode(pair, question, about.locate)
         if is_published(name):
             budget = budget_for(pair)  # before the decoder is built
             with closing(start_runner(pair, name, question.settings, request.B, terms)) as built:
                 rows = built.parts(0, request, budget)
         else:
             rows = of_laws(question, about)
-        rows.append(of_decode(pair, question, about.locate))
+        rows.append(decode)
     verdict = parts_verdict(rows)
     show_parts(rows, verdict, plain_console(), about.quiet, about.verbose)
     verify = shlex.join(recipe_words(recipe_of(networks, tested), settings))
@@ -88,7 +90,10 @@ def parts(tested: PartsDecoder, networks: Pair, about: PartsQuestion) -> None:
 
 
 def of_decode(pair: ModelPair, question: Question, locate: bool | None) -> PartLaw:
-    """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong."""
+    """Ask the whole decode what `verify` asks, as one more part: parts may all hold where what joins them is wrong.
+
+    Raises `InputError` for what the factory does not read: laws would refuse it case by case.
+    """
     from harness.judge import PartLaw, PartVerdict, Verdict
     from harness.runs import RunFileOptions, take_line
     from harness.verification import answer_question
@@ -98,6 +103,8 @@ def of_decode(pair: ModelPair, question: Question, locate: bool | None) -> PartL
     try:
         result = answer_question(pair, question, store=RunFileOptions(recipe=recipe))
     except InputError as error:
+        if error.name in UNREAD:
+            raise
         return PartLaw("decode", "decode.contract", statement, PartVerdict.ABSENT, f"refused: {error}")
     verdicts = {Verdict.DEFECT: PartVerdict.BROKEN, Verdict.INCONCLUSIVE: PartVerdict.UNPROVEN}
     verdict = verdicts.get(result.verdict, PartVerdict.HELD)

@@ -27,7 +27,7 @@ class ReportOptions(Group):
 def report(shown: ReportOptions) -> None:
     """Show kept runs again: one as verify printed it, several with a row each, or what changed between two.
 
-    With --html the page for people, too. Nothing is decoded or judged.
+    With --html as a page, too. Nothing is decoded or judged.
 
     Exit status: 0 there is a report, whatever it says; 2 bad input.
     """

@@ -48,7 +48,7 @@ class SampleOptions(Group, panel=WRITTEN):
 
 @command
 def sample(networks: Networks, images: Images, drawing: SampleOptions) -> None:
-    """Draw images into a PNG grid, whose text says what made them; a file that is there is kept."""
+    """Draw images into a PNG grid, with what made them as text in the file; --force replaces one that is there."""
     import torch
     from safetensors.torch import save
 

@@ -35,7 +35,7 @@ GRID = "in a grid"  # when a default holds: the covering design has values of it
 TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
-ADDRESSED = "Address of every label's image, which its numbers depend on: 0,5 or 0:4, without 4."
+ADDRESSED = "Image numbers, one a label; with the seed they fix its random numbers: 0,5 or 0:4, without 4."
 PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic."
 DESIGN = "Two drafts, many lengths and requests: a covering design."
 
@@ -72,7 +72,7 @@ class VerifyJudging(Group, panel=options.JUDGED):
     """How it is judged."""
 
     contract: options.Contract = ""
-    sequential: Annotated[bool, Option("The decoder drafts nothing, and need not.")] = False
+    sequential: Annotated[bool, Option("The decoder drafts nothing: one draft length is asked.")] = False
     fail_fast: Annotated[bool, Option("Stop at the first batch with a defect.", rare=True)] = False
     locate: options.LocateIfQuick = None
     strict: Annotated[bool, Option("What a decoder leaves behind in its process is a defect.", rare=True)] = False
@@ -123,9 +123,9 @@ def verify(
 ) -> None:
     """Run a decoder and the sequential reference under shared seeds and judge every token.
 
-    Without options of what is drawn, and how, a covering design is decoded: both drafts, bonus on and off, batches
-    whose images accept different numbers of scales, one decoder for many requests. With any of them, a grid: every seed
-    with every label at every draft length. The verdict says what was not exercised.
+    Without options on what is drawn, and how, it is a covering design, few decodes that ask all: two drafts, bonus on
+    and off, batches whose images accept different numbers of scales, one decoder for many requests. With any of them it
+    is a grid: every seed with every label at every draft length. The verdict says what was not exercised.
 
     Exit status: 0 the claim holds, 1 a defect, 2 bad input, 3 inconclusive, 130 or 143 interrupted.
     """
@@ -158,7 +158,7 @@ def _verified(
     name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
-    settings = settings_tested(decoding, name, pairs)
+    settings = settings_tested(decoding, name, pairs, judging.sequential)
     if judging.cover and (decoding.graphs or decoding.compile):
         raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
@@ -173,7 +173,7 @@ def _verified(
     store.check_new()
     pair = load_models(networks, networks.mode, outputs.quiet, name)
     if "draft_len" not in decoding.given and terms.against is None:
-        settings = list(usual_settings(name, settings[0], pair.pyramid.S))
+        settings = list(usual_settings(name, settings[0], pair.pyramid.S, judging.sequential))
     cover = not asks(networks, images, decoding) if judging.cover is None else judging.cover
     laws = usual_laws(cover, terms) if judging.laws is None else judging.laws
     question = Question(name, tuple(settings), (), terms, cover, laws)
@@ -340,23 +340,27 @@ def recipe_of(networks: options.Pair, *others: Group) -> dict[str, str]:
     }  # fmt: skip
 
 
-def settings_for(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...]) -> list[Settings]:
+def settings_for(
+    decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...], sequential: bool
+) -> list[Settings]:
     """Return one setting a draft_len, `pairs` being the options of the factory. Raises `InputError`."""
     from harness.commands._inputs import integers
     from harness.protocol import Settings
     from harness.verification import is_published, usual_settings
 
     draft_len, published = decoding.draft_len, is_published(name)
-    if published and draft_len == DRAFT_LENGTHS:
-        return list(usual_settings(name, Settings(1, options=pairs), 1))
+    policy = "" if published else decoding.policy
+    if draft_len == DRAFT_LENGTHS and (published or sequential):
+        return list(usual_settings(name, Settings(1, decoding.bonus, policy, pairs), 1))
     lengths: tuple[int | str, ...] = tuple(draft_len.split(","))
     if all(character in "0123456789:,-" for character in draft_len):
         lengths = integers("draft_len", draft_len, "1,2,5")
-    policy = "" if published else decoding.policy
     return [Settings(length, decoding.bonus, policy, pairs) for length in lengths]
 
 
-def settings_tested(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...]) -> list[Settings]:
+def settings_tested(
+    decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str, str], ...], sequential: bool
+) -> list[Settings]:
     """Return the settings of the decoder under test. Raises `InputError` for what a published one never reads, too."""
     from harness.verification import is_published, takes_draft_len
 
@@ -366,7 +370,7 @@ def settings_tested(decoding: VerifyDecoding, name: str, pairs: tuple[tuple[str,
     if given:
         rule = f"has no effect on {name}, which has a rule of its own"
         raise InputError(given[0], getattr(decoding, given[0]), rule, "drop it; --option NAME=VALUE sets what it has")
-    settings = settings_for(decoding, name, pairs)
+    settings = settings_for(decoding, name, pairs, sequential)
     if name != options.OWN and (decoding.graphs or decoding.compile):
         word, rule = "graphs" if decoding.graphs else "compile", "is how the harness's own decoder works"
         raise InputError(word, True, rule, "drop it; yours takes --option NAME=VALUE")
@@ -382,7 +386,7 @@ def other_for(judging: VerifyJudging, name: str, settings: list[Settings], decod
         return None
     other = judging.against or name
     pairs = factory_options(other, judging.against_checkout, judging.against_option)
-    theirs = settings_for(decoding, other, pairs)
+    theirs = settings_for(decoding, other, pairs, judging.sequential)
     if len(theirs) == 1:  # its draft_len is that of the setting that it is compared under, as with one --draft-len
         theirs = [replace(theirs[0], draft_len=setting.draft_len) for setting in settings]
     if len(theirs) != len(settings):

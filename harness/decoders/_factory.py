@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 
@@ -147,7 +147,8 @@ def load_factory(name: str) -> Factory:
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
         own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}
-        words = sorted(own, key=lambda word: not inspect.isfunction(own[word]))  # a factory is a function, most often
+        # a factory is a function, most often, and called so
+        words = sorted(own, key=lambda word: (word != "factory", not inspect.isfunction(own[word])))
         offers = [f"{module_name}:{word}" for word in words if callable(own[word]) and not word.startswith("_")]
         near = difflib.get_close_matches(name, offers, 1) if attribute else []
         remedy = f"pass {' or '.join(near or offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
@@ -167,13 +168,14 @@ def factory_name(factory: Factory) -> str:
 def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) -> Implementation:
     """Let a factory build its decoder.
 
-    Raises `InputError`: it refuses the settings, fails, or returns something without a known contract and `decode`.
+    Raises `InputError`: it refuses the settings, fails, leaves an option unread, or returns something without a known
+    contract and `decode`.
     """
     name = getattr(factory, "__name__", type(factory).__name__)
-    remedy = "see docs/own-decoder.md"
+    remedy, read = "see docs/own-decoder.md", list[str]()
     try:
         with ctrl_c_is_a_stop():
-            decoder = factory(models, settings)
+            decoder = factory(models, _heard(settings, read) if settings.options else settings)
             contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
             declines = attribute_of(decoder, "declines", ())
     except (InputError, StopSignal, OutOfTimeError):
@@ -189,8 +191,45 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     elif not known:
         rule = f"built a decoder that declines {shown(declines)}, not a tuple of {', '.join(map(repr, DECLINES))}"
     else:
+        _check_read(settings, read)
         return decoder
     raise InputError("implementation", name, rule, remedy)
+
+
+def _heard(settings: Settings, read: list[str]) -> Settings:
+    """Return equal settings that note in `read` which options a factory reads; all, where it takes them together."""
+
+    class Heard(Settings):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "__class__":  # equal to others, and copied as one of them
+                return Settings
+            if name in ("options", "__dict__"):
+                read.extend(dict(settings.options))
+            return super().__getattribute__(name)
+
+        def option(self, name: str, default: str = "") -> str:
+            read.append(name)
+            return settings.option(name, default)
+
+        def __reduce__(self) -> tuple[type[Settings], tuple[object, ...]]:
+            return Settings, tuple(vars(self).values())
+
+    return Heard(**vars(settings))
+
+
+def _check_read(settings: Settings, read: Sequence[str]) -> None:
+    """Refuse an option that a factory was given and never read, such as a misspelt one. Raises `InputError`.
+
+    A checkout may be the folder of its own code (`bisect`), which it need not read.
+    """
+    names = ", ".join(dict.fromkeys(name for name in read if name != "checkout"))
+    for name, value in settings.options:
+        if name not in (*read, "checkout"):
+            word, _, rest = name.partition(".")
+            typed = ("stub", f"{rest}={value}") if word == "stub" else ("option", f"{name}={value}")
+            rule = f"is not read by the factory, which reads {names or 'no option'}"
+            remedy = "see how it is spelt, drop it, or read it in the factory: settings.option(NAME)"
+            raise InputError(*typed, rule, remedy)
 
 
 def check_refused_write(error: BaseException) -> None:

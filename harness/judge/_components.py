@@ -142,12 +142,23 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
     for component, clause, f_hat in _other_codes(evidence, image, si, before) if models.pyramid.channels > 1 else ():
         if bool(_close(found, f_hat, evidence.f_hat_error)):
             return component, f"{what} differs: {clause}"
+    if (scale := stale_scale(evidence, image, si - 1, found[0])) is not None:
+        return "f_hat", f"{what} is the one after scale {scale}: what later scales add is missing"
     found, before, after = found.double(), before.double(), after.double()  # a decoder may show another dtype
     added = (found - before).flatten() @ (after - before).flatten() / (after - before).square().sum()
     residue = (found - before - added * (after - before)).abs().max()
     if residue <= 1e-3 * (after - before).abs().max() and round(float(added), 3) != 1:
         return "f_hat", f"{what} differs: the scale's contribution was added {round(float(added), 3):zg} times"
     return "f_hat", f"{what} differs: accumulation"
+
+
+def stale_scale(evidence: Evidence, image: int, end: int, f_hat_CPP: Tensor) -> int | None:
+    """Return the last scale before `end` after which an image's f_hat is this one; None where it never is."""
+    if evidence.expected.intermediates is None:
+        return None
+    known_SCPP = evidence.expected.shown.f_hat_SBCPP[:end, image]
+    same = torch.nonzero(_close(f_hat_CPP, known_SCPP, evidence.f_hat_error)).flatten().tolist()
+    return max(same, default=None)
 
 
 def _other_codes(evidence: Evidence, image: int, si: int, before: Tensor) -> Iterator[tuple[str, str, Tensor]]:

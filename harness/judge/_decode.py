@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from harness.judge._components import WrongTensors, first_wrong, first_wrong_of
+from harness.judge._components import WrongTensors, first_wrong, first_wrong_of, stale_scale
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
 from harness.judge._likelihood import bet_on
@@ -134,6 +134,8 @@ def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
         if not error <= evidence.f_hat_error and not wrong[image]:
             last = evidence.models.pyramid.S - 1
             detail, where = "the final f_hat is not that of the decoder's own tokens", evidence.request.where(image)
+            if (scale := stale_scale(evidence, image, last, evidence.actual.f_hat_BCPP[image])) is not None:
+                detail = f"the final f_hat is the one after scale {scale}: what later scales add is missing"
             divergences.append(Divergence("f_hat", detail, **where, scale=last, delta_f_hat=error))
     return divergences
 

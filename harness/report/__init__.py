@@ -11,7 +11,7 @@ from harness.report._measured import (
     show_speed,
     speculative_rows,
 )
-from harness.report._next import next_step, repeat_step
+from harness.report._next import next_steps
 from harness.report._progress import Later, LongWork, Watch, watch_of
 from harness.report._terminal import (
     first_word,

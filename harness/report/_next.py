@@ -12,6 +12,7 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "may_differ_from", "timeout", "memory",
          "in_process", "budgets", "device"}  # fmt: skip
+LOCATE = " --locate"
 RAISED = re.compile(r" in [^,]+, ([^\s,]+:\d+)")  # of a crash, file and line
 
 # What to do after the other commands, by exit status; `verify` asks the decoder that was under test.
@@ -50,6 +51,13 @@ AFTER = {
 NextStep = tuple[str, str]  # what to do, and the command line that does it; empty where none does
 
 
+def next_steps(result: Verification) -> list[NextStep]:
+    """Return what to do after a verdict, what helps first first: a defect whose line is not named yet is looked at."""
+    step, repeat = next_step(result), repeat_step(result)
+    both = [repeat, step] if repeat is not None and repeat[1].endswith(LOCATE) else [step, repeat]
+    return [each for each in both if each is not None]
+
+
 def next_step(result: Verification) -> NextStep | None:
     """Return what to do after a verdict; None where nothing was wrong and no command line made the run."""
     record, exercised, verdict = result.record, result.exercised, result.verdict
@@ -86,14 +94,16 @@ def next_step(result: Verification) -> NextStep | None:
 
 
 def repeat_step(result: Verification) -> NextStep | None:
-    """Return what shows the first defect's image alone, or its batch where it names none; None where nothing does."""
+    """Return what decodes the first defect's image without others, or its batch; None where nothing does."""
     first = result.first_divergence
     if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
         return None
-    what = "that image" if first.image >= 0 else "that batch"
-    needs = " (if it is IDENTICAL alone, the fault needs what was decoded with it or before it)"
+    what = "decode only the image" if first.image >= 0 else "decode only the batch"
+    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
     searched = first.component == "crash" or result.against or (result.line and "pass --locate" not in str(result.line))
-    return f"{what} alone{needs * (result.plan.images > 1)}", result.alone + ("" if searched else " --locate")
+    shows = "" if searched else " and name the line of code"
+    text = f"{what} of the first defect{shows}{needs * (result.plan.images > 1)}"
+    return text, result.alone + ("" if searched else LOCATE)
 
 
 def _design(result: Verification) -> str:

@@ -17,7 +17,7 @@ from harness.errors import one_line, shortened
 from harness.files import compact, write_whole
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
-from harness.report._next import AFTER, next_step, repeat_step
+from harness.report._next import AFTER, next_steps
 from harness.report._tables import columns_of, name_column, print_table, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
@@ -27,6 +27,7 @@ ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "gr
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 COLUMNS = dict(zip(COUNTS, columns_of("counts"), strict=True))
 MOST_CHANGES = 4
+MOST_NAMED = 6  # of what was not exercised, where a verdict is one line
 VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
@@ -94,10 +95,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     text = "nothing was judged" if is_empty else _verdict_text(result, console)
     say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
-    if not quiet and (step := next_step(result)) is not None:
-        say(console, ": ".join(filter(None, step)), "next:", whole=True)
-        if (repeat := repeat_step(result)) is not None:
-            say(console, ": ".join(repeat), whole=True)
+    for word, step in zip(("next:", "then:"), () if quiet else next_steps(result), strict=False):
+        say(console, ": ".join(filter(None, step)), word, whole=True)
 
 
 def say_after(console: Console, command: str, status: int, quiet: bool, verify: str = "sdvar-harness verify") -> None:
@@ -136,7 +135,8 @@ def _details(result: Verification) -> list[str]:
 def _verdict_text(result: Verification, console: Console) -> str:
     """Return counts and what was not exercised; on a terminal in the most words that need no more than three lines."""
     exercised, head = result.exercised, len(result.verdict.value) + 1
-    texts = ["; ".join(filter(None, (result.summary, each))) for each in (exercised.clause, exercised.brief)]
+    said = exercised.first_of(MOST_NAMED) if console.soft_wrap else exercised.clause
+    texts = ["; ".join(filter(None, (result.summary, each))) for each in (said, exercised.brief)]
     texts.append("; ".join(filter(None, (result.short_summary, exercised.brief))))
     if console.soft_wrap:
         return texts[0]
@@ -164,7 +164,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     for setting in (setting for setting in result.settings if setting.distances):
         count, names = len(setting.distances), ("tokens", "f_hat", "pixels")
         tokens, f_hat, pixels = (sum(getattr(each, name) for each in setting.distances) / count for name in names)
-        differ = f"{tokens:.1%} of tokens differ from sequential decoding of the same seed"
+        differ = f"of all tokens of an image {tokens:.1%} are others than in sequential decoding of the same seed"
         say(console, f"{setting.settings}: {differ}, mean |Δf_hat| {f_hat:.3g}, mean |Δpixel| {pixels:.3g}")
     for reason in result.inconclusive:
         say(console, f"inconclusive: {reason}")

@@ -118,23 +118,34 @@ class Exercised:
     @property
     def clause(self) -> str:
         """What was not exercised, in words; empty where all was."""
-        clauses = [f"not exercised: {', '.join(self.missing)}{self._hint}"] if self.missing else []
+        return self.first_of(len(ASPECTS) + len(KINDS))
+
+    def first_of(self, most: int) -> str:
+        """Return the same with the first `most` words of every list, and how many more there are."""
+
+        def listed(words: list[str], hint: str = "") -> str:
+            more = len(words) - most
+            text = ", ".join(words) if more < 2 else f"{', '.join(words[:most])} and {more} more"
+            hints = "; ".join(filter(None, (hint, "--json has all" * (more > 1))))
+            return text + f" ({hints})" * bool(hints)
+
+        clauses = [f"not exercised: {listed(list(self.missing), self._hint)}"] if self.missing else []
         by_why: dict[str, list[str]] = {}
         for word, why in self.not_done.items():
             by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
-        return "; ".join([*clauses, *(f"{why}: {', '.join(words)}" for why, words in by_why.items())])
+        return "; ".join([*clauses, *(f"{why}: {listed(words)}" for why, words in by_why.items())])
 
     @property
     def brief(self) -> str:
         """The same in the fewest words: families in the place of aspects."""
         families = {aspect.word: aspect.family for aspect in ASPECTS} | {ADALN: "kinds", DTYPES: "kinds", LAWS: LAWS}
         shown = dict.fromkeys(families[word] for word in (*self.missing, *self.not_done))
-        return f"not exercised: {', '.join(shown)}{self._hint}" if shown else ""
+        return f"not exercised: {', '.join(shown)}{f' ({self._hint})' * bool(self.missing)}" if shown else ""
 
     @property
     def _hint(self) -> str:
         options = list(dict.fromkeys(self.missing.values()))
-        return f" ({', '.join(options)})" if len(options) < 3 else " (--cover)"
+        return ", ".join(options) if len(options) < 3 else "--cover asks them"
 
 
 def exercised(run: Any) -> Exercised:

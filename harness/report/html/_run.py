@@ -150,13 +150,14 @@ def key_facts(result: Verification) -> page.Facts:
     calls = [count for setting in result.settings for count in setting.target_calls]
     wrongs = [each for _, each in _defects(result)]
     places = len({place_of_first(each) for each in wrongs})
+    others = f"{share(unclaimed, draws)} of those compared, each after the decoder's own tokens; none is claimed"
     counts = [
         ("images decoded", result.images, f"under {counted(len(result.settings), 'setting')}"),
         ("tokens compared", draws, f"{identical:,} identical"),
         ("first places of defects", places, f"{result.totals['defects']:,} defects: wrong tokens and wrong tensors"),
         ("wrong tokens", wrong, f"{share(wrong, draws)} of those compared"),
         ("certified ties", ties, "rounding alone decides there"),
-        ("other tokens", unclaimed, f"{share(unclaimed, draws)}; none is claimed"),
+        ("other tokens", unclaimed, others),
     ]
     items = [(what, f"{count:,}", text) for what, count, text in counts if count or what == "images decoded"]
     if calls:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.judge import CodeLine, Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
-from harness.report import next_step, repeat_step
+from harness.report import next_steps
 from harness.report.html._gallery import place_of
 from harness.report.html._page import COMPONENTS, Bullets, Line, Sheet, Text, counted
 from harness.report.html._scales import layout_of
@@ -19,7 +19,7 @@ NEAR = 8  # tokens of the prefix that are listed
 
 def first_parts(result: Verification) -> list[object]:
     """Return what stands under the headline: where, which component, why and what to do next, or what was not asked."""
-    first, step = result.first_divergence, next_step(result)
+    first = result.first_divergence
     parts: list[object] = []
     if first is not None and result.verdict is Verdict.DEFECT:
         what = [
@@ -36,10 +36,8 @@ def first_parts(result: Verification) -> list[object]:
     parts += ["Why the run proves nothing:", Bullets(reasons)] if reasons else []
     if (missing := result.exercised.missing) and result.verdict is not Verdict.DEFECT:
         parts.append(f"Not asked, so that nothing is proved of it: {', '.join(missing)}.")
-    if step is not None:
-        parts.append(Line(step[1], f"Next: {step[0]}:") if step[1] else f"Next: {step[0]}.")
-    if (repeat := repeat_step(result)) is not None:
-        parts.append(Line(repeat[1], f"{repeat[0][0].upper()}{repeat[0][1:]}:"))
+    for word, (step, command) in zip(("Next", "Then"), next_steps(result), strict=False):
+        parts.append(Line(command, f"{word}: {step}:") if command else f"{word}: {step}.")
     return parts
 
 

@@ -89,6 +89,15 @@ def test_the_final_f_hat_is_that_of_the_tokens_to_two_budgets(by: float):
     assert other.component == "rows"
 
 
+def test_a_final_f_hat_that_was_kept_from_an_earlier_scale_says_of_which():
+    found = evidence(Budget(1e-3, 1e-3, 1e-6, "by hand"))
+    actual = replace(found.actual, f_hat_BCPP=found.actual.f_hat_BCPP.clone())
+    actual.f_hat_BCPP[1] = found.expected.shown.f_hat_SBCPP[1, 1]
+    (first,) = _judge_tensors(replace(found, actual=actual), {0: None, 1: None})
+    why = "the final f_hat is the one after scale 1: what later scales add is missing"
+    assert (first.component, first.detail) == ("f_hat", why)
+
+
 def test_what_differs_is_judged_in_causal_order_and_every_image_by_itself():
     found, _ = swapped(evidence(), 1, 3)
     found = replace(found, actual=replace(found.actual, intermediates=deepcopy(kept(found))))

@@ -265,6 +265,16 @@ def test_a_contribution_that_is_added_another_number_of_times_says_how_often(si:
     assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
 
 
+def test_an_f_hat_that_was_kept_from_an_earlier_scale_says_of_which():
+    found, kept, si = stairs(), 0, 2
+    f_hat_SBCPP = found.actual.intermediates.f_hat_SBCPP
+    f_hat_SBCPP[si, 1] = f_hat_SBCPP[kept, 1]
+    due = f"f_hat after scale {si} is the one after scale {kept}: what later scales add is missing"
+    assert said(found, 1, si) == ("f_hat", due)
+    f_hat_SBCPP[si, 1, 0, 0, 0] += 1.01 * found.f_hat_error
+    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+
+
 def test_f_hat_may_move_by_two_budgets():
     for share, right in ((1.9, True), (2.1, False)):
         found = same()

@@ -14,7 +14,7 @@ from harness.decoders._factory import OWN_DECODER
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
 from harness.report import plain_console, say_after
-from harness.report._next import AFTER, next_step, repeat_step
+from harness.report._next import AFTER, next_step, next_steps, repeat_step
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
@@ -45,12 +45,16 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
-    needs = " (if it is IDENTICAL alone, the fault needs what was decoded with it or before it)"
-    assert repeat_step(result) == (f"that image alone{needs}", f"{result.alone} --locate")
+    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
+    only, names = "decode only the image of the first defect", " and name the line of code"
+    assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
     for line, searched in (("not searched (about 2 min); pass --locate", False), ("x", True)):
         result.line = line
-        assert repeat_step(result) == (f"that image alone{needs}", result.alone + " --locate" * (not searched))
+        repeat = f"{only}{names * (not searched)}{needs}", result.alone + " --locate" * (not searched)
+        assert repeat_step(result) == repeat
+        steps = [next_step(result), repeat]  # what is not looked at yet is looked at first
+        assert next_steps(result) == (steps if searched else steps[::-1])
     result.record = replace(result.record, recipe=None)
     assert repeat_step(result) is None
 
@@ -68,7 +72,7 @@ def test_of_a_crash_the_file_and_line_are_mended_and_its_batch_is_repeated(tmp_p
     assert re.fullmatch(r"mend test_next\.py:\d+, where it raises; then ask again", after(result)[0])
     repeat = repeat_step(result)
     assert repeat is not None
-    assert repeat[0].startswith("that batch alone")
+    assert repeat[0].startswith("decode only the batch of the first defect (if")
     assert repeat[1] == result.alone
     assert "--locate" not in repeat[1]
 
@@ -97,8 +101,13 @@ def test_what_was_not_exercised_is_asked_by_the_design(recipe: dict[str, str], w
     assert after(made(tmp_path, recipe=recipe)) == ("ask what was not exercised", f"sdvar-harness verify{words}")
 
 
+def reads_options(models, settings):
+    """The own decoder by a factory that reads its options."""
+    return settings.options and build_decoder(models, settings)
+
+
 def test_policy_and_options_of_a_factory_are_asked_again(tmp_path: Path):
-    line = after(made(tmp_path, policy="match:0.5", recipe={}, options=(("a", "b c"),)))[1]
+    line = after(made(tmp_path, reads_options, policy="match:0.5", recipe={}, options=(("a", "b c"),)))[1]
     assert line == "sdvar-harness verify --option 'a=b c' --policy match:0.5"
 
 

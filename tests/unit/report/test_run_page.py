@@ -52,7 +52,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"where – Seed {first.seed}, image {first.image}, label {first.label}. Scale {first.scale} of" in head
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
-    assert f"Next: mend what the first defect names: {first.component}; then ask again." in head
+    assert f"Then: mend what the first defect names: {first.component}; then ask again." in head
     assert "That image alone (if it is IDENTICAL alone, the fault needs what was decoded with it or before" in head
     assert f"{result.alone} --locate" in head
     assert "Not asked" not in head
@@ -124,6 +124,9 @@ def test_a_lossy_policy_shows_its_distance_and_calls_nothing_wrong(tmp_path: Pat
     assert "distance" in [section["id"] for section in page.all("section")]
     assert "Contract C, quality-preserving" in page.words
     assert "tokens, mean tokens, median tokens, worst" in page.words
+    # two shares of tokens, each with what it is of
+    assert "% of those compared, each after the decoder's own tokens; none is claimed" in page.words
+    assert "of all tokens of an image those that differ" in page.words
     assert "Nothing wrong in 4 images under 1 setting" in page.words
     assert "contract C does not claim them" in page.words
     assert not any("cell wrong" in attributes.get("class", "") for _, attributes in page.elements)
@@ -131,7 +134,7 @@ def test_a_lossy_policy_shows_its_distance_and_calls_nothing_wrong(tmp_path: Pat
 
 def test_what_a_decoder_says_is_text(tmp_path: Path):
     path = tmp_path / "<b>&.db"
-    run(path, lambda models, settings: Loud(), options=(("<i>", SCRIPT),))
+    run(path, lambda models, settings: settings.options and Loud(), options=(("<i>", SCRIPT),))
     html = page_of(path)
     page = read(html)
     assert SCRIPT in page.words

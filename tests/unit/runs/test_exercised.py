@@ -73,7 +73,7 @@ def told(result: Verification, width: int = 0, quiet: bool = True) -> str:
 
 
 def everywhere(result: Verification) -> list[str]:
-    return [told(result), str(result), result._repr_html_(), run_page(result, Seen()).decode(), result.to_json()]
+    return [told(result, 10**4), str(result), result._repr_html_(), run_page(result, Seen()).decode(), result.to_json()]
 
 
 GRIDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is asked, and the aspect that it exercises
@@ -99,6 +99,16 @@ def test_what_one_request_asks_is_said_and_all_else_is_missing(word: str):
     for shown in everywhere(result):
         for each in exercised.missing:
             assert each in shown, each
+
+
+def test_of_a_long_list_a_line_in_a_log_names_the_first_and_counts_the_others():
+    result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
+    missing = list(result.exercised.missing)
+    line = told(result)
+    assert f"; not exercised: {', '.join(missing[:6])} and {len(missing) - 6} more (--cover asks them; --json" in line
+    assert not any(word in line for word in missing[6:])
+    few = Exercised(missing={"laws": "--laws 2"}, not_done=dict.fromkeys(missing[:7], "refused"))
+    assert few.first_of(6) == f"not exercised: laws (--laws 2); refused: {', '.join(missing[:7])}"
 
 
 def omits(result: Verification) -> bool:

@@ -1,0 +1,94 @@
+"""An option that a factory was given and never reads is refused; whoever reads it, in whatever way, is built."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from harness.decoders._factory import Limits, build_by_factory, load_factory
+from harness.decoders._runner import OwnProcess
+from harness.errors import InputError
+from harness.protocol import Settings
+from tests.helpers import Layout, command, tiny
+
+MODELS = tiny(Layout((1, 2)))
+TYPED = (("checkout", "/somewhere"), ("gamma", "4"))
+
+
+def built_after(read: Callable[[Settings], object], options: tuple[tuple[str, str], ...] = TYPED) -> list[object]:
+    """Return what a factory reads of its settings, once it has built its decoder."""
+    seen = []
+
+    def factory(models, settings):
+        seen.append(read(settings))
+        return SimpleNamespace(contract="token-identical", decode=lambda request, noise: None)
+
+    build_by_factory(factory, MODELS, Settings(3, options=options))
+    return seen
+
+
+def by_name(settings: Settings) -> tuple[str, ...]:
+    return settings.option("checkout"), settings.option("gamma"), settings.option("steps", "7")
+
+
+def test_who_reads_an_option_is_built_and_gets_equal_settings():
+    assert built_after(by_name) == [("/somewhere", "4", "7")]
+    for read in (
+        lambda settings: dict(settings.options)["gamma"] == "4",
+        lambda settings: replace(settings, draft_len=2) == Settings(2, options=TYPED),
+        lambda settings: vars(settings)["options"] == TYPED,
+        lambda settings: pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == Settings(3, options=TYPED),
+        lambda settings: isinstance(settings, Settings) and settings.options == TYPED,
+    ):
+        assert built_after(read) == [True]
+    assert built_after(lambda settings: settings.draft_len, ()) == [3]
+    assert built_after(lambda settings: settings.option("gamma")) == ["4"]  # a checkout may be that of its own code
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "message"),
+    [
+        ((*TYPED, ("gama", "5")), by_name, "option=gama=5: is not read by the factory, which reads gamma, steps"),
+        ((("init.depth", "5"),), by_name, "option=init.depth=5: is not read by the factory, which reads gamma, steps"),
+        ((("stub.wandb", "a.py"),), lambda settings: settings.draft_len,
+         "stub=wandb=a.py: is not read by the factory, which reads no option"),
+    ],
+)  # fmt: skip
+def test_what_the_factory_never_reads_is_refused(options, read, message: str):
+    with pytest.raises(InputError) as refused:
+        built_after(read, options)
+    remedy = "see how it is spelt, drop it, or read it in the factory: settings.option(NAME)"
+    assert str(refused.value) == f"{message}; {remedy}"
+
+
+def test_a_decoder_in_a_process_of_its_own_is_refused_alike():
+    options = (("file", "a"), ("flie", "b"))
+    with pytest.raises(InputError, match="option=flie=b: is not read by the factory, which reads"):
+        OwnProcess("tests.unit.decoders.test_options_read:reads", MODELS, [Settings(1, options=options)], 1, Limits())
+
+
+def reads(models, settings):
+    """A factory with one option."""
+    settings.option("file")
+    return SimpleNamespace(contract="token-identical", decode=settings.option)
+
+
+@pytest.mark.parametrize("words", [("verify", "--seeds", "0", "--labels", "0", "--draft-len", "2"), ("parts",)])
+def test_commands_end_as_bad_input(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    line = (*words, "--implementation", "tests.unit.decoders.test_options_read:reads", "--option", "gama=2")
+    assert command(monkeypatch, *line) == 2
+    assert "option=gama=2: is not read by the factory, which reads file; " in capsys.readouterr().err
+
+
+def test_a_module_without_a_factory_offers_the_one_that_is_called_so_first(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "offered.py").write_text("def above(): ...\nclass Kind: ...\ndef factory(models, settings): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="pass offered:factory or offered:above or offered:Kind$"):
+        load_factory("offered")
