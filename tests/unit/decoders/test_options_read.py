@@ -90,5 +90,5 @@ def test_commands_end_as_bad_input(
 def test_a_module_without_a_factory_offers_the_one_that_is_called_so_first(tmp_path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "offered.py").write_text("def above(): ...\nclass Kind: ...\ndef factory(models, settings): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="pass offered:factory or offered:above or offered:Kind$"):
+    with pytest.raises(InputError, match=r"pass offered:factory or offered:above or offered:Kind$"):
         load_factory("offered")
