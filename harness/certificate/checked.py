@@ -94,7 +94,12 @@ def check_certificate(
         if made.planted is not None and _is_today_s(made) and requests[: len(usual)] != usual:
             raise ValueError("it counts planted bugs of the default question, and asked another one")
     budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
-    found = [one for group in challenged_groups(made, images) for one in _along(made, models, requests, budget, group)]
+    try:
+        groups = challenged_groups(made, images)
+        found = [one for group in groups for one in _along(made, models, requests, budget, group)]
+    except RuntimeError as error:  # of a kernel that this machine, or its PyTorch, does not have; or of its memory
+        why = f"its mode, {made.networks.dtype}, is not at hand: {shortened(text_of(error), 160)}"
+        return Checked(CheckAnswer.UNKNOWN, why, 0)
     if again is not None:
         found += list(_decoded(made, models, requests, budget, images, again))
     found += _unmet(made, found, images, again)
