@@ -263,6 +263,14 @@ def check_summary(made: dict[str, Any]) -> None:
         worst = max(worst, max((ORDER.index(d["verdict"]) for d in asked if d["setting"] == setting), default=3))
     worst = 4 if made["early"] else max(worst, 3 if made["inconclusive"] else 0)
     need(made["verdict"] == ORDER[worst], "another verdict than that of its decodes")
+    said = made["exercised"]
+    words = [*said["asked"], *said["not_done"], *said["missing"]]
+    need(len(set(words)) == len(words), "something was exercised, and was not")
+    refused = len(made["decodes"]) - len(asked)
+    need(
+        (said["decodes"], said["refused"] + said["declared"]) == (len(made["decodes"]), refused), "exercised by others"
+    )
+    need(made["planted"] is None or (made["whole"] and made["laws"]), "planted bugs of another question")
 
 
 def main(path: str) -> int:

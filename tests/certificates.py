@@ -132,6 +132,9 @@ BAD: dict[str, Change] = {
     "inconclusive-and-identical": lambda p: p.update(inconclusive=["nothing was drafted"]),
     "early-and-identical": lambda p: p.update(early=["law broken"]),
     "closest-draw-of-nowhere": lambda p: p.update(closest=[[99, 0, 0.5, 0.1]]),
+    "exercised-by-fewer": lambda p: p["exercised"].update(decodes=1),
+    "exercised-and-missing": lambda p: p["exercised"]["asked"].append(next(iter(p["exercised"]["missing"]))),
+    "planted-bugs-of-another-question": lambda p: p.update(planted={"caught": 176, "planted": 180}),
     "no-networks": lambda p: p["networks"].update(patch_nums=[], sides=[]),
 }
 

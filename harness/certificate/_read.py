@@ -244,3 +244,9 @@ def _wrong_summary(made: Certificate) -> Iterator[str]:
     worst = 4 if made.early else max(max(map(max, judged.values()), default=3), 3 * bool(made.inconclusive))
     if made.verdict != WORST_LAST[worst]:
         yield "its verdict is not that of its decodes"
+    words = [word for name in ("asked", "not_done", "missing") for word in made.exercised[name]]
+    counts = made.exercised["decodes"], made.exercised["refused"] + made.exercised["declared"]
+    if len(set(words)) != len(words) or counts != (len(made.decodes), len(made.decodes) - len(asked)):
+        yield "what was exercised is not of its decodes"
+    if made.planted is not None and not (made.whole and made.laws):
+        yield "it counts planted bugs of another question than the default one"

@@ -6,7 +6,7 @@ cannot be told from rounding, is UNVERIFIABLE, with what it is. No budget comes 
 """
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,15 @@ import numpy as np
 import torch
 
 from harness.certificate import _form as form
-from harness.certificate.made import challenged_groups, forced, platform_of, subject_of, weight_digests
+from harness.certificate.made import (
+    DIGITS,
+    challenged_groups,
+    forced,
+    planted_bugs,
+    platform_of,
+    subject_of,
+    weight_digests,
+)
 from harness.decoders import Terms
 from harness.errors import HarnessError, InputError, shortened, text_of
 from harness.golden import same_generator
@@ -24,9 +32,10 @@ from harness.judge import Evidence, exponentials, judge_along, margins_of_differ
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace, request_of
 from harness.protocol.noise import Noise
+from harness.provenance import versions
 from harness.rounding import Budget, joint_budget
-from harness.runs import Task, VerifyWork
-from harness.schema import typed
+from harness.runs import Decode, Exercised, LawsTried, Task, VerifyWork, misstated, only_said, requests_for
+from harness.schema import record_of, typed
 
 
 class CheckAnswer(StrEnum):
@@ -70,27 +79,82 @@ def check_certificate(
 ) -> Checked:
     """Compute the challenged images anew, the first one with a wrong token, and some of those with ties.
 
-    Raises `InputError` for requests that are none. Effects: a process for a decoder that is not the harness's own.
+    Raises `InputError` for requests that are none, and a statement that they contradict. Effects: a process for a
+    decoder that is not the harness's own.
     """
+    requests = check_statement(made)
     why = _unlike(made, models) or ("" if again is None else _other_decoder(made, subject, models, again))
     if why:
         return Checked(CheckAnswer.UNKNOWN, why, 0)
     images = list(dict.fromkeys((*made.challenged, *_stated(made))))
-    try:
-        requests = [typed(request_of(values)) for values in made.requests]
+    with _holding(made.root):
         for request in requests:
             request.check_for(models.target.config)
-    except (HarnessError, TypeError, ValueError, KeyError, AttributeError) as error:
-        rule = f"does not hold together ({shortened(text_of(error), 160)})"
-        raise InputError(form.NAME, made.root, rule, "ask for it again from whoever made it") from None
+        usual = list(requests_for(models))
+        if made.planted is not None and _is_today_s(made) and requests[: len(usual)] != usual:
+            raise ValueError("it counts planted bugs of the default question, and asked another one")
     budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
-    found = [one for group in challenged_groups(made, images) for one in _along(made, models, requests, budget, group)]
+    try:
+        groups = challenged_groups(made, images)
+        found = [one for group in groups for one in _along(made, models, requests, budget, group)]
+    except RuntimeError as error:  # of a kernel that this machine, or its PyTorch, does not have; or of its memory
+        why = f"its mode, {made.networks.dtype}, is not at hand: {shortened(text_of(error), 160)}"
+        return Checked(CheckAnswer.UNKNOWN, why, 0)
     if again is not None:
         found += list(_decoded(made, models, requests, budget, images, again))
     found += _unmet(made, found, images, again)
     nothing = CheckAnswer.UNKNOWN, "it holds no tokens"
     answer, why = max(found, key=lambda each: BEST_FIRST.index(each[0]), default=nothing)
     return Checked(answer, why, len(images))
+
+
+def check_statement(made: form.Certificate, file: str = "") -> list[Request]:
+    """Return the requests of a certificate. Raises `InputError` where it states what its decodes contradict.
+
+    What was exercised, and planted bugs, are those of the version that made it: another one is not judged.
+    """
+    with _holding(file or made.root):
+        requests = [typed(request_of(values)) for values in made.requests]
+        stated = record_of(Exercised, {**made.exercised})
+        laws = None if made.laws is None else record_of(LawsTried, {**made.laws})
+        settings = _settings(made, ())
+        decodes = [Decode(settings[d.setting], requests[d.request], bool(d.refused)) for d in made.decodes]
+        if not _is_today_s(made):
+            return requests
+        if problem := misstated(stated, decodes, laws, made.networks.dtype):
+            raise ValueError(problem)
+        of = made.networks.title, made.networks.dtype
+        if made.planted is not None and (of != DIGITS or dict(made.planted) != planted_bugs()):
+            raise ValueError("it counts other planted bugs than the default question, on the digits, was seen to find")
+    return requests
+
+
+def unchecked(made: form.Certificate) -> list[str]:
+    """Return what a certificate says that no check of it sees."""
+    if not _is_today_s(made):
+        return [f"what was exercised, planted bugs: those of version {made.versions.get('harness')}, which judges them"]
+    return only_said(record_of(Exercised, {**made.exercised}))
+
+
+def _is_today_s(made: form.Certificate) -> bool:
+    return made.versions.get("harness") == versions()["harness"]
+
+
+@contextmanager
+def _holding(name: str) -> Iterator[None]:
+    """Turn what the values of a certificate lead to into one line. Raises `InputError`."""
+    try:
+        yield
+    except (HarnessError, TypeError, ValueError, KeyError, AttributeError) as error:
+        rule = f"does not hold together ({shortened(text_of(error), 160)})"
+        raise InputError(form.NAME, name, rule, "ask for it again from whoever made it") from None
+
+
+def _settings(made: form.Certificate, options: tuple[tuple[str, str], ...]) -> tuple[Settings, ...]:
+    """Return the settings of a certificate, with these options for the decoder's factory."""
+    return tuple(
+        Settings(each.draft_len, each.bonus, each.policy, options, each.graphs, each.compiled) for each in made.settings
+    )
 
 
 def _unlike(made: form.Certificate, models: ModelPair) -> str:
@@ -211,10 +275,6 @@ def _decoded(
     made: form.Certificate, models: ModelPair, requests: list[Request], budget: Budget, images: list[int], again: Again
 ) -> Iterator[Found]:
     """Decode some images anew, and compare them token by token; the first decode with a defect, too."""
-    settings = [
-        Settings(each.draft_len, each.bonus, each.policy, again.options, each.graphs, each.compiled)
-        for each in made.settings
-    ]
     groups = list(challenged_groups(made, images))
     is_shown = any(_wrong(made, made.image(image)[2]) for image in images)
     wrong = [k for k, decode in enumerate(made.decodes) if decode.defects and not is_shown][:1]
@@ -229,7 +289,8 @@ def _decoded(
         tasks.append((None, [], Task(len(tasks), requests[decode.request], (decode.setting,))))
     most, drafts = max(task.request.B for _, _, task in tasks), tuple(each.draft_noise for each in made.settings)
     terms = replace(again.terms, refusals=True)  # what it refuses here is not at hand
-    work = VerifyWork(models, again.implementation, tuple(settings), most, budget, terms, drafts)
+    settings = _settings(made, again.options)
+    work = VerifyWork(models, again.implementation, settings, most, budget, terms, drafts)
     with closing(work.open()) as opened:
         for of, rows, task in tasks:
             row = opened.do(task).rows[0]

@@ -34,6 +34,7 @@ from harness.schema import record_of
 
 MOST_INTEGER = 2**53 - 1  # of RFC 8785
 CLOSEST = 8  # draws
+DIGITS = "digits", "float32"  # networks and dtype of which planted bugs were counted
 
 
 def certificate_of(result: Verification, models: ModelPair, path: Path, challenged: int = form.CHALLENGED) -> bytes:
@@ -108,9 +109,13 @@ def _planted(result: Verification) -> dict[str, int] | None:
     """Return how many planted bugs the default question finds, as docs/laws.md has it; None of another question."""
     is_usual = result.covers and result.laws is not None and result.is_whole
     of = result.record.networks if result.record is not None else None
-    is_digits = of is not None and (of.title, of.dtype) == ("digits", "float32")
-    stored = files("harness.mutants").joinpath("hunted.json").read_text(encoding="utf-8")
-    return dict(json.loads(stored)) if is_usual and is_digits else None
+    is_digits = of is not None and (of.title, of.dtype) == DIGITS
+    return planted_bugs() if is_usual and is_digits else None
+
+
+def planted_bugs() -> dict[str, int]:
+    """Return how many planted bugs there are, and how many the default question was seen to find."""
+    return dict(json.loads(files("harness.mutants").joinpath("hunted.json").read_text(encoding="utf-8")))
 
 
 def subject_of(implementation: str, checkout: str, commit: str, path: Path) -> list[dict[str, object]]:

@@ -12,7 +12,7 @@ from harness.commands._options import BUDGETS, JUDGED, PLACE, TESTED, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.files import check_readable
 
-SAID = "what was not asked or proves nothing, laws, evidence, planted bugs, closest draws"
+NEVER = ("why it proves nothing", "laws", "evidence", "closest draws")  # of any certificate
 
 
 class CertificateCheck(Group, panel=JUDGED):
@@ -43,11 +43,12 @@ def check_file(asked: CertificateCheck, networks: Pair, tested: options.UnderTes
 
     import torch
 
-    from harness.certificate.checked import Again, check_certificate
+    from harness.certificate.checked import Again, check_certificate, check_statement, unchecked
     from harness.commands._inputs import load_models, options_tested
     from harness.decoders import Limits, Terms
     from harness.report import plain_console, say
 
+    check_statement(made, str(asked.file))
     device = asked.device or ("cuda" if made.platform.get("device") == "cuda" and torch.cuda.is_available() else "cpu")
     mode = Mode(device, made.precision.get("tf32_matmul", False), made.networks.dtype, made.networks.draft_dtype)
     models = load_models(networks, mode, decoder=str(made.decoder.get("implementation")))
@@ -63,7 +64,7 @@ def check_file(asked: CertificateCheck, networks: Pair, tested: options.UnderTes
     if missing:
         say(console, f"not asked: {missing}")
     of = f"{found.images} of {len(made.places)} images computed anew"
-    drawn = "" if again or not found.images else "; nor that its decoder draws these tokens: pass --decode"
-    say(console, f"said, and not checked: {SAID}{drawn}")
+    drawn = [] if again or not found.images else ["that its decoder draws these tokens: pass --decode"]
+    say(console, f"not checked: {'; '.join([', '.join(NEVER), *unchecked(made), *drawn])}")
     say(console, f"{found.answer.value}: {'; '.join(filter(None, (found.why, of)))}")
     raise typer.Exit(found.answer.exit_status)

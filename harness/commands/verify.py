@@ -248,13 +248,13 @@ def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJud
         return None
     if outputs.challenged < 1:
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
-    for is_asked, what in (
-        (judging.against or judging.against_checkout, "decoder in the reference's place"),
-        (images.texts, "texts that requests draw from"),
-        (judging.may_differ_from is not None, "scale that tokens may differ from (--may-differ-from)"),
+    for option, is_asked, what in (
+        ("--against", judging.against or judging.against_checkout, "decoder in the reference's place"),
+        ("--texts", images.texts, "texts that requests draw from"),
+        ("--may-differ-from", judging.may_differ_from is not None, "scale that tokens may differ from"),
     ):
         if is_asked:
-            raise InputError("certificate", str(file), f"has no {what}", "drop one of them")
+            raise InputError("certificate", str(file), f"has no {what}", f"drop it, or {option}")
     check_extra(file)
     return None if outputs.key is None else read_key(outputs.key, private=True)
 

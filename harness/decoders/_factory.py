@@ -175,7 +175,8 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     remedy, read = "see docs/own-decoder.md", list[str]()
     try:
         with ctrl_c_is_a_stop():
-            decoder = factory(models, _heard(settings, read) if settings.options else settings)
+            given = _heard(settings, read) if settings.options else settings
+            decoder = factory(models, given)
             contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
             declines = attribute_of(decoder, "declines", ())
     except (InputError, StopSignal, OutOfTimeError):
@@ -191,7 +192,8 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     elif not known:
         rule = f"built a decoder that declines {shown(declines)}, not a tuple of {', '.join(map(repr, DECLINES))}"
     else:
-        _check_read(settings, read)
+        if all(each is not given for each in getattr(decoder, "__dict__", {}).values()):  # else it may read on
+            _check_read(settings, read)
         return decoder
     raise InputError("implementation", name, rule, remedy)
 

@@ -17,11 +17,13 @@ from typing import Self
 from rich.console import Console
 
 from harness.certificate import is_certificate, read_certificate
+from harness.certificate.checked import check_statement
 from harness.errors import InputError, one_line
 from harness.judge import Verdict
 from harness.report._tables import columns_of, name_column, print_table, prose_column
 from harness.report._terminal import say, setting_name
-from harness.runs import RUN_FILE, Verification
+from harness.runs import RUN_FILE, Exercised, Verification
+from harness.schema import record_of
 from harness.wording import count_of, date_of
 
 UNREADABLE, UNFINISHED, REFUSED = "UNREADABLE", "UNFINISHED", "REFUSED"  # the last: a certificate
@@ -76,13 +78,13 @@ def _certified(path: Path) -> RunSummary:
     """Return what a certificate says, as far as it holds together: nothing is believed, and nothing computed anew."""
     try:
         made, _, is_signed = read_certificate(path, believed=False)
+        check_statement(made, str(path))
     except InputError as error:
-        return RunSummary(path, REFUSED, why=str(error))
-    missing = made.exercised.get("missing", ())
+        return RunSummary(path, REFUSED, why=f"{error.rule}; {error.remedy}")
     clauses = [
         next((decode.first for decode in made.decodes if decode.first), next(iter(made.inconclusive), "")),
-        f"not asked: {', '.join(map(str, missing))}" if missing else "",
         "its signature is not looked at" if is_signed else "",
+        record_of(Exercised, {**made.exercised}).brief,
     ]
     decoder, commit = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
     counts = made.counts["images"], made.counts["wrong_tokens"]

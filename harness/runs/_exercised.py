@@ -5,12 +5,13 @@ decoder, or missing, with the option that would ask it. What was asked is read o
 rows; what a decoder declares not to do was fixed before its first decode.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.protocol import Request, Settings
-from harness.runs._records import CLAIMS
+from harness.runs._records import CLAIMS, LawsTried
 
 MOST_REFUSED = 0.5  # of all decodes asked for: a decoder that refuses more has not been tested
 LOCK_STEP = 12  # batches with a rejection whose images all went on together: a decoder that parts them would not
@@ -116,6 +117,16 @@ class Exercised:
         return {**vars(self), "asked": list(self.asked), "claims": list(self.claims)}
 
     @property
+    def words(self) -> list[str]:
+        """The three lists, one after another."""
+        return [*self.asked, *self.not_done, *self.missing]
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it says anything of drafts."""
+        return any(aspect.word in self.words for aspect in ASPECTS if aspect.family == _DRAFTED and aspect.claim)
+
+    @property
     def clause(self) -> str:
         """What was not exercised, in words; empty where all was."""
         return self.first_of(len(ASPECTS) + len(KINDS))
@@ -139,7 +150,7 @@ class Exercised:
     def brief(self) -> str:
         """The same in the fewest words: families in the place of aspects."""
         families = {aspect.word: aspect.family for aspect in ASPECTS} | {ADALN: "kinds", DTYPES: "kinds", LAWS: LAWS}
-        shown = dict.fromkeys(families[word] for word in (*self.missing, *self.not_done))
+        shown = dict.fromkeys(families.get(word, word) for word in (*self.missing, *self.not_done))
         return f"not exercised: {', '.join(shown)}{f' ({self._hint})' * bool(self.missing)}" if shown else ""
 
     @property
@@ -157,15 +168,12 @@ def exercised(run: Any) -> Exercised:
     drafts = record is None or not record.terms.sequential
     judged = drafts and bool(coverage.judged or not coverage.rounds)
     lengths = drafts and any(setting.settings.draft_len != "" for setting in run.settings)
-    # whether a decoder can be asked an aspect at all, by its word or its family
-    applies = {BY_SCALE: ours, LENGTHS: lengths, RULE: judged and ours, _DRAFTED: judged, "bonus": judged and ours}
+    applying = _applying(ours, judged, lengths)
     met = [one for one in decodes if not (one.refused or one.declared)]
     asked, not_done, missing, claims = [], dict[str, str](), dict[str, str](), []
     lock_step = coverage.together >= LOCK_STEP and not coverage.diverged
     covers = run.covers and run.is_whole  # what is not in the plan of a design was refused before it was begun
-    for aspect in ASPECTS:
-        if not applies.get(aspect.word, applies.get(aspect.family, True)):
-            continue
+    for aspect in applying:
         if aspect.test(met) and (not aspect.claim or CLAIMS[aspect.claim](coverage)):
             asked.append(aspect.word)
         elif set(aspect.declines) & declines:
@@ -178,7 +186,7 @@ def exercised(run: Any) -> Exercised:
             missing[aspect.word] = aspect.asks
             claims += [aspect.claim] * bool(aspect.claim)
     refuses_laws = laws is not None and laws.asked == len(laws.refused) and bool(laws.why)
-    kinds = _kinds_met(run)
+    kinds = _kinds_met(laws, run.modes[0], record is not None and record.networks.shared_adaln)
     for kind, option in KINDS.items():
         if kind in kinds:
             asked.append(kind)
@@ -190,13 +198,52 @@ def exercised(run: Any) -> Exercised:
     return Exercised(tuple(asked), not_done, missing, tuple(claims), *counts)
 
 
-def _kinds_met(run: Any) -> set[str]:
-    """Return those of `KINDS` that a run, and laws that were tried after it, met."""
-    laws, record = run.laws, run.record
-    met = {LAWS, *laws.networks} - {run.modes[0]} if laws is not None and laws.held else set[str]()
+def _applying(ours: bool, judged: bool, lengths: bool) -> list[Aspect]:
+    """Return what a decoder can be asked at all: one that takes `Settings`, and whose drafts and lengths are seen."""
+    applies = {BY_SCALE: ours, LENGTHS: lengths, RULE: judged and ours, _DRAFTED: judged, "bonus": judged and ours}
+    return [aspect for aspect in ASPECTS if applies.get(aspect.word, applies.get(aspect.family, True))]
+
+
+def _kinds_met(laws: LawsTried | None, mode: str, adaln: bool) -> set[str]:
+    """Return those of `KINDS` that a run in a mode, and laws that were tried after it, met."""
+    met = {LAWS, *laws.networks} - {mode} if laws is not None and laws.held else set[str]()
     dtypes = {DTYPES} if met - {LAWS, ADALN} else set[str]()
-    adaln = {ADALN} if record is not None and record.networks.shared_adaln else set[str]()
-    return met & {LAWS, ADALN} | dtypes | adaln
+    return met & {LAWS, ADALN} | dtypes | ({ADALN} if adaln else set())
+
+
+def misstated(stated: Exercised, decodes: Sequence[Decode], laws: LawsTried | None, mode: str) -> str:
+    """Return what somebody's statement of these decodes, all that there were, says wrongly; empty where nothing.
+
+    Of what rounds, a decoder's word or its networks alone show, it is seen that it stands there once.
+    """
+    met, words, drafted = [one for one in decodes if not one.refused], stated.words, stated.drafts
+    lengths = any(one.settings.draft_len != "" for one in decodes) and (drafted or LENGTHS in words)
+    applying = _applying(any(one.settings.policy for one in decodes), drafted, lengths)
+    options = {aspect.word: aspect.asks for aspect in applying} | KINDS
+    if other := Counter(words) - Counter([*options]) | Counter([*options]) - Counter(words):
+        return f"it does not say once whether this was exercised: {min(other)}"
+    kinds = _kinds_met(laws, mode, ADALN in stated.asked)
+    known = {each.word: each.test(met) for each in applying} | {kind: kind in kinds for kind in KINDS}
+    open_words = {each.word for each in applying if each.claim}
+    for word, is_asked in known.items():
+        if word in stated.asked and not is_asked:
+            return f"it says that this was exercised, and nothing asks it: {word}"
+        if word not in stated.asked and is_asked and word not in open_words:
+            return f"it says that this was not exercised, and it was: {word}"
+    claims = tuple(each.claim for each in applying if each.claim and each.word in stated.missing)
+    if stated.claims != claims or any(options[word] != option for word, option in stated.missing.items()):
+        return "it names other options than those that would ask what is missing"
+    return ""
+
+
+def only_said(stated: Exercised) -> list[str]:
+    """Return what of a statement `misstated` has no means to see."""
+    shown = {each.word for each in ASPECTS if each.claim} | {*KINDS}
+    parts = {
+        "what rounds and laws show": [word for word in stated.asked if word in shown],
+        "what the decoder is said not to do": [*stated.not_done, *([] if stated.drafts else ["drafts"])],
+    }
+    return [f"{what} ({', '.join(words)})" for what, words in parts.items() if words]
 
 
 def why_untested(decodes: Sequence[Decode], unasked: int = 0) -> list[str]:

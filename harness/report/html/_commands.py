@@ -204,7 +204,7 @@ NOTHING = page.State("final", "", "")
 
 def history_page(history: History) -> bytes:
     runs, worst = history.runs, history.runs[0].verdict
-    decoders = page.counted(len({run.decoder for run in runs}), "decoder")
+    decoders = page.counted(len({run.decoder for run in runs if run.decoder}), "decoder")
     head = page.Head(
         "runs", worst, page.TONE[Verdict(worst)] if worst in set(Verdict) else "open",
         f"{page.counted(len(runs), 'run')} of {decoders}: {history.counts}.",

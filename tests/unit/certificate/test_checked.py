@@ -19,6 +19,7 @@ from harness.models import ModelPair
 from harness.protocol import Request
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.runs import LawsTried
+from harness.runs._exercised import ASPECTS
 from harness.schema import record_of
 from tests.certificates import HERE, MODELS, certificate, rooted, run, with_tie, with_token
 from tests.helpers import Layout, tiny
@@ -90,6 +91,8 @@ def test_a_stated_defect_that_no_token_shows_is_not_reproduced(again: Again | No
     with_tie(of_soft, is_tie=False)
     decode = next(d for d in of_soft["predicate"]["decodes"] if d["wrong_tokens"])
     of_soft["predicate"]["requests"][decode["request"]]["more_smooth"] = True
+    del of_soft["predicate"]["exercised"]["missing"]["more_smooth"]
+    of_soft["predicate"]["exercised"]["asked"].append("more_smooth")
     head, counts = of_law["predicate"]["decodes"][-1], of_law["predicate"]["counts"]
     for each in (head, counts):
         each.update(unclaimed=each["unclaimed"] - 1, wrong_tokens=1, defects=1)
@@ -155,6 +158,98 @@ def test_requests_that_are_none_are_bad_input(honest: dict[str, Any]):
         request["labels"] = ["x", "y"]
     with pytest.raises(checked.InputError, match="does not hold together"):
         answer(honest)
+
+
+def _asked(word: str) -> Callable[[dict[str, Any]], object]:
+    return lambda p: (p["exercised"]["missing"].pop(word), p["exercised"]["asked"].append(word))
+
+
+def _unasked(word: str, option: str) -> Callable[[dict[str, Any]], object]:
+    return lambda p: (p["exercised"]["asked"].remove(word), p["exercised"]["missing"].update({word: option}))
+
+
+DRAFTED = {each.word: each.claim for each in ASPECTS if each.family in ("drafts", "bonus")}
+HELD = {"cases": 2, "held": 77, "broken": [], "trivial": [], "refused": [], "why": "", "not_applicable": [], "left": [],
+        "networks": ["float64"], "pyramid": "", "late": []}  # fmt: skip
+
+
+NONE_HELD = HELD | {"held": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_asked("bonus scales"), "was exercised, and nothing asks it: bonus scales"),
+        (_asked("laws"), "was exercised, and nothing asks it: laws"),
+        (_asked("other dtypes"), "was exercised, and nothing asks it: other dtypes"),
+        (lambda p: p.update(laws=HELD), "was not exercised, and it was: laws"),
+        (_unasked("noise by image", "--noise image"), "was not exercised, and it was: noise by image"),
+        (lambda p: p["exercised"]["missing"].pop("bonus scales"), "say once whether this was exercised: bonus scales"),
+        (lambda p: p["exercised"]["asked"].append("all else"), "say once whether this was exercised: all else"),
+        (lambda p: p["exercised"]["missing"].update({"guidance off": "--cfg 1"}), "it names other options than those"),
+        (lambda p: p["exercised"].update(claims=[]), "it names other options than those"),
+        (lambda p: p.update(planted=made.planted_bugs(), laws=NONE_HELD), "it counts other planted bugs than"),
+        (lambda p: p["exercised"].update(asked=[1]), "Exercised.asked is (1,)"),
+    ],
+)  # fmt: skip
+def test_what_its_own_decodes_contradict_is_refused(
+    change: Callable[[dict[str, Any]], object], says: str, honest: dict[str, Any]
+):
+    change(honest["predicate"])
+    with pytest.raises(checked.InputError, match="does not hold together") as refused:
+        answer(honest)
+    assert says in str(refused.value)
+    if says != "Exercised.asked is (1,)":  # another version has other words for what is asked
+        honest["predicate"]["versions"]["harness"] = "0.0"
+        assert answer(honest).answer is CheckAnswer.SAME
+        (unseen,) = checked.unchecked(record_of(form.Certificate, honest["predicate"]))
+        assert unseen.startswith("what was exercised, planted bugs: those of version 0.0")
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [({}, False), ({"caught": 180}, True)])
+def test_planted_bugs_are_those_of_the_table_and_the_default_question(
+    more: dict[str, int], is_refused: bool, monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]
+):
+    predicate = honest["predicate"]
+    predicate.update(planted=made.planted_bugs() | more, laws=HELD)
+    predicate["networks"]["title"] = "digits"
+    for word in ("laws", "other dtypes"):
+        _asked(word)(predicate)
+    usual = [Request((0, 1), seed) for seed in range(2)]
+    monkeypatch.setattr(checked, "requests_for", lambda models: usual)
+    if is_refused:
+        with pytest.raises(checked.InputError, match="it counts other planted bugs than the default question"):
+            answer(honest)
+        return
+    assert answer(honest).answer is CheckAnswer.SAME
+    usual[0] = Request((1, 0))
+    with pytest.raises(checked.InputError, match="of the default question, and asked another one"):
+        answer(honest)
+
+
+def test_what_no_check_sees_is_said(honest: dict[str, Any]):
+    stated = honest["predicate"]["exercised"]
+    stated["not_done"]["top-k alone"] = stated["missing"].pop("top-k alone")
+    assert answer(honest).answer is CheckAnswer.SAME
+    by_rounds, declined = checked.unchecked(record_of(form.Certificate, honest["predicate"]))
+    assert by_rounds.startswith("what rounds and laws show (one decoder for several requests, rejected drafts, ")
+    assert declined == "what the decoder is said not to do (top-k alone)"
+    words = [word for word, claim in DRAFTED.items() if claim or word.startswith("bonus") or "rule" in word]
+    for word in words:  # whoever leaves all drafts out says that it drafts nothing
+        stated["missing"].pop(word, None)
+        stated["asked"] = [each for each in stated["asked"] if each != word]
+    stated["claims"] = []
+    assert answer(honest).answer is CheckAnswer.SAME
+    assert checked.unchecked(record_of(form.Certificate, honest["predicate"]))[-1].endswith("(top-k alone, drafts)")
+
+
+def test_what_this_machine_has_no_kernel_for_is_unverifiable(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
+    def without_kernel(*of: object) -> None:
+        raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")
+
+    monkeypatch.setattr(checked, "forced", without_kernel)
+    why = "its mode, float32, is not at hand: pack_vnni2 is only supported when avx512 is supported"
+    assert answer(honest) == Checked(CheckAnswer.UNKNOWN, why, 0)
 
 
 def test_a_defect_of_tensors_alone_needs_the_decoder():

@@ -37,8 +37,8 @@ def test_a_check_says_what_is_certified_and_what_was_not_asked(
     lines = capsys.readouterr().out.splitlines()
     assert "IDENTICAL of harness:build_decoder; unsigned: its digest shows accidents, and no more" in lines[0]
     assert lines[1].startswith("not asked: ") and "bonus scales" in lines[1]
-    assert lines[-2].startswith("said, and not checked: what was not asked or proves nothing, laws, evidence")
-    assert lines[-2].endswith("nor that its decoder draws these tokens: pass --decode")
+    assert lines[-2].startswith("not checked: why it proves nothing, laws, evidence, closest draws")
+    assert lines[-2].endswith("; that its decoder draws these tokens: pass --decode")
     assert lines[-1] == "REPRODUCED: 1 of 2 images computed anew"
 
 
@@ -62,7 +62,15 @@ def test_other_networks_are_unverifiable_with_exit_status_3(
         (("verify", "--certificate", "c.json", "--key", f"{FOLDER}/key.pub"), "is no private Ed25519 key as PEM"),
         (
             ("verify", "--certificate", "c.json", "--against", "a:b"),
-            "certificate=c.json: has no decoder in the reference's place; drop one of them",
+            "certificate=c.json: has no decoder in the reference's place; drop it, or --against",
+        ),
+        (
+            ("verify", "--certificate", "c.json", "--texts", "t.safetensors"),
+            "certificate=c.json: has no texts that requests draw from; drop it, or --texts",
+        ),
+        (
+            ("verify", "--certificate", "c.json", "--may-differ-from", "3"),
+            "certificate=c.json: has no scale that tokens may differ from; drop it, or --may-differ-from",
         ),
     ],
 )

@@ -32,6 +32,18 @@ def built_after(read: Callable[[Settings], object], options: tuple[tuple[str, st
     return seen
 
 
+class Keeper:
+    """A decoder that keeps its settings."""
+
+    contract = "token-identical"
+
+    def __init__(self, models, settings):
+        self.settings = settings
+
+    def decode(self, request, noise):
+        return self.settings.option("gamma")
+
+
 def by_name(settings: Settings) -> tuple[str, ...]:
     return settings.option("checkout"), settings.option("gamma"), settings.option("steps", "7")
 
@@ -47,6 +59,7 @@ def test_who_reads_an_option_is_built_and_gets_equal_settings():
     ):
         assert built_after(read) == [True]
     assert built_after(lambda settings: settings.draft_len, ()) == [3]
+    build_by_factory(Keeper, MODELS, Settings(3, options=TYPED))  # may read them in `decode`
     assert built_after(lambda settings: settings.option("gamma")) == ["4"]  # a checkout may be that of its own code
 
 

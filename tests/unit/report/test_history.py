@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from harness.speculative.sampler import build_decoder
 from harness.verification import Question, answer_question
 from harness.wording import date_of
 from tests.certificates import FOLDER as CERTIFICATES
+from tests.certificates import sealed
 from tests.helpers import command
 from tests.unit.report.reading import read
 from tests.unit.report.sample_runs import HERE, MODELS, run
@@ -80,7 +82,7 @@ def test_the_command_prints_and_writes_them(folder: Path, tmp_path: Path, monkey
     assert out[-3] == "1 DEFECT, 1 UNREADABLE, 1 UNFINISHED, 1 IDENTICAL of 4 runs"
     assert out[-2] == f"next: look at the newest DEFECT: sdvar-harness report {folder / 'wrong.db'} --html page.html"
     page = read(html.read_bytes())
-    assert "✕ DEFECT 4 runs of 3 decoders: 1 DEFECT, 1 UNREADABLE, 1 UNFINISHED, 1 IDENTICAL." in page.words
+    assert "✕ DEFECT 4 runs of 2 decoders: 1 DEFECT, 1 UNREADABLE, 1 UNFINISHED, 1 IDENTICAL." in page.words
     assert page.text.index("wrong.db") < page.text.index("forged.db") < page.text.index("right.db")
     two = [str(folder / name) for name in ("right.db", "wrong.db")]
     assert command(monkeypatch, "report", *two, "--quiet") == 0
@@ -188,19 +190,23 @@ def test_certificates_have_a_row_each_and_what_does_not_hold_together_is_refused
     )
     for name in names:
         shutil.copy(CERTIFICATES / f"{name}.json", tmp_path)
+    statement = json.loads((tmp_path / "identical.json").read_text())
+    statement["predicate"]["exercised"]["missing"].pop("bonus scales")
+    (tmp_path / "forged.json").write_bytes(sealed(statement))
     answered(tmp_path / "run.db")
     history = History.of(run_files([tmp_path]))
     verdicts = {run.file.stem: run.verdict for run in history.runs}
     assert verdicts == {
         "identical": "IDENTICAL", "defect": "DEFECT", "tie": "TIE", "law": "INCONCLUSIVE", "signed": "IDENTICAL",
-        "run": "IDENTICAL", **dict.fromkeys(names[5:], REFUSED),
+        "run": "IDENTICAL", **dict.fromkeys(("forged", *names[5:]), REFUSED),
     }  # fmt: skip
     rows = {run.file.stem: run for run in history.runs}
-    assert "not asked: " in rows["identical"].why and "signature is not looked at" in rows["signed"].why
+    assert "not exercised: filters, " in rows["identical"].why and "signature is not looked at" in rows["signed"].why
     assert (rows["defect"].images, rows["defect"].wrong_tokens) == (6, 3) and "scale 2, position" in rows["defect"].why
     assert "does not hold together (its root is of other tokens)" in rows["another-root"].why
+    assert "does not say once whether this was exercised: bonus scales" in rows["forged"].why
     assert (
         history.runs[0].file.stem == "defect" and history.command == f"sdvar-harness check {tmp_path / 'defect.json'}"
     )
     page = read(history_page(history))
-    assert "REFUSED" in page.text and "not asked" in page.text
+    assert "REFUSED" in page.text and "not exercised" in page.text
