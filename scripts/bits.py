@@ -38,7 +38,7 @@ from harness.models.infinity.autoencoder import (
     infinity_autoencoder_shapes,
     infinity_layers,
 )
-from harness.models.infinity.checkpoint import Told, load_infinity, load_texts
+from harness.models.infinity.checkpoint import SHIPPED_SIDES, load_digits_bits
 from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
 from harness.models.var.autoencoder import run_layers
 from harness.protocol import Request, Rows, ScaleGuidance
@@ -52,8 +52,8 @@ from harness.rounding import set_precision
 from scripts.classifier import TRAINED, moved, padded, read
 from scripts.distil import Numbers, guided_law
 
-SIDES, C, A, X = (1, 2, 3, 4, 5, 6, 8), 8, 128, 4
-PYRAMID = ScalePyramid(sides=tuple((side, side) for side in SIDES), channels=C)
+C, A, X = 8, 128, 4
+PYRAMID = ScalePyramid(sides=SHIPPED_SIDES, channels=C)
 AUTOENCODER = binary_config(C, ch=32, multipliers=(1, 1, 2), res_blocks=1)
 TARGET = InfinityConfig(PYRAMID, depth=4, D=96, H=6, C=C, A=A, X=X, ffn=512, pool_heads=1, chunks=2, rounds=False)
 DRAFT = replace(TARGET, depth=2, D=64, H=4, ffn=256)
@@ -295,17 +295,11 @@ def write(folder: Path, weights: dict[str, Weights]) -> None:
         save_file(stored, folder / f"{name}.safetensors")
 
 
-def load(folder: Path) -> tuple[ModelPair, tuple[Rows, ...]]:
-    """Return the pair and the texts of the files."""
-    draft, target, vae, texts = (folder / f"{name}.safetensors" for name in ("draft", "target", "vae", "texts"))
-    return load_infinity(draft, target, vae, Told(PYRAMID.sides, rounds=False)), load_texts(texts)[0]
-
-
 @torch.inference_mode()
-def figures(models: ModelPair, texts: tuple[Rows, ...], w: float) -> str:
+def figures(models: ModelPair, w: float) -> str:
     """Return in words what is recognised of drawn images, and which scales the draft draws as the target does."""
     features, labels = load_features().to(models.device), tuple(range(10)) * SHOWN
-    request = Request(labels, SEED_OF_SHARES, texts=texts, scale_guidance=ScaleGuidance((w,) * PYRAMID.S))
+    request = models.conditioned(Request(labels, SEED_OF_SHARES, cfg=w))
     trace = walked(Progress(models.target, models.vae, request, models.noise(request)), PYRAMID.S)
     _, seen_B = features(models.vae.decode(trace.f_hat_BCPP))
     right = float((seen_B.cpu() == torch.tensor(labels)).float().mean())
@@ -364,9 +358,9 @@ def learn(given: argparse.Namespace, state: Path) -> None:
     write(given.folder, done)
     state.unlink()
     set_precision(False)
-    models, texts = load(given.folder)
+    models = load_digits_bits(given.folder).unrounded().in_mode(device, "float32")
     for w in (1.0, 1.5, 3.0):
-        say(given, figures(models.in_mode(device, "float32"), texts, w))
+        say(given, figures(models, w))
 
 
 if __name__ == "__main__":
