@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harness.errors import HarnessError, InputError, NonFiniteError
     from harness.judge import Verdict
     from harness.models import ModelPair, load_digits, load_pair
+    from harness.models.infinity.checkpoint import load_digits_bits
     from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Settings, Trace
     from harness.protocol.noise import SeededNoise
     from harness.protocol.pyramid import ScalePyramid
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Contract", "HarnessError", "Implementation", "InputError", "Intermediates", "LikelihoodTest", "Limits",
     "ModelPair", "NonFiniteError", "Request", "Round", "ScalePyramid", "SeededNoise", "Settings", "Terms", "Trace",
-    "Verdict", "Verification", "__version__", "build_decoder", "load_digits", "load_pair", "verify",
+    "Verdict", "Verification", "__version__", "build_decoder", "load_digits", "load_digits_bits", "load_pair", "verify",
 ]  # fmt: skip
 
 # Where each name lives; tests/unit/test_public_names.py sees that it is where type checkers find it above.
@@ -45,6 +46,7 @@ _HOMES = {
     "errors": ("HarnessError", "InputError", "NonFiniteError"),
     "judge": ("Verdict",),
     "models": ("ModelPair", "load_digits", "load_pair"),
+    "models.infinity.checkpoint": ("load_digits_bits",),
     "protocol": ("Contract", "Implementation", "Intermediates", "Request", "Round", "Settings", "Trace"),
     "protocol.noise": ("SeededNoise",),
     "protocol.pyramid": ("ScalePyramid",),

@@ -170,7 +170,7 @@ def verify(
     if not cover:
         if requests is None:  # every label under four seeds, in batches that device and memory like
             whole, size = (
-                Request(tuple(range(models.target.config.classes))),
+                models.conditioned(Request(tuple(range(models.conditions)))),
                 default_batch(models, not question.in_process),
             )
             requests = tuple(cut_batches(whole, SEEDS, size.images))

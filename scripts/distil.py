@@ -93,13 +93,15 @@ def deeper(draft: Transformer, depth: int, generator: torch.Generator) -> Transf
     return Transformer(config, {name: weights[name] for name in transformer_shapes(config)})
 
 
-def guided_law(network: Transformer, vae: Any, request: Request, tokens_BL: Tensor, labels_B: Tensor) -> Tensor:
+def guided_law(network: Any, vae: Any, request: Request, tokens_BL: Tensor, labels_B: Tensor) -> Tensor:
     """Return the guided logits_BLV of every scale along given tokens, one masked pass; a gradient passes through."""
     pyramid, family = network.pyramid, family_of(network)
     condition = family.condition(network, request, labels_B)
     xs, _ = prefix_inputs(network, vae, condition, tokens_BL, pyramid.S)
     mask_11LL = block_causal(pyramid, network.device, network.dtype)
-    rows_RLV = network.logits(network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11LL), condition)
+    where = family.positions(network, 0, pyramid.S - 1)
+    hidden_RLD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11LL, where)
+    rows_RLV = network.logits(hidden_RLD, condition)
     scales = [rows_RLV[:, pyramid.draws.span(si)] for si in pyramid]
     return torch.cat([family.guide(rows, request.guidance, si, pyramid.S) for si, rows in enumerate(scales)], 1)
 

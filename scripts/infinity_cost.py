@@ -29,7 +29,11 @@ from harness.rounding import quick_budget, set_precision
 from scripts.evidence_cost import clock
 
 # depth, D, H, C, text width, longest text, chunks, ch and multipliers of the autoencoder
-SIZES = {"2B": (32, 2048, 16, 32, 2048, 512, 8, 128, (1, 2, 4, 4, 4)), "tiny": (4, 64, 2, 4, 128, 16, 2, 32, (1, 2))}
+SIZES = {
+    "2B": (32, 2048, 16, 32, 2048, 512, 8, 128, (1, 2, 4, 4, 4)),
+    "small": (4, 64, 2, 32, 128, 16, 2, 32, (1, 2)),  # as many bits a position as 2B
+    "tiny": (4, 64, 2, 4, 128, 16, 2, 32, (1, 2)),
+}
 
 
 def random_infinity(sizes: str, schedule: str, device: str) -> ModelPair:

@@ -14,13 +14,21 @@ from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, f
 from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
-from harness.models.infinity.checkpoint import Told, load_infinity, load_texts, parse_schedule
+from harness.models.infinity.checkpoint import (
+    Told,
+    load_digits_bits,
+    load_infinity,
+    load_texts,
+    parse_schedule,
+)
 from harness.models.infinity.transformer import infinity_config
 from harness.numerals import MOST_NUMBERS, whole, wholes
 from harness.protocol import NoiseOrder, Request, ScaleGuidance
 from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
+
+SHIPPED = {"digits": load_digits, "digits-close": load_digits, "digits-bits": load_digits_bits}
 
 
 def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = OWN_DECODER) -> ModelPair:
@@ -41,8 +49,8 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
             rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
             raise InputError(name, text, rule, remedy)
     if named:
-        is_digits = networks.models in ("digits", "digits-close")
-        pair = load_digits() if is_digits else random_pair(networks.models, device)
+        load = SHIPPED.get(networks.models)
+        pair = load() if load else random_pair(networks.models, device)
     else:
         pair = _from_files(networks)
     for line in () if quiet else pair.taken:
@@ -154,8 +162,8 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
-    texts, negative = load_texts(images.texts) if images.texts is not None else ((), ())
-    if images.texts is None and "texts" in models.target.config.reads:
+    texts, negative = load_texts(images.texts) if images.texts is not None else (models.texts, ())
+    if not texts and "texts" in models.target.config.reads:
         raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")
     labels = labels_for(images.labels, len(texts) or classes)
     ids = integers("images", images.addresses, "0,5") if images.addresses else tuple(range(len(labels)))
@@ -186,8 +194,8 @@ def _places(text: str) -> tuple[int, ...]:
 
 def classes_of(models: ModelPair) -> int:
     """Return how many classes labels number. Raises `InputError` where there are none."""
-    if models.target.config.classes:
-        return models.target.config.classes
+    if models.conditions:
+        return models.conditions
     rule = "draws from texts, which this command does not take"
     raise InputError("family", models.target.config.family, rule, "use sdvar-harness verify --texts FILE")
 

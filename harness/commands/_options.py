@@ -36,7 +36,7 @@ PACKAGE = Path(__file__).parents[1]
 BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
 
 # Help that is too long to stand within its option.
-NAMED = "digits, digits-close, or sizes with random weights: d16-d30."
+NAMED = "digits, digits-close, digits-bits (Infinity's), or sizes with random weights: d16-d30."
 MOVED = f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}."
 ROUNDS = "The draft's own, where speed counts: a draft may round as it likes."
 PAGE = "Write the result as a page to this file: one HTML file, complete in itself."
@@ -110,7 +110,7 @@ def files_of(named: object) -> dict[str, Path | None]:
 class Pair(Group, panel=NETWORKS):
     """Which networks: by name, or three checkpoint files."""
 
-    models: Annotated[str, Option(NAMED, offers=("digits", "digits-close", *SIZES))] = "digits"
+    models: Annotated[str, Option(NAMED, offers=("digits", "digits-close", "digits-bits", *SIZES))] = "digits"
     draft: Draft = None
     target: Target = None
     vae: Vae = None

@@ -64,7 +64,8 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode, timed.quiet)
     pair.check_finite()
-    requests = timed_requests(timed.batches, timed.seeds, classes_of(pair))
+    asked = timed_requests(timed.batches, timed.seeds, classes_of(pair))
+    requests = [[pair.conditioned(request) for request in same_size] for same_size in asked]
     mode = "TF32" if networks.mode.tf32 else networks.mode.dtype
     if tested.implementation != options.OWN:
         found = contest(pair, tested, timed, requests, mode)

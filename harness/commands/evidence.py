@@ -56,7 +56,7 @@ def evidence(networks: Networks, asked: Asked) -> None:
         raise InputError("batch", asked.batch, "must be at least 1", "drop it")
     pair = load_models(networks, networks.mode)
     classes_of(pair)
-    request = Request((0,), cfg=asked.cfg, top_k=asked.top_k, top_p=asked.top_p)
+    request = pair.conditioned(Request((0,), cfg=asked.cfg, top_k=asked.top_k, top_p=asked.top_p))
     batches = [batch for file in asked.file for batch in read_tokens(file)]
     test = LikelihoodTest(pair, request, alpha=asked.alpha)
     for tokens_BL, labels in batches:

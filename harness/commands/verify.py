@@ -153,7 +153,7 @@ def _verified(
     from harness.speculative import parse_policy
     from harness.verification import Question, answer_question, usual_laws, usual_settings
 
-    paths, key = checked_paths(networks, judging, outputs), signing_key(outputs, images, judging)
+    paths, key = checked_paths(networks, judging, outputs), signing_key(outputs, networks, images, judging)
     loss = loss_of(networks, images, judging)
     name, pairs = tested.implementation, options_tested(tested)
     if judging.contract and name == options.OWN:
@@ -237,7 +237,7 @@ def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOut
     return paths
 
 
-def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJudging) -> object:
+def signing_key(outputs: VerifyOutputs, networks: Networks, images: VerifyImages, judging: VerifyJudging) -> object:
     """Return the key that signs a certificate; None: nobody does. Raises `InputError` for what none can be made of."""
     from harness.certificate import check_extra, read_key
 
@@ -250,7 +250,7 @@ def signing_key(outputs: VerifyOutputs, images: VerifyImages, judging: VerifyJud
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
     for option, is_asked, what in (
         ("--against", judging.against or judging.against_checkout, "decoder in the reference's place"),
-        ("--texts", images.texts, "texts that requests draw from"),
+        ("--texts", images.texts or networks.models == "digits-bits", "texts that requests draw from"),
         ("--may-differ-from", judging.may_differ_from is not None, "scale that tokens may differ from"),
     ):
         if is_asked:

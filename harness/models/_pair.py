@@ -20,7 +20,7 @@ from harness.models.var import autoencoder, check_compiler, load_autoencoder, lo
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.var.transformer import Transformer
-from harness.protocol import Request
+from harness.protocol import Request, Rows, ScaleGuidance
 from harness.protocol.noise import RecordedNumbers, SeededNoise
 from harness.protocol.pyramid import ScalePyramid
 
@@ -44,6 +44,7 @@ class ModelPair:
     random: bool = False  # the weights are those of `random_pair`: error budgets hold for the law, not the draw
     numbers: RecordedNumbers | None = field(default=None, repr=False)  # that a replay takes in place of generated ones
     draft_noise: float | None = None  # how far the draft's weights are from the target's (`close_pair`); None = its own
+    texts: tuple[Rows, ...] = field(default=(), repr=False)  # that ship with it, which labels of a request number
     taken: tuple[str, ...] = ()  # what was taken from where in their files, where that is not plain; a line a network
 
     def __post_init__(self) -> None:
@@ -71,6 +72,18 @@ class ModelPair:
     def pyramid(self) -> ScalePyramid:
         """Scales of both transformers."""
         return self.target.config.pyramid
+
+    @property
+    def conditions(self) -> int:
+        """Number of conditions that it comes with: classes, or texts."""
+        return self.target.config.classes or len(self.texts)
+
+    def conditioned(self, request: Request) -> Request:
+        """Return the request; one without texts with those that ship, guided at every scale by its cfg (1 is off)."""
+        if request.texts or not self.texts:
+            return request
+        guidance = request.scale_guidance or ScaleGuidance((request.cfg,) * self.pyramid.S)
+        return replace(request, texts=self.texts, scale_guidance=guidance)
 
     @property
     def vqvae(self) -> Autoencoder:
@@ -218,7 +231,8 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
     words = name.split("-")
     if len(words) != 2 or any(word not in PUBLISHED for word in words):
         sizes = ", ".join(PUBLISHED)
-        raise InputError("models", name, f"must be digits, or DRAFT-TARGET of {sizes}", "pass --models d16-d30")
+        rule = f"must be digits, digits-bits, or DRAFT-TARGET of {sizes}"
+        raise InputError("models", name, rule, "pass --models d16-d30")
     sides = [PUBLISHED[word].pyramid.patch_nums for word in words]
     if sides[0] != sides[1]:  # known before the weights are drawn
         raise InputError("models", name, "draft and target must have the same patch_nums", "pass --models d16-d30")

@@ -150,12 +150,12 @@ def run_study(
     `StopSignal` where a signal came before there were enough images for an interval.
     """
     sources, features, config = study.sources(means), means.features, models.target.config
-    labels = study.labels or tuple(range(config.classes))
+    labels = study.labels or tuple(range(models.conditions))
     check_labels(models, features, labels)
     own_process = any(source.factory and not is_own_decoder(source.factory) for source in sources)
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
-    requests = portions(study.images, batch, labels, study.request)
-    requests[0].check_against(config.classes, config.V)
+    requests = portions(study.images, batch, labels, models.conditioned(study.request))
+    requests[0].check_for(config)
     (samples, stopped), seconds = timed(
         lambda: gather(models, features, sources, requests, conditions, progress), torch.device("cpu")
     )
@@ -172,7 +172,7 @@ def run_study(
 
 def check_labels(models: ModelPair, features: Features, labels: Sequence[int]) -> None:
     """Refuse labels that are no class, and features of other classes than the networks'. Raises `InputError`."""
-    classes, known = models.target.config.classes, features.classes
+    classes, known = models.conditions, features.classes
     if known not in (0, classes):
         rule = f"knows {known} classes, and the networks {classes}"
         raise InputError("features", features.name, rule, "pass --features FILE")

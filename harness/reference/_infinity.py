@@ -101,9 +101,10 @@ def resized(map_BChw: Tensor, sides: tuple[int, ...]) -> Tensor:
 
 
 def example(models: ModelPair, images: int, seed: int) -> Request:
-    """Return a request such as error budgets are measured with: guided texts of 1, 2, … rows."""
+    """Return a request such as error budgets are measured with: guided texts that ship, or made up, of 1, 2, … rows."""
     config, generator = infinity_config(models.target), torch.Generator().manual_seed(seed)
-    texts = tuple(Rows(torch.randn(1 + k % config.X, config.A, generator=generator)) for k in range(images))
+    made = (Rows(torch.randn(1 + k % config.X, config.A, generator=generator)) for k in range(images))
+    texts = tuple(models.texts[k % len(models.texts)] for k in range(images)) if models.texts else tuple(made)
     return Request(tuple(range(images)), seed, texts=texts, scale_guidance=ScaleGuidance((3.0,) * config.pyramid.S))
 
 

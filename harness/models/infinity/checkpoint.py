@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 from torch import Tensor
@@ -34,6 +35,10 @@ NEGATIVE = "negative/"  # begins the names of negative texts
 FIRST = "block_chunks.0.module.0."
 
 
+SHIPPED = Path(str(files("harness.models") / "digits-bits"))
+SHIPPED_SIDES = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8))
+
+
 @dataclass(frozen=True)
 class Told:
     """What no tensor of a transformer tells."""
@@ -55,6 +60,17 @@ def load_infinity(draft: Path | str, target: Path | str, vae: Path | str, told: 
     small, said_of_draft = (large, "") if draft == target else load_network(draft, "draft", kinds, build)
     taken = tuple(filter(None, (said_of_draft, said_of_target, said_of_vae)))
     return ModelPair(small, large, codec, taken=taken)
+
+
+def load_digits_bits(folder: Path = SHIPPED) -> ModelPair:
+    """Load the trained pair of bits that ships (MNIST; 7 scales, 155 positions of 8 bits, a text a digit).
+
+    Its texts are numbered by the digits: `ModelPair.conditioned` gives them to a request. `folder` holds other files of
+    these names and scales, as scripts/bits.py writes them.
+    """
+    draft, target, vae, texts = (folder / f"{name}.safetensors" for name in ("draft", "target", "vae", "texts"))
+    models = load_infinity(draft, target, vae, Told(SHIPPED_SIDES))
+    return replace(models, name="digits-bits", texts=load_texts(texts)[0])
 
 
 def transformer_from(tensors: Mapping[str, Tensor], source: str, told: Told) -> InfinityTransformer:
