@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.judge._evidence import Evidence
@@ -57,14 +58,18 @@ class TargetPass:
         return torch.cat(xs, 1)[:, K:], mask_11nK, family_of(network).positions(network, self.first, self.last)
 
     @torch.inference_mode()
-    def hidden(self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0) -> Tensor:
+    def hidden(
+        self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0,
+        texts: tuple[Tensor, ...] = (),
+    ) -> Tensor:  # fmt: skip
         """Return h_RnD of the pass.
 
         `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
-        more rows than these are seen by all), and `depth` is how many blocks are run (0: all).
+        more rows than these are seen by all), `depth` is how many blocks are run (0: all), and `texts` what
+        cross-attention reads (none: its own).
         """
         condition, K = self.condition, self.evidence.models.pyramid.begin(self.first)
-        condition = replace(condition, blocks=condition.blocks[: depth or None])
+        condition = replace(condition, blocks=condition.blocks[: depth or None], texts=texts or condition.texts)
         x_RnD, mask_11nK, positions = self.window()
         cache = self.cache() if cache is None else cache
         if mask_nK is not None:
@@ -89,6 +94,18 @@ class TargetPass:
         pyramid = self.evidence.models.pyramid
         l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
         return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
+
+
+def of_other_texts(made: TargetPass, si: int, found_RlV: Tensor) -> Tensor | None:
+    """Return logits nearest to those that were found, of passes whose rows attend each to a text of the batch."""
+    evidence, network = made.evidence, made.network
+    labels_b = evidence.numbers.labels(network.config.classes)[:MOST_IMAGES]
+    if len(labels_b) < 2 or not evidence.request.texts:
+        return None
+    texts = family_of(network).condition(network, evidence.request, labels_b).texts
+    made_kRlV = torch.stack([made.rows(made.hidden(texts=(text,) * len(found_RlV)), si) for text in texts])
+    nearest_R = (made_kRlV - found_RlV).abs().flatten(2).amax(2).argmin(0)
+    return made_kRlV[nearest_R, torch.arange(len(found_RlV), device=nearest_R.device)]
 
 
 def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
@@ -153,6 +170,8 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
         ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
         ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
         ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
+        ("mask", "rows see a position more than their scale has", F.pad(right_nK[:, :-1], (1, 0), value=True)),
+        ("mask", "rows do not see the last position of their scale", F.pad(right_nK[:, 1:], (0, 1), value=False)),
     )  # fmt: skip
     late = [
         ("mask", f"rows from scale {si} on do not see {what}", right_nK & ~((level_n1 >= si) & hidden_K))
