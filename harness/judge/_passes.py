@@ -7,7 +7,7 @@ hides all that is cached and a cache that lost it give the same numbers, both ar
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from harness.reference.sequential import GrowingCache
 # Of an image's two rows and another image's two, those that stand for its own.
 _HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
 MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
+MOST_READERS = 4  # of a batch whose texts the two rows of an image may attend to
 
 
 @dataclass(frozen=True)
@@ -96,16 +97,13 @@ class TargetPass:
         return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
 
 
-def of_other_texts(made: TargetPass, si: int, found_RlV: Tensor) -> Tensor | None:
-    """Return logits nearest to those that were found, of passes whose rows attend each to a text of the batch."""
+def of_other_rows(made: TargetPass) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what the rows of a pass attend to where that is of any other rows of the batch; nothing without texts."""
     evidence, network = made.evidence, made.network
-    labels_b = evidence.numbers.labels(network.config.classes)[:MOST_IMAGES]
-    if len(labels_b) < 2 or not evidence.request.texts:
-        return None
-    texts = family_of(network).condition(network, evidence.request, labels_b).texts
-    made_kRlV = torch.stack([made.rows(made.hidden(texts=(text,) * len(found_RlV)), si) for text in texts])
-    nearest_R = (made_kRlV - found_RlV).abs().flatten(2).amax(2).argmin(0)
-    return made_kRlV[nearest_R, torch.arange(len(found_RlV), device=nearest_R.device)]
+    labels_b = evidence.numbers.labels(network.config.classes)[:MOST_READERS]
+    if len(labels_b) > 1 and evidence.request.texts:
+        texts = family_of(network).condition(network, evidence.request, labels_b).texts
+        yield from product(texts, repeat=evidence.request.R // evidence.request.B)
 
 
 def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, Named
 from harness.judge._inputs import misplaced_rows
-from harness.judge._passes import TargetPass, caches, last_of, masks, of_other_texts, passes, rounded
+from harness.judge._passes import TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
@@ -162,7 +162,6 @@ def _places(where_LX: Tensor, pyramid: ScalePyramid, first: int, last: int) -> d
 @torch.inference_mode()
 def _other_pass(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether the logits are those of a pass with another mask, or with other keys and values in its cache."""
-    pyramid = evidence.models.pyramid
     for made in passes(evidence, image, si):
         where = f"logits of scale {si} are those of the pass over scales {made.first}..{made.last}"
         if made.first < made.last and _is_other(evidence, image, si, made.rows(made.hidden(), si)):
@@ -174,9 +173,9 @@ def _other_pass(evidence: Evidence, image: int, si: int) -> Named | None:
         for component, clause, cache in caches(made, image):
             if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
                 return component, f"{where} where {clause}"
-        other_RlV = of_other_texts(made, si, _of_image(evidence.actual.shown, image, pyramid.draws.span(si)))
-        if other_RlV is not None and _is_other(evidence, image, si, other_RlV):
-            return "text", f"{where} whose rows attend to texts of other rows of the batch"
+        for texts in of_other_rows(made):
+            if _is_other(evidence, image, si, made.rows(made.hidden(texts=texts), si)):
+                return "text", f"{where} whose rows attend to texts of other rows of the batch"
     return None
 
 
