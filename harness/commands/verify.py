@@ -177,7 +177,8 @@ def _verified(
     cover = not asks(networks, images, decoding) if judging.cover is None else judging.cover
     laws = usual_laws(cover, terms) if judging.laws is None else judging.laws
     question = Question(name, tuple(settings), (), terms, cover, laws)
-    requests, why = batches_for(pair, images, apart=not question.in_process)
+    made_up = cover and loss is None and images.texts is None and "texts" in pair.target.config.reads
+    requests, why = ([], "") if made_up else batches_for(pair, images, apart=not question.in_process)
     if loss is not None:
         check_claim(judging, lambda: start_runner(pair, name, settings[:1], 1, replace(terms, against=None)))
         loss = loss[0], replace(loss[1], request=replace(loss[1].request, seed=requests[0].seed))

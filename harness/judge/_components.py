@@ -180,7 +180,7 @@ def _other_codes(evidence: Evidence, image: int, si: int, before: Tensor) -> Ite
         codes = quantizer.codes(bits.reshape(1, -1), h, w)
         yield "bits", f"bits are taken {clause}", family.accumulate(before, codes, si, quantizer, models.pyramid)
     for mode in MODES if si < models.pyramid.S - 1 else ():
-        codes = F.interpolate(quantizer.codes(bits_hwN.reshape(1, -1), h, w), size=before.shape[-2:], mode=mode)
+        codes = F.interpolate(quantizer.codes(bits_hwN.reshape(1, -1), h, w), size=before.shape[-2:], **MODES[mode])
         yield "resize", f"codes are resized by {mode}, not by {family.resize}", before + codes
 
 

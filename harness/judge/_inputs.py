@@ -5,6 +5,7 @@ looked up among the terms of all positions: content and position are named apart
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from harness.judge._suspects import asked_otherwise, other_positions, other_row,
 from harness.reference import family_of
 
 SWAPPED = {"inputs": "rows", "logits": "guidance"}  # the part that puts the halves of these in order
-MODES = ("nearest", "bilinear", "bicubic", "area")  # of a resize, those that are tried
+# of a resize, those that are tried
+MODES: dict[str, dict[str, Any]] = {mode: {"mode": mode} for mode in ("nearest", "bilinear", "bicubic", "area")}
+MODES["bilinear with aligned corners"] = {"mode": "bilinear", "align_corners": True}
+MODES["bilinear with antialiasing"] = {"mode": "bilinear", "antialias": True}
 
 
 def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> Named:
@@ -169,7 +173,7 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
         if codes_lC.shape[1] == network.config.raw:
             yield "query", "the codes of its own tokens with their axes mixed up", network.embed(mixed_lC[None])[0]
         f_hats = expected.f_hat_SBCPP[:, image : image + 1]
-        others = [mode for mode in MODES if mode != family.resize and f_hats.shape[2] == network.config.raw]
+        patch = f_hats.shape[-1] // pyramid.sides[-1][1]
         right = family.next_input(f_hats[si - 1], si, pyramid)
         for other in range(-1, si - 1):
             stale = family.next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
@@ -180,10 +184,20 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield "precision", f"f_hat that was resized in {word}", network.embed(short)[0]
         seen = family.next_input(f_hats[si], si, pyramid)
         yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
-        for mode in others:
-            resized = F.interpolate(f_hats[si - 1], size=(h, w), mode=mode).flatten(2).mT
+        for mode in [mode for mode in MODES if mode != family.resize]:
+            resized_map = F.interpolate(f_hats[si - 1], size=(patch * h, patch * w), **MODES[mode])
+            resized = F.pixel_unshuffle(resized_map, patch).flatten(2).mT
             part = "next input" if pyramid.channels == 1 else "resize"
             yield part, f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
+        if patch > 1:
+            patches_lCij = right.unflatten(2, (-1, patch, patch))
+            yield (
+                "bits",
+                "f_hat with rows and columns of a patch exchanged",
+                network.embed(patches_lCij.mT.flatten(2))[0],
+            )
+            placed = patches_lCij.flatten(3).mT.flatten(2)
+            yield "bits", "f_hat with a patch's place before its channel", network.embed(placed)[0]
         turned = right.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)
         yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
         without_bias = network.embed(right) - network.embed(torch.zeros_like(right[:, :1]))

@@ -7,9 +7,10 @@ hides all that is cached and a cache that lost it give the same numbers, both ar
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.judge._evidence import Evidence
@@ -25,6 +26,7 @@ from harness.reference.sequential import GrowingCache
 # Of an image's two rows and another image's two, those that stand for its own.
 _HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
 MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
+MOST_READERS = 4  # of a batch whose texts the two rows of an image may attend to
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,18 @@ class TargetPass:
         return torch.cat(xs, 1)[:, K:], mask_11nK, family_of(network).positions(network, self.first, self.last)
 
     @torch.inference_mode()
-    def hidden(self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0) -> Tensor:
+    def hidden(
+        self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0,
+        texts: tuple[Tensor, ...] = (),
+    ) -> Tensor:  # fmt: skip
         """Return h_RnD of the pass.
 
         `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
-        more rows than these are seen by all), and `depth` is how many blocks are run (0: all).
+        more rows than these are seen by all), `depth` is how many blocks are run (0: all), and `texts` what
+        cross-attention reads (none: its own).
         """
         condition, K = self.condition, self.evidence.models.pyramid.begin(self.first)
-        condition = replace(condition, blocks=condition.blocks[: depth or None])
+        condition = replace(condition, blocks=condition.blocks[: depth or None], texts=texts or condition.texts)
         x_RnD, mask_11nK, positions = self.window()
         cache = self.cache() if cache is None else cache
         if mask_nK is not None:
@@ -89,6 +95,15 @@ class TargetPass:
         pyramid = self.evidence.models.pyramid
         l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
         return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
+
+
+def of_other_rows(made: TargetPass) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what the rows of a pass attend to where that is of any other rows of the batch; nothing without texts."""
+    evidence, network = made.evidence, made.network
+    labels_b = evidence.numbers.labels(network.config.classes)[:MOST_READERS]
+    if len(labels_b) > 1 and evidence.request.texts:
+        texts = family_of(network).condition(network, evidence.request, labels_b).texts
+        yield from product(texts, repeat=evidence.request.R // evidence.request.B)
 
 
 def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:
@@ -153,6 +168,8 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
         ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
         ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
         ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
+        ("mask", "rows see a position more than their scale has", F.pad(right_nK[:, :-1], (1, 0), value=True)),
+        ("mask", "rows do not see the last position of their scale", F.pad(right_nK[:, 1:], (0, 1), value=False)),
     )  # fmt: skip
     late = [
         ("mask", f"rows from scale {si} on do not see {what}", right_nK & ~((level_n1 >= si) & hidden_K))

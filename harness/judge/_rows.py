@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, Named
 from harness.judge._inputs import misplaced_rows
-from harness.judge._passes import TargetPass, caches, last_of, masks, passes, rounded
+from harness.judge._passes import TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
@@ -173,6 +173,9 @@ def _other_pass(evidence: Evidence, image: int, si: int) -> Named | None:
         for component, clause, cache in caches(made, image):
             if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
                 return component, f"{where} where {clause}"
+        for texts in of_other_rows(made):
+            if _is_other(evidence, image, si, made.rows(made.hidden(texts=texts), si)):
+                return "text", f"{where} whose rows attend to texts of other rows of the batch"
     return None
 
 

@@ -8,6 +8,7 @@ wins. What no such change explains stays with the part that `components` names, 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -102,7 +103,14 @@ def asked_otherwise(evidence: Evidence, image: int, si: int) -> Iterator[tuple[s
         return
     labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
     tokens_1L, span = evidence.actual.tokens_BL[image : image + 1], network.pyramid.draws.span(si)
-    for component, clause, other, request in others(network, evidence.request, int(labels_1)):
+    request, guidance = evidence.request, evidence.request.scale_guidance
+    known = list(others(network, request, int(labels_1)))
+    if guidance is not None and min(guidance.places, default=0) < 0:
+        turns = [round_of(evidence, image, k) or k for k in network.pyramid]
+        weights = tuple(guidance.weights[k if isinstance(k, int) else k.first] for k in turns)
+        by_pass = replace(request, scale_guidance=replace(guidance, weights=weights))
+        known.append(("guidance", "all rows of a pass had the weight of its first scale", network, by_pass))
+    for component, clause, other, request in known:
         condition = family_of(other).condition(other, request, labels_1)
         rows_RnV, _, _ = teacher_forced(other, vae, request, labels_1, tokens_1L, si + 1)
         yield component, clause, family_of(other).input(other, condition, None, 0), rows_RnV[:, span]
@@ -202,6 +210,14 @@ def _others(
             yield "noise", clause, draw(right_nV, theirs_nV)
             drawn_n = draw(_law(evidence, other, scales, filter_logits), theirs_nV)
             yield "rows", f"those of image {other} of the batch", drawn_n
+    if channels > 1:
+        by_scale = [evidence.numbers.exponential(si, TOKEN, "judge")[image] for si in range(scales)]
+        turned = [E_lV.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1) for E_lV in by_scale]
+        yield (
+            "noise",
+            "drawn with numbers in the order of channels, not of positions",
+            draw(right_nV, torch.cat(turned)),
+        )
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))

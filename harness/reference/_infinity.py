@@ -4,9 +4,9 @@ Promise: pure functions; arguments are never written into. The module of this na
 contracts, a window of scales at a time.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.models import ModelPair
 from harness.models.infinity.autoencoder import BinaryQuantizer, from_map
 from harness.models.infinity.transformer import MOST_SIDE, InfinityConfig, infinity_config
-from harness.models.network import Condition, Network
+from harness.models.network import Around, Cache, Condition, Network
 from harness.protocol import Request, Rows, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
 
@@ -108,10 +108,46 @@ def example(models: ModelPair, images: int, seed: int) -> Request:
     return Request(tuple(range(images)), seed, texts=texts, scale_guidance=ScaleGuidance((3.0,) * config.pyramid.S))
 
 
+COPIED = 1 + 2.0**-20  # a weight that copies rows as any but 1 does, and changes the conditional ones by rounding alone
+# Ways to count rows and columns that are rule 2 in many schedules: (clause, edge, by height, how products are rounded).
+_COUNTED: tuple[tuple[str, int, bool, Callable[[Tensor], Tensor]], ...] = (
+    ("coordinates were rounded half up", 0, False, lambda x: (x + 0.5).floor()),
+    ("coordinates were cut off, not rounded", 0, False, torch.floor),
+    ("coordinates went from edge to edge of the full sides", 1, False, torch.round),
+    ("rows and columns were counted by a scale's height, not its width", 0, True, torch.round),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seated(Around):
+    """A network whose rows sit elsewhere, in passes that begin with the image."""
+
+    where_L3: Tensor
+
+    def hidden(
+        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self.network.hidden(x_RnD, condition, cache, mask_11nK, self.where_L3[: x_RnD.shape[1]])
+
+
 def others(network: Network, request: Request, label: int) -> Iterator[tuple[str, str, Network, Request]]:
     """Yield (component, clause, network, request) of mistakes with an image's text, level, places and guidance."""
+    yield from _other_texts(network, request, label)
+    yield from _other_places(network, request)
+    guidance, depth = request.scale_guidance, network.config.depth
+    if guidance is not None and guidance.guided:
+        acting = {(1,), *((place,) for place in range(1 - depth, 1)), (0, *guidance.places)}
+        for places in sorted(acting - {guidance.places}, reverse=True):
+            clause = f"guidance acted at places {places}, not {guidance.places}"
+            yield "guidance place", clause, network, replace(request, scale_guidance=replace(guidance, places=places))
+        copied = replace(guidance, weights=tuple(COPIED if w == 1 else w for w in guidance.weights))
+        clause = "both halves were the conditional one where guidance is off"
+        yield "guidance", clause, network, replace(request, scale_guidance=copied)
+
+
+def _other_texts(network: Network, request: Request, label: int) -> Iterator[tuple[str, str, Network, Request]]:
     config, own, given = infinity_config(network), request.texts[label], request.texts
-    like: Any = network
     nothing_XA, negative = network.weights["cfg_uncond"].float().cpu(), request.negative_texts
     kept = negative or tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in given)
     for k, rows in enumerate(given):
@@ -125,9 +161,22 @@ def others(network: Network, request: Request, label: int) -> Iterator[tuple[str
     yield "text", "its unconditional row read its own text", network, replace(request, negative_texts=given)
     if negative:
         yield "text", "there were no negative text", network, replace(request, negative_texts=())
-    for n in sorted({config.X, *(len(rows.numbers_TA) for rows in given)}):
+    for n in sorted({config.X, *(len(rows.numbers_TA) for rows in (*given, *negative))}):
         cut = replace(request, negative_texts=(Rows(nothing_XA[:n]),) * len(given))
         yield "unconditional length", f"its unconditional row had {n} rows, not {len(own.numbers_TA)}", network, cut
+        if negative:
+            cut = replace(request, negative_texts=tuple(Rows(rows.numbers_TA[:n]) for rows in negative))
+            yield "text", f"its negative text were cut to {n} rows", network, cut
+        padded, beside = (
+            tuple(Rows(F.pad(rows.numbers_TA, (0, 0, 0, max(n - len(rows.numbers_TA), 0)))) for rows in texts)
+            for texts in (given, kept)
+        )
+        clause = f"texts were padded to {n} rows, and all of them were read"
+        yield "text", clause, network, replace(request, texts=padded, negative_texts=beside)
+
+
+def _other_places(network: Network, request: Request) -> Iterator[tuple[str, str, Network, Request]]:
+    config, like = infinity_config(network), cast(Any, network)
     for component, clause, change in (
         ("positions", "rows and columns were counted on their own scale", {"rule": 0}),
         ("positions", "tables of angles were resized", {"rule": 1}),
@@ -136,9 +185,11 @@ def others(network: Network, request: Request, label: int) -> Iterator[tuple[str
         ("level", "levels were added before other blocks", {"levels_once": not config.levels_once}),
     ):
         yield component, clause, replace(like, config=replace(config, **change)), request
-    guidance = request.scale_guidance
-    if guidance is not None and guidance.guided:
-        acting = {(1,), *((place,) for place in range(1 - config.depth, 1)), (0, *guidance.places)}
-        for places in sorted(acting - {guidance.places}, reverse=True):
-            clause = f"guidance acted at places {places}, not {guidance.places}"
-            yield "guidance place", clause, network, replace(request, scale_guidance=replace(guidance, places=places))
+    for clause, edge, by_height, rounded in _COUNTED:
+        where = []
+        for si, (h, w) in enumerate(config.pyramid.sides):
+            place_l, row = torch.arange(h * w), h if by_height else w
+            y_l = rounded((place_l // row) * torch.tensor((config.full[0] - edge) / max(h - edge, 1)))
+            x_l = rounded((place_l % row) * torch.tensor((config.full[1] - edge) / max(w - edge, 1)))
+            where.append(torch.stack((torch.full_like(y_l, si), y_l, x_l), 1))
+        yield "positions", clause, _Seated(network, torch.cat(where).double().to(network.device)), request

@@ -114,7 +114,7 @@ def _of_texts(models: ModelPair) -> tuple[Request, ...]:
     guidance, config = whole.scale_guidance, models.target.config
     assert guidance is not None
     deep = min(models.draft.config.depth, config.depth) > 1 and "places" in config.reads
-    mixed = tuple(1.0 + si % 3 for si in range(S))  # some scales are not guided
+    mixed = tuple((1.0, 2.0, 0.5)[si % 3] for si in range(S))  # some scales are not guided, some towards no text
     negative = whole.texts[::-1] if "negative_texts" in config.reads else ()
     return (
         whole,

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.errors import InputError
 from harness.models.infinity.checkpoint import parse_schedule
+from harness.verification import Question
 from tests.helpers import command, tiny
 from tests.published.checkout import make
 from tests.regression.tampered import one_line
@@ -59,6 +61,21 @@ def test_the_own_decoder_is_identical(folder: Path, more: list[str], monkeypatch
     assert command(monkeypatch, "verify", *asked, "--json", str(tmp_path / "a.json"), "--draft-noise", "0.01") in (0, 3)
     result = json.loads((tmp_path / "a.json").read_text())
     assert result["verdict"] in ("IDENTICAL", "TIE"), result
+
+
+def test_a_covering_design_asks_for_no_texts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[Question] = []
+
+    def stop(pair: object, question: Question, *others: object) -> None:
+        asked.append(question)
+        raise InputError("question", question.cover, "was asked", "go on")
+
+    monkeypatch.setattr("harness.verification.answer_question", stop)
+    assert command(monkeypatch, "verify", *words(folder, "--cover", texts="")) == 2
+    assert "question=True: was asked" in one_line(capsys)
+    assert asked[0].requests == ()
 
 
 def test_published_code_is_judged_with_nothing_written(

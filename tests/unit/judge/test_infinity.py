@@ -15,16 +15,18 @@ from torch import Tensor
 from harness import LikelihoodTest, Terms, verify
 from harness.judge._bets import usual_alternatives
 from harness.judge._verdict import Verdict
-from harness.models import ModelPair
+from harness.models import ModelPair, close_pair
 from harness.models.infinity.transformer import InfinityTransformer
 from harness.models.network import Condition, Network
-from harness.protocol import Request, Rows, Settings
+from harness.protocol import Request, Rows, Settings, Trace
+from harness.protocol.noise import Noise, NoiseBefore, Reading
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import _infinity as plain
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
+from harness.speculative import DecodeState, Side
 from harness.speculative.parts import INFINITY, Parts
-from harness.speculative.sampler import SpeculativeDecoder, build_decoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from tests.helpers import decoder_factory, verify_here
 from tests.unit.speculative.test_infinity import GUIDANCE, REQUEST, TEXTS, pair
 
@@ -196,6 +198,84 @@ def one_number(probs_BnV: Tensor, E_BnV: Tensor) -> Tensor:
     return INFINITY.draw(probs_BnV, E_BnV[:, :1].expand_as(E_BnV))
 
 
+def counted(by_height: bool, rounded: Callable[[Tensor], Tensor]) -> Parts:
+    """Put rows where nearly rule 2 does."""
+
+    def change(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+        found = []
+        for si in range(first, last + 1):
+            (h, w), place_l = pyramid.sides[si], torch.arange(pyramid.tokens(si))
+            y_l, x_l = divmod_(place_l, h if by_height else w)
+            found.append(torch.stack((torch.full_like(y_l, si), rounded(y_l * (9 / h)), rounded(x_l * (12 / w))), 1))
+        return torch.cat(found).double()
+
+    return where(change)
+
+
+def divmod_(place_l: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    return (place_l // width).float(), (place_l % width).float()
+
+
+def half_up(x: Tensor) -> Tensor:
+    return (x + 0.5).floor()
+
+
+def of_the_first(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    """Say of all rows of a pass that they are of its first scale: guidance between blocks reads that."""
+    rows_n3 = where_L3[pyramid.begin(first) : pyramid.end(last)].clone()
+    rows_n3[:, 0] = first
+    return rows_n3
+
+
+def copied(network: Network, request: Request, labels_B: Tensor) -> Condition:
+    """Let scales that are not guided copy their conditional rows to both halves."""
+    condition = INFINITY.condition_rows(network, request, labels_B)
+    weights = tuple(1 + 1e-6 if w == 1 else w for w in condition.guidance.weights)
+    return replace(condition, guidance=replace(condition.guidance, weights=weights))
+
+
+def cut(request: Request, network: Network) -> Request:
+    pairs = zip(request.texts, request.negative_texts, strict=True)
+    kept = tuple(Rows(negative.numbers_TA[: len(own.numbers_TA)]) for own, negative in pairs)
+    return replace(request, negative_texts=kept)
+
+
+def padded(request: Request, network: Network) -> Request:
+    against = plain_negative(request, network)
+    every = [tuple(Rows(F.pad(r.numbers_TA, (0, 0, 0, 6 - len(r.numbers_TA)))) for r in rows)
+             for rows in (request.texts, against)]  # fmt: skip
+    return replace(request, texts=every[0], negative_texts=every[1])
+
+
+def plain_negative(request: Request, network: Network) -> tuple[Rows, ...]:
+    nothing_XA = network.weights["cfg_uncond"].float()
+    return tuple(Rows(nothing_XA[: len(rows.numbers_TA)]) for rows in request.texts)
+
+
+def one_more(pyramid: ScalePyramid, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Let every scale see the first position of the next."""
+    mask_11nK = INFINITY.attention_mask(pyramid, first, last, device, dtype)
+    return F.pad(mask_11nK[..., :-1], (1, 0))
+
+
+def resized_by(patch: int = 1, **mode: Any) -> Parts:
+    def next_input(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+        size = tuple(patch * side for side in pyramid.sides[si])
+        return F.pixel_unshuffle(F.interpolate(f_hat, size, **mode), patch).flatten(2).mT
+
+    return replace(INFINITY, next_input=next_input)
+
+
+def aligned(f_hat: Tensor, idx_Bl: Tensor, si: int, quantizer: Any, pyramid: ScalePyramid) -> Tensor:
+    codes = quantizer.codes(idx_Bl, *pyramid.sides[si])
+    return f_hat + F.interpolate(codes, f_hat.shape[2:], mode="bilinear", align_corners=True)
+
+
+def place_first(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
+    raw_BlN = INFINITY.next_input(f_hat, si, pyramid)
+    return raw_BlN.unflatten(2, (-1, 4)).mT.flatten(2)
+
+
 # name -> the decoder's parts, the component that must be named, and what is asked where that is another request
 BUGS: dict[str, tuple[Parts, str, Request]] = {
     "angles from the window's first position": (where(from_the_window), "positions", REQUEST),
@@ -233,6 +313,22 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
         replace(REQUEST, top_p=0.9),
     ),
     "one number for all": (replace(INFINITY, draw=one_number), "draw", REQUEST),
+    "coordinates rounded half up": (counted(False, half_up), "positions", REQUEST),
+    "coordinates cut off": (counted(False, torch.floor), "positions", at(0, -1)),
+    "rows and columns counted by the height": (counted(True, torch.round), "positions", REQUEST),
+    "weight of a pass's first scale between blocks": (where(of_the_first), "guidance", at(-1)),
+    "conditional rows copied where guidance is off": (
+        replace(INFINITY, condition_rows=copied),
+        "guidance",
+        at(-1),
+    ),
+    "negative text cut to the text's length": (asked(cut), "text", REQUESTS[3]),
+    "padding of texts read": (asked(padded), "text", REQUEST),
+    "a mask one position late": (replace(INFINITY, attention_mask=one_more), "mask", REQUEST),
+    "input by antialiasing": (resized_by(mode="bilinear", antialias=True), "resize", REQUEST),
+    "input of patches by area": (resized_by(2, mode="area"), "resize", REQUEST),
+    "codes with aligned corners": (replace(INFINITY, accumulate=aligned), "resize", REQUEST),
+    "a patch's place before its channel in the input": (replace(INFINITY, next_input=place_first), "bits", REQUEST),
 }
 
 
@@ -246,6 +342,48 @@ def test_a_planted_bug_is_caught_and_named(name: str):
     first = result.first_divergence
     assert first is not None
     assert first.component == component, first
+
+
+def test_the_texts_of_a_batch_that_parts_are_named():
+    """Images that go on alone attend to the texts of the batch's first rows."""
+
+    class First(Side):
+        def condition_of(self, images: list[int]) -> Condition:
+            condition = super().condition_of(images)
+            return replace(condition, texts=self.condition.texts[: len(condition.texts)])
+
+    class Decoder(SpeculativeDecoder):
+        def begin(self, request: Request, noise: Noise) -> DecodeState:
+            state = super().begin(request, noise)
+            state.target.__class__ = First
+            return state
+
+    models = close_pair(single(), 0.003)
+    requests = [replace(REQUEST, seed=seed) for seed in range(3)]
+    result = verify_here(models, lambda pair, _: Decoder(pair, DecoderOptions(2)), [Settings(2)], requests)
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "text", result.first_divergence
+
+
+class Turned(NoiseBefore):
+    """Numbers of a scale channel by channel."""
+
+    def read(self, numbers: Reading, si: int, stream: str, reader: str) -> Tensor:
+        E_BlV = numbers(si, stream, reader)
+        return E_BlV.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def test_numbers_in_the_order_of_channels_are_named():
+    class Decoder(SpeculativeDecoder):
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            return super().decode(request, Turned(noise))
+
+    def build(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+        return Decoder(models, DecoderOptions(3))
+
+    first = verify_here(single(), build, [Settings(3)], [REQUEST]).first_divergence
+    assert first is not None
+    assert first.component == "noise", first
 
 
 @pytest.mark.parametrize("places", [(-1,), (0, -1)])
