@@ -20,8 +20,7 @@ from harness.golden._store import Recording, content_digest
 from harness.models import ModelPair
 
 FILES = {"digits": "golden-digits", "filled": "golden-tiny", "infinity": "golden-infinity"}
-PLATFORMS = ("cpu", "cuda")  # classes of which goldens can be recorded
-KEPT = ("cpu", "cuda")  # those of which every file must be there; of another, all files or none
+PLATFORMS = ("cpu", "cuda")  # classes of which goldens are recorded, every file
 ALONE = {"infinity": "cpu"}  # what one class alone has
 
 PLAIN, FILTERED, SMOOTH = (
@@ -142,17 +141,12 @@ def path_of(models: str, platform: str, folder: Path = GOLDENS) -> Path:
     return folder / f"{FILES[models]}-{platform}.safetensors"
 
 
-def _paths(platform: str, folder: Path) -> list[Path]:
-    return [path_of(models, platform, folder) for models in files_of(platform)]
-
-
 def golden_inventory(platform: str, folder: Path = GOLDENS) -> tuple[list[Path], list[FileResult]]:
     """Return the files to judge, and a finished judgement for each missing or extra one, or for an unknown platform."""
     there = set(folder.glob("*"))
-    platforms = [name for name in PLATFORMS if name in KEPT or there & set(_paths(name, folder))]
-    if platform not in platforms:
+    if platform not in PLATFORMS:
         return [], [FileResult(str(folder), unverified=f"no goldens were recorded on {platform}")]
-    wanted = {path: name for name in platforms for path in _paths(name, folder)}
+    wanted = {path_of(models, name, folder): name for name in PLATFORMS for models in files_of(name)}
     wrong = {path: "missing: restore or record it" for path in wanted if path not in there}
     wrong |= dict.fromkeys(sorted(there - wanted.keys()), "not in the plan: remove it, or plan it")
     results = [FileResult(str(path), defects=[f"golden is {why}"]) for path, why in wrong.items()]

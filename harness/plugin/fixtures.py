@@ -1,4 +1,4 @@
-"""Fixtures for tests of one's own: the pair, the numbers, the reference, the judge, a law.
+"""Fixtures for tests of one's own: the pair, the numbers, the reference, the judge.
 
 Promise: nothing is imported before a test asks for one of them. A project that has networks of its own overrides
 `sdvar_pair`, in any scope, and the others follow: they look for it when they are called, so that they live as long as
@@ -18,7 +18,6 @@ from harness.plugin._options import options_of
 if TYPE_CHECKING:
     from harness import Implementation, ModelPair, Request, SeededNoise, Trace
     from harness.judge import Judgement
-    from harness.laws import Law
 
 RUNNING = pytest.StashKey[pytest.Item]()  # of the config: the test that runs
 
@@ -57,18 +56,6 @@ def sdvar_judge(pytestconfig: pytest.Config) -> Callable[..., Judgement]:
         return judged(_pair_of(pytestconfig), decoder_or_trace, request, contract, drafts=not sequential)
 
     return judge
-
-
-@pytest.fixture(scope="session")
-def sdvar_law(pytestconfig: pytest.Config) -> Callable[[Law], None]:
-    """Return what checks a law over the decoder under test, for a project that lists the laws in tests of its own."""
-    from harness.plugin._checking import check_law
-
-    def check(law: Law) -> None:
-        __tracebackhide__ = True
-        check_law(law, options_of(pytestconfig), pytestconfig.stash[RUNNING].stash)
-
-    return check
 
 
 def needing_the_pair(function: Callable[..., object]) -> None:

@@ -17,7 +17,6 @@ from harness.plugin.fixtures import (
     RUNNING,
     needing_the_pair,
     sdvar_judge,
-    sdvar_law,
     sdvar_noise,
     sdvar_pair,
     sdvar_reference,
@@ -26,7 +25,7 @@ from harness.plugin.fixtures import (
 if TYPE_CHECKING:
     from harness.report import CheckRow
 
-__all__ = ["sdvar_judge", "sdvar_law", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
+__all__ = ["sdvar_judge", "sdvar_noise", "sdvar_pair", "sdvar_reference"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +49,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--sdvar-stub", action="append", default=[], metavar="NAME=FILE", help="in place of a module of the checkout's")
     add("--sdvar-cover", action="store_true", help="verify digits with the whole covering design, not a few settings")
     add("--sdvar-sequential", action="store_true", help="the decoder drafts nothing, and need not")
-    add("--sdvar-no-items", action="store_true", help="add no items: the project has tests of its own for the laws")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,8 +81,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.hookimpl(tryfirst=True)  # before -k and --deselect look at the items
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the items where a decoder is named, and mark those that are known to fail."""
-    option = config.option
-    if option.sdvar_implementation and not option.sdvar_no_items:
+    if config.option.sdvar_implementation:
         from harness.plugin._items import Suite
 
         suite = Suite.of(session, options_of(config))
@@ -102,10 +99,10 @@ def pytest_runtest_makereport(
     """Put verdict, component and replay of a law or case into its report, and what it saw."""
     report = yield
     if OPTIONS in item.config.stash:
-        from harness.plugin._items import add_properties, case_of
+        from harness.plugin._items import CheckItem, add_properties
 
-        if case_of(item):
-            add_properties(item, call, report)
+        if isinstance(item, CheckItem):
+            add_properties(item, call, report, item.component, item.replay)
     return report
 
 

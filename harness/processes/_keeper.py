@@ -56,8 +56,6 @@ class _State:
 
 def domain_version() -> int:
     """Return the version of Landlock that the system has, 0 where that is none, or one that is too old."""
-    if not sys.platform.startswith("linux"):
-        return 0
     version = _call(CREATE_RULESET, None, 0, VERSION)
     return version if version >= LEAST else 0
 
@@ -199,7 +197,7 @@ def _watch(keep: Keep, child: int) -> int | None:
     """Return the status of the process when it ends; None where it has to be ended."""
     poll = select.poll()
     poll.register(keep.line, select.POLLIN)
-    with suppress(AttributeError, OSError):  # elsewhere than on Linux it is looked for
+    with suppress(AttributeError, OSError):  # where Python or the system has none, it is looked for
         poll.register(os.pidfd_open(child), select.POLLIN)
     while True:
         ready = [descriptor for descriptor, _ in poll.poll(LOOK_S * 1000)]
@@ -276,6 +274,5 @@ def _end_as(status: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Tell Linux something about this process; elsewhere nothing."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    """Tell Linux something about this process."""
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -227,6 +227,7 @@ def given(line: int) -> list[int]:
 
 SIZED = ("F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL")  # of a memfd: neither grown nor shrunk, and so it stays
 SEALED = (*SIZED, "F_SEAL_WRITE")  # nor written
+# Of the system and of this Python: one that was built where the C library lacked it (uv's, conda-forge's) has none.
 CAN_SEAL = hasattr(os, "memfd_create") and all(hasattr(fcntl, name) for name in SEALED)
 
 

@@ -6,7 +6,6 @@ size follows from the networks and the machine alone, never from the number of w
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -155,13 +154,8 @@ def cache_bytes() -> int:
 
 def available_bytes() -> int:
     """Return the host memory that may be had."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 2**10
-    except (OSError, ValueError, IndexError):
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10
 
 
 def cut_batches(request: Request, seeds: Sequence[int], size: int) -> list[Request]:

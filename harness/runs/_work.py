@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -282,8 +281,5 @@ class Free:
 
 
 def resident_bytes() -> int:
-    """Return how much memory this process has in hand; its highest mark where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return how much memory this process has in hand."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -171,11 +171,6 @@ class Row:
     partial: bool = False  # `+partial` has a meaning
     bench: bool = False  # for measuring speed, and nothing else
 
-    @property
-    def form(self) -> str:
-        """Text with words for its numbers."""
-        return ":".join((self.policy.name, *(number.word for number in self.numbers)))
-
 
 COUPLED = Policy(
     "coupled", Contract.TOKENS, race, partial(accept_equal, choose=race), race,

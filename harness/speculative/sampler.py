@@ -6,7 +6,6 @@ one from settings: what `--implementation` takes by default, and what code outsi
 """
 
 import resource
-import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -157,7 +156,7 @@ def peak_bytes(device: torch.device) -> int:
     """Return the high-water mark of memory: the allocator's on CUDA, the process's resident set on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def build_decoder(models: ModelPair, settings: Settings, observer: Observer | None = None) -> SpeculativeDecoder:

@@ -10,6 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from harness.laws import Law
+from harness.plugin._checking import check_law
+from harness.plugin._items import CheckItem
+from harness.plugin._options import options_of
 from tests.reported import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
@@ -38,7 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Take the number of cases from the profile, and new ones every time unless a seed is given."""
     option = config.option
-    option.sdvar_no_items = True
     settings.load_profile(config.getoption("--hypothesis-profile", None) or os.environ.get("HYPOTHESIS_PROFILE", "ci"))
     if option.sdvar_examples is None:
         option.sdvar_examples = settings().max_examples
@@ -64,9 +67,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the plugin's items: the laws have tests of their own here."""
+    items[:] = [item for item in items if not isinstance(item, CheckItem)]
+
+
 @pytest.fixture
-def law_holds(sdvar_law, pytestconfig: pytest.Config):
+def law_holds(request: pytest.FixtureRequest, pytestconfig: pytest.Config):
     device = pytestconfig.getoption("--sdvar-device")
     if device != "cpu" and not torch.cuda.is_available():
         pytest.fail(f"device={device}: there is no CUDA device here; run without --device")
-    return sdvar_law
+
+    def check(law: Law) -> None:
+        __tracebackhide__ = True
+        check_law(law, options_of(pytestconfig), request.node.stash)
+
+    return check

@@ -7,10 +7,9 @@ import shlex
 
 import pytest
 
-from harness.plugin._items import OWN
 from tests.helpers import recorded
 from tests.regression.tampered import NAMES, Content
-from tests.reported import pytest_runtest_makereport
+from tests.reported import OWN, pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
 

@@ -24,7 +24,7 @@ STATED = {"device_name": "CPU", "commit": "abc", "reason": "why"}
 
 
 @pytest.mark.parametrize(
-    ("models", "platform"), [(models, platform) for platform in plan.KEPT for models in plan.files_of(platform)]
+    ("models", "platform"), [(models, platform) for platform in plan.PLATFORMS for models in plan.files_of(platform)]
 )
 def test_the_committed_goldens_are_of_the_planned_cases_in_their_order(models: str, platform: str):
     path = plan.path_of(models, platform)
@@ -154,24 +154,15 @@ def test_every_weight_of_every_planned_pair_is_in_the_digest(monkeypatch: pytest
     assert len(digests) == 2 + 2 * 3
 
 
-def test_no_goldens_of_a_platform_are_told_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "KEPT", ("cpu",))
-    none = ([], [FileResult(str(tmp_path), unverified="no goldens were recorded on cuda")])
-    assert golden_inventory("cuda", tmp_path) == none
+def test_no_goldens_of_a_platform_are_told_with_the_folder(tmp_path: Path):
+    none = ([], [FileResult(str(tmp_path), unverified="no goldens were recorded on mps")])
+    assert golden_inventory("mps", tmp_path) == none
     (tmp_path / "golden-tiny-cpu.safetensors").write_bytes(b"")
-    assert golden_inventory("cuda", tmp_path) == none
-    (tmp_path / "golden-tiny-cuda.safetensors").write_bytes(b"")  # one file, and all are due
-    files, results = golden_inventory("cuda", tmp_path)
-    assert [path.name for path in files] == ["golden-tiny-cuda.safetensors"]
-    assert sorted(Path(result.path).name for result in results) == [
-        "golden-digits-cpu.safetensors",
-        "golden-digits-cuda.safetensors",
-        "golden-infinity-cpu.safetensors",
-    ]
+    assert golden_inventory("mps", tmp_path) == none
 
 
 def test_what_is_missing_or_in_nobody_s_plan_is_told_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "KEPT", ("cpu",))
+    monkeypatch.setattr(plan, "PLATFORMS", ("cpu",))
     names = ("golden-digits-cpu.safetensors", "golden-infinity-cpu.safetensors", TINY.name, "notes.txt")
     digits, infinity, tiny, note = (tmp_path / name for name in names)
     lacks = ["golden is missing: restore or record it"]

@@ -47,7 +47,7 @@ def test_every_kind_of_difference_is_seen(actual: dict, expected: dict, kind: st
 def test_a_tolerance_holds_for_its_name_alone():
     far = {"x": ONE["x"] + 0.5, "y": ONE["x"] + 0.5}
     found = differences(far, {"x": ONE["x"], "y": ONE["x"]}, {"x": 0.6})
-    assert [(difference.name, difference.largest) for difference in found] == [("y", 0.5)]
+    assert [str(difference) for difference in found] == ["y: 2 of 2 differ, by 0.5, allowed 0"]
     assert differences(far, {"x": ONE["x"], "y": ONE["x"]}, {"x": 0.4, "y": 0.6})[0].name == "x"
 
 

@@ -27,13 +27,12 @@ INDEX = {"weight_map": {key: f"model-0000{i + 1}-of-00002.safetensors" for i in 
 FILES = {
     "owner/net": {"small/var.safetensors": save(T), "readme.md": b"no weights"},
     "owner/sharded": {**SHARDS, "model.safetensors.index.json": json.dumps(INDEX).encode()},
-    "owner/many": {"a.pth": b"", "b.pth": b"", "c.md": b""},
 }
 
 
 @dataclass
 class Hub:
-    """A stand-in of the hub's API: metadata and content of files, and lists of them."""
+    """A stand-in of the hub's API: metadata and content of files."""
 
     server: ThreadingHTTPServer
     asked: list[str] = field(default_factory=list)  # methods and paths of all requests
@@ -42,10 +41,6 @@ class Hub:
         path = request.path.partition("?")[0]
         self.asked.append(f"{request.command} {path}")
         for name, files in FILES.items():
-            if path.startswith(f"/api/models/{name}"):
-                listed = [{"rfilename": file, "type": "file", "path": file, "size": 1, "oid": "0"} for file in files]
-                document = listed if "/tree/" in path else {"id": name, "sha": COMMIT, "siblings": listed}
-                return send(request, 200, json.dumps(document).encode(), {"Content-Type": "application/json"})
             for revision in ("main", COMMIT):
                 file = path.removeprefix(f"/{name}/resolve/{revision}/")
                 if file in files:
@@ -120,12 +115,11 @@ def test_what_is_cached_is_used_offline_too(stand_in: Hub, monkeypatch: pytest.M
         fetched("hf://owner/net/other.pth", "target")
 
 
-def test_an_index_brings_its_shards_and_a_repository_its_only_file(stand_in: Hub):
-    for place in ("hf://owner/sharded/model.safetensors.index.json", "hf://owner/sharded", "hf://owner/net"):
-        network, words = load_transformer(place)
-        assert ("2 shards" in words) == ("sharded" in place)
-        assert f"revision {COMMIT}" in words
-        assert torch.equal(network.weights["head.weight"], T["head.weight"])
+def test_an_index_brings_its_shards(stand_in: Hub):
+    network, words = load_transformer("hf://owner/sharded/model.safetensors.index.json")
+    assert "2 shards" in words
+    assert f"revision {COMMIT}" in words
+    assert torch.equal(network.weights["head.weight"], T["head.weight"])
 
 
 def test_a_revision_is_asked_for(stand_in: Hub):
@@ -137,11 +131,11 @@ def test_a_revision_is_asked_for(stand_in: Hub):
     ("place", "said"),
     [
         ("hf://owner", "must read hf://OWNER/NAME/FILE; pass --target hf://FoundationVision/var/var_d16.pth"),
+        ("hf://owner/net", "must read hf://OWNER/NAME/FILE; pass --target hf://FoundationVision/var/var_d16.pth"),
         ("hf://owner/net/none.pth", "has no file none.pth"),
         ("hf://owner/net@nine/small/var.safetensors", "has no revision nine"),
         ("hf://owner/nobody/a.pth", "is no repository of the hub, or a private one"),
         ("hf://owner/gated/a.pth", "is for those whom its owners let in; ask for access"),
-        ("hf://owner/many", "names no file, and there is a.pth, b.pth; pass --target hf://owner/many/a.pth"),
         ("hf://owner/a b/c.pth", "cannot be fetched ("),
     ],
 )

@@ -100,7 +100,7 @@ SEEN = set()
 
 @few
 @seeds
-def test_numbers(sdvar_pair, sdvar_noise, sdvar_reference, sdvar_judge, sdvar_law, seed):
+def test_numbers(sdvar_pair, sdvar_noise, sdvar_reference, sdvar_judge, seed):
     assert sdvar_noise(Request((3,), seed=seed)).request.seed == seed
 """
 JUDGED = """
