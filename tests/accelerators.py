@@ -1,7 +1,8 @@
 """Accelerated samplers without a draft, each right and with its usual mistakes: what `--may-differ-from` is for.
 
-From a scale on they leave something out: positions (the hidden state of a neighbour stands in), blocks, or keys of
-earlier scales. `ratio` is how much, `entry` the first scale; nothing is left out at ratio 0, and contract A is claimed.
+From a scale on they leave something out: positions (the hidden state of a neighbour stands in), blocks, keys of
+earlier scales, or the whole network (a smaller one draws). `ratio` is how much, `entry` the first scale. At ratio 0
+nothing is left out, and contract A is claimed.
 """
 
 from __future__ import annotations
@@ -36,13 +37,23 @@ class Accelerated:
         progress = Progress(target, self.models.vae, request, noise)
         walk = Walk.begin(target, request, noise.labels(target.config.classes))
         self.left_SN.zero_()
+        self.begin(request, noise)
         for si in pyramid:
             x_RlD = walk.input(progress.raw(), si)
+            self.follow(progress.raw(), si)
             rows = self.rows if si >= self.entry and self.ratio else Walk.rows
             progress.finish_scale(x_RlD, rows(walk, x_RlD, si))
+        without = sum(int(left_N.amin()) == pyramid.tokens(si) for si, left_N in enumerate(self.left_SN))
+        passes = pyramid.S - without * self.leaves_positions
         left = int(self.left_SN.amin(1).sum()) if self.leaves_positions else 0
-        trace = progress.trace(0.0, pyramid.S, pyramid.L - left)
+        trace = progress.trace(0.0, passes, pyramid.L - left)
         return replace(trace, skipped_BSN=self.left_SN.expand(request.B, -1, -1).clone())
+
+    def begin(self, request: Request, noise: Any) -> None:
+        """Hear of a new decode."""
+
+    def follow(self, raw_BlC: Tensor | None, si: int) -> None:
+        """Hear of the raw input of every scale."""
 
     def rows(self, walk: Walk, x_RlD: Tensor, si: int) -> Tensor:
         raise NotImplementedError
@@ -116,6 +127,36 @@ class Compressed(Accelerated):
 
 class DropsEarly(Compressed):
     mistake = "before its scale"
+
+
+class HandsOver(Accelerated):
+    """Lets the draft draw the last scales; it has followed all the others."""
+
+    leaves_positions = True
+
+    def begin(self, request: Request, noise: Any) -> None:
+        self.small = Walk.begin(self.models.draft, request, noise.labels(self.models.target.config.classes))
+
+    def follow(self, raw_BlC: Tensor | None, si: int) -> None:
+        self.drafted = self.small.rows(self.small.input(raw_BlC, si), si)
+
+    def rows(self, walk: Walk, x_RlD: Tensor, si: int) -> Tensor:
+        self.left_SN[si] = x_RlD.shape[1]
+        return self.drafted
+
+
+class HandsOverEarly(HandsOver):
+    mistake = "before its scale"
+
+
+class KeepsTheSmallOne(HandsOver):
+    """Makes the small network's cache once, and lets it grow from image to image."""
+
+    mistake = "goes on from an earlier image"
+
+    def begin(self, request: Request, noise: Any) -> None:
+        if not hasattr(self, "small") or len(self.small.condition.blocks[0][0]) != request.R:
+            super().begin(request, noise)
 
 
 class NotNeutral(Pruned):

@@ -20,6 +20,9 @@ from tests.accelerators import (
     DropsEarly,
     EarlyExit,
     ExitsEarly,
+    HandsOver,
+    HandsOverEarly,
+    KeepsTheSmallOne,
     NotNeutral,
     Pruned,
     PrunesEarly,
@@ -33,7 +36,8 @@ from tests.unit.speculative.test_infinity import pair
 MODELS = tiny(Layout((1, 2, 3, 4, 5)))
 REQUEST, FIRST = Request((0, 2), seed=3), 3
 FROM_3, OFF = (("entry", "3"),), (("ratio", "0"),)
-RIGHT = (Pruned, EarlyExit, Compressed)
+RIGHT = (Pruned, EarlyExit, Compressed, HandsOver)
+EARLY = (PrunesEarly, ExitsEarly, DropsEarly, HandsOverEarly)
 BY_ID = {law.id: law for law in LAWS}
 
 
@@ -64,20 +68,20 @@ def test_a_base_that_is_not_neutral_is_a_defect():
     assert judged(NotNeutral, OFF, None).verdict is Verdict.DEFECT
 
 
-@pytest.mark.parametrize("kind", [PrunesEarly, ExitsEarly, DropsEarly])
+@pytest.mark.parametrize("kind", EARLY)
 def test_one_that_touches_an_earlier_scale_is_a_defect_there(kind: Any):
     first = judged(kind).first_divergence
     assert first is not None
     # keys are left out of earlier scales; positions and blocks of this one, which the decoder says itself
     assert (first.scale, first.component == "skipped") == (2, kind is not DropsEarly)
-    left = {PrunesEarly: 5, ExitsEarly: 9, DropsEarly: 0}[kind]
+    left = {PrunesEarly: 5, ExitsEarly: 9, DropsEarly: 0, HandsOverEarly: 9}[kind]
     said = f"the decoder says that it left out {left} positions of scale 2, which is before scale 3; "
     assert first.detail.startswith(said) == bool(left)
     assert judged(kind, first=2).verdict is Verdict.CONSISTENT
     assert judged(kind, first=None).verdict is Verdict.DEFECT
 
 
-class HandsOver(Pruned):
+class Undecided(Pruned):
     """Says that no target pass decided scale 2, and draws other tokens there."""
 
     def decode(self, request: Request, noise: Any) -> Trace:
@@ -93,7 +97,7 @@ class HandsOver(Pruned):
 
 
 def test_a_scale_before_it_that_no_target_pass_decided_is_named_so():
-    first = judged(HandsOver).first_divergence
+    first = judged(Undecided).first_divergence
     assert first is not None
     assert (first.component, first.scale) == ("skipped", 2)
     assert first.detail.startswith("no target pass decided scale 2, which is before scale 3; ")
@@ -202,6 +206,15 @@ def test_an_answer_may_not_depend_on_the_request_before():
     assert 30 <= first.position < MODELS.pyramid.L
 
 
+@pytest.mark.parametrize("kind", [Remembers, KeepsTheSmallOne])
+@pytest.mark.parametrize("family", ["var", "infinity"])
+def test_in_either_family_one_that_goes_on_from_an_earlier_image_is_said_to_remember(kind: Any, family: str):
+    models, request = (MODELS, REQUEST) if family == "var" else (pair(dtype=torch.float32, rounds=False), OF_TEXTS)
+    first = judged(kind, (("entry", "4"),), 4, models, request=request).first_divergence
+    assert first is not None
+    assert (first.component, first.scale) == ("reuse", 4)
+
+
 def test_who_draws_otherwise_in_every_process_is_not_said_to_remember():
     class Drifts(Pruned):
         times = 0
@@ -223,7 +236,14 @@ def test_no_law_accuses_a_right_one(kind: Any):
     assert tried.held > 12
 
 
-@pytest.mark.parametrize(("kind", "verdict"), [(Pruned, Verdict.CONSISTENT), (PrunesEarly, Verdict.DEFECT)])
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        *((kind, Verdict.CONSISTENT) for kind in RIGHT),
+        *((kind, Verdict.DEFECT) for kind in EARLY),
+        (PrunesNothing, Verdict.INCONCLUSIVE),
+    ],
+)
 def test_texts_and_bits_are_judged_likewise(kind: Any, verdict: Verdict):
     models = pair(dtype=torch.float32, rounds=False)
     result = judged(kind, (("entry", "4"),), 4, models, request=OF_TEXTS)
@@ -267,4 +287,4 @@ def test_who_claims_every_token_may_not_differ():
 
 def test_every_stand_in_is_of_one_kind():
     kinds = {kind for kind in vars(accelerators).values() if isinstance(kind, type) and hasattr(kind, "mistake")}
-    assert {kind for kind in kinds if kind.mistake} == {PrunesEarly, ExitsEarly, DropsEarly, PrunesNothing, Remembers}
+    assert {kind for kind in kinds if kind.mistake} == {*EARLY, PrunesNothing, Remembers, KeepsTheSmallOne}
