@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import command
+from tests.published.checkout import make
 from tests.regression.tampered import one_line
 
 NAMED = ("--models", "digits-bits")
@@ -22,6 +23,15 @@ def test_verify_keeps_a_run_that_is_repeated(monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads(found.read_text())["verdict"] == "IDENTICAL"
     assert command(monkeypatch, "verify", *NAMED, *FEW, *PLAIN, *wrong, "--run", str(run)) == 1
     assert command(monkeypatch, "replay", str(run), "--case", "0", "--trust", "--in-process") == 1
+
+
+def test_published_code_loads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    plain = ("--implementation", "published:infinity", "--sequential", "--no-locate", "--checkout")
+    right, wrong = make(tmp_path, "infinity"), make(tmp_path, "infinity", "input-area")
+    assert command(monkeypatch, "verify", *NAMED, *FEW, *plain, str(right)) == 0
+    assert "IDENTICAL" in capsys.readouterr().out
+    assert command(monkeypatch, "verify", *NAMED, *FEW, *plain, str(wrong)) == 1
+    assert "component resize" in capsys.readouterr().out
 
 
 def test_images_are_drawn_and_bet_on_and_timed(
