@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
           f"{result.decode_seconds:.1f} s, judging {share:.1%} on top, at most {given.most:.0%}")  # fmt: skip
     if models.device.type == "cuda":
         print(f"most memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {torch.cuda.get_device_name()}")
+    else:  # in KiB on Linux; of everything, Python and its packages too
+        print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process")
     print(f"all: {clock(models) - begin:.0f} s")
     sys.exit(share > given.most or result.verdict not in (Verdict.IDENTICAL, Verdict.TIE))
 

@@ -14,21 +14,13 @@ from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, f
 from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
-from harness.models.infinity.checkpoint import (
-    Told,
-    load_digits_bits,
-    load_infinity,
-    load_texts,
-    parse_schedule,
-)
+from harness.models.infinity.checkpoint import Told, load_digits_bits, load_infinity, load_texts, parse_schedule
 from harness.models.infinity.transformer import infinity_config
 from harness.numerals import MOST_NUMBERS, whole, wholes
 from harness.protocol import NoiseOrder, Request, ScaleGuidance
 from harness.report import plain_console, say
 from harness.rounding import set_precision
 from harness.runs import BatchSize, cut_batches, default_batch
-
-SHIPPED = {"digits": load_digits, "digits-close": load_digits, "digits-bits": load_digits_bits}
 
 
 def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = OWN_DECODER) -> ModelPair:
@@ -49,7 +41,8 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
             rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
             raise InputError(name, text, rule, remedy)
     if named:
-        load = SHIPPED.get(networks.models)
+        shipped = {"digits": load_digits, "digits-close": load_digits, "digits-bits": load_digits_bits}
+        load = shipped.get(networks.models)
         pair = load() if load else random_pair(networks.models, device)
     else:
         pair = _from_files(networks)
