@@ -43,6 +43,10 @@ def test_images_are_drawn_and_bet_on_and_timed(
     assert command(monkeypatch, "evidence", *NAMED, str(tokens)) == 3  # two images prove little
     assert command(monkeypatch, "bench", *NAMED, "--repeats", "1", "--draft-len", "2") == 0
     assert "speculative decoding" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_its_digits_are_recognised_and_its_parts_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     many = ("--images", "80", "--batch", "40", "--policies", "coupled", "--json", str(tmp_path / "q.json"))
     assert command(monkeypatch, "quality", *NAMED, *many) == 0
     rows = json.loads((tmp_path / "q.json").read_text())["rows"]
