@@ -77,10 +77,13 @@ class Search:
         rows, stream = rows_of(wrong.actual), self.along_any
         if rows is None:
             return None
-        made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
+        placed, made = self._placed(wrong), stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            tokens_l, is_l = wrong.actual.flatten().cpu(), (wrong.actual != wrong.expected).flatten().cpu()
-            made = stream.drawn(tokens_l, is_l, self._windows(wrong.scale)) or (made if rows.kind[1] >= LEAST else {})
+            # the draft draws them, too: the target's draw is that which reads most of what the reference's does
+            draws = stream.drawn(wrong.actual.flatten().cpu(), wrong.first_l, self._windows(wrong.scale))
+            if placed is not None:
+                draws.sort(key=lambda draw: -sum(bool(placed.has(rows).any()) for rows in self._read_of(draw)))
+            made = draws[0] if draws else made if rows.kind[1] >= LEAST else {}
         back = stream.back(made)
         for number, at_n in stream.firsts(back, made).items():
             step = stream.steps[number]
@@ -93,10 +96,26 @@ class Search:
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = caller_of(step) or self._masked(number) or self._again(number, wrong)
-            above = above or self._misplaced(number, at_n, wrong)
-            return above or (step, stream.unseen(number))
+            above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed)
+            return above or self._unchanged(number, at_n) or (step, stream.unseen(number))
         return None
+
+    def _read_of(self, made: Rows) -> Iterator[TensorRows]:
+        """List the real numbers that those steps read which first made what is wrong of what some make."""
+        for number, at_n in self.along_any.firsts(self.along_any.back(made), made).items():
+            for rows, _ in self.along_any.read(number, at_n):
+                if rows.kind[0] == "real" and rows.kind[1] >= LEAST:
+                    yield rows
+
+    def _placed(self, wrong: Wrong) -> Known | None:
+        """Return all that the reference makes a value of, in its place; None where it is not seen to."""
+        if wrong.is_tokens:
+            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.first_l, self._windows(wrong.scale))
+            made = draws[0] if draws else {}
+        else:
+            rows = rows_of(wrong.expected)
+            made = self.right.makers(rows) if rows else {}
+        return Known([*self.right.rows(self.right.back(made)), *self.weights], self.close) if made else None
 
     def _masked(self, number: int) -> Found | None:
         """Return the operation that made a wrong mask, which hides nothing or is no window's."""
@@ -119,21 +138,27 @@ class Search:
         again = next((maker for maker in makers if maker.stack[:1] == step.stack[:1]), None)
         return again and (_met(step, again), ", which was right before")
 
-    def _misplaced(self, number: int, at_n: Tensor | None, wrong: Wrong) -> Found | None:
+    def _misplaced(self, number: int, at_n: Tensor | None, placed: Known | None) -> Found | None:
         """Return the operation that handed on what is right in another place than the wrong value's."""
-        if at_n is None:  # of all rows some are of other places
+        if at_n is None or placed is None:  # of all rows some are of other places
             return None
-        if wrong.is_tokens:
-            tokens_l = wrong.expected.flatten().cpu()
-            made = self.right.drawn(tokens_l, torch.ones_like(tokens_l), self._windows(wrong.scale))
-        else:
-            rows = rows_of(wrong.expected)
-            made = self.right.makers(rows) if rows else {}
-        placed = Known([*self.right.rows(self.right.back(made)), *self.weights], self.close)
-        for rows, _ in self.along_any.read(number, at_n) if made else ():
+        for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
                 return self._handed(other, number)
+        return None
+
+    def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
+        """Return the operation that made a wrong factor, or term, which changed nothing of what a step reads."""
+        steps, stream = self.along_any.steps, self.along_any
+        for rows, _ in stream.read(number, at_n):
+            for n in (n for n in reversed(range(number)) if steps[n].name in TURNS):
+                if rows.kind[0] == "real" and all(
+                    any(share(rows, each) for each in of) for of in (steps[n].inputs, steps[n].outputs)
+                ):
+                    pending = stream.makers_of(n)
+                    first = next(iter(stream.firsts(stream.back(pending), pending)), None)
+                    return None if first is None else (steps[first], ", by what changes nothing")
         return None
 
     def _put_back(self, wrong: list[TensorRows]) -> Found | None:
@@ -154,16 +179,16 @@ class Search:
 
     def _handed(self, rows: TensorRows, number: int) -> Found:
         """Return the first operation that handed rows on to a step, that of a new line where there is one."""
-        steps, links, storage = self.along_any.steps, list[int](), rows.storage
+        steps, links, storages = self.along_any.steps, list[int](), [rows.storage]
         origin = number
         for n in reversed(range(number)):
-            if any(each.storage == storage and share(each, rows) for each in steps[n].outputs):
+            if any(each.storage in storages and share(each, rows) for each in steps[n].outputs):
                 sources = [each.storage for each in steps[n].inputs if share(each, rows)]
                 if not sources or (steps[n].by_row and len(steps[n].read) > 1 and steps[n].name != "where"):
                     origin = n
                     break
                 links.append(n)
-                storage = storage if storage in sources else sources[0]
+                storages = sources  # of several the last that was made
         links = [n for n in links if steps[n].stack and steps[n].stack != steps[origin].stack]
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
@@ -204,9 +229,7 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
-        return step and (
-            caller_of(step) or (step, ", a right value that belongs elsewhere: another half, scale or position")
-        )
+        return step and (step, ", a right value that belongs elsewhere: another half, scale or position")
 
     def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps
@@ -348,6 +371,7 @@ def _made_by(*runs: list[Operation]) -> list[TensorRows]:
 
 
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
+    step, why = caller_of(step) or (step, why)
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
 

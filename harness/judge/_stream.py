@@ -36,7 +36,7 @@ class Stream:
         """Return the rows of one kind: hash, step that made it first, its place there, whether it is right."""
         if kind not in self._tables and (of := self._made.get(kind)):
             if kind[0] == "whole":  # few numbers are made anywhere: tokens are drawn
-                of = sorted(of, key=lambda each: not self.draws(each[0]))
+                of = sorted(of, key=lambda each: self.steps[each[0]].drawn is None)
             hash_N = torch.cat([rows.hash_N for _, rows in of])
             step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
             at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])
@@ -49,24 +49,20 @@ class Stream:
             self._tables[kind] = hash_n, step_n, at_N[order_n], self.is_known(rows)
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0).bool())
 
-    def draws(self, number: int) -> bool:
-        """Tell whether a step reads real numbers."""
-        return any(rows.kind[0] == "real" for rows in self.steps[number].inputs)
-
-    def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> Rows:
-        """Return the step that drew tokens, the last of those that drew the fewest, and the places of some there.
+    def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> list[Rows]:
+        """List the steps that drew tokens, those of the fewest first, then the last ones; of each the places of some.
 
         Few tokens stand anywhere by chance: they count where one of `windows` (its tokens, those before) has them.
         """
         found: list[tuple[int, int, int]] = []
         for number, step in enumerate(self.steps):
-            if self.draws(number) and len(step.whole) == 1 and step.made[0]:
+            if (drawn := step.drawn) is not None:
                 row = step.made[0][-1] if step.made[0][-1] in self._ends else 0
-                n, is_few = len(step.whole[0]), len(tokens_l) < LEAST
-                for place in places_of(step.whole[0], tokens_l, row):
+                n, is_few = len(drawn), len(tokens_l) < LEAST
+                for place in places_of(drawn, tokens_l, row):
                     if not is_few or any(n % count == 0 and place % count == before for count, before in windows):
                         found.append((n, -number, place))
-        return {-number: place + torch.nonzero(is_l).flatten() for _, number, place in sorted(found)[:1]}
+        return [{-number: place + torch.nonzero(is_l).flatten()} for _, number, place in sorted(found)]
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""

@@ -60,6 +60,12 @@ class Wrong:
         return not self.actual.is_floating_point()
 
     @property
+    def first_l(self) -> Tensor:
+        """One at the first wrong token, zeros elsewhere."""
+        is_l = (self.actual != self.expected).flatten().cpu()
+        return is_l & (is_l.cumsum(0) == 1)
+
+    @property
     def place(self) -> str:
         return f"{self.name} of scale {self.scale}"
 
