@@ -30,6 +30,7 @@ from harness.reference import block_causal
 TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
+ELSEWHERE = ", of a right value that belongs elsewhere: another half, scale or position"
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
 
@@ -123,7 +124,10 @@ class Search:
         near = (n for n in reversed(range(number + 1)) if stream.steps[n].attends and stream.steps[n].stack == stack)
         if (number := next(near, -1)) < 0:
             return None
+        one_scale = [(count, sum(self.counts[: si + 1])) for si, count in enumerate(self.counts)]  # hides nothing
         for rows in stream.steps[number].inputs[3:]:
+            if rows.kind[0] == "real" and stream.steps[number].read[3][-2:] in one_scale:
+                continue
             if not (bool(rows.mark_N4.any()) if rows.kind[0] == "real" else bool(stream.is_known(rows).all())):
                 maker = _maker_of(rows, stream.steps[:number])
                 return maker and (maker, ", of a wrong mask")
@@ -145,8 +149,16 @@ class Search:
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number)
+                return self._handed(other, number) or self._strictly(number, at_n, placed)
         return None
+
+    def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
+        """Return the first operation that made what a step reads of what is right in its place, and not elsewhere."""
+        stream, pending = Stream(self.along_any.steps, [placed], self.along_any.ends), Rows({number: at_n})
+        first = stream.steps[next(iter(stream.firsts(stream.back(pending), pending)), number)]
+        made = [step for step in stream.steps[:number] if step.name == first.name and step.stack]
+        again = [step for step in made if any(share(*pair) for pair in zip(step.outputs, first.outputs, strict=False))]
+        return again[-1] if again else first, ELSEWHERE  # of those that made the same the last one
 
     def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
         """Return the operation that made a wrong factor, or term, which changed nothing of what a step reads."""
@@ -177,7 +189,7 @@ class Search:
                             return step, ", which is older than what was there"
         return None
 
-    def _handed(self, rows: TensorRows, number: int) -> Found:
+    def _handed(self, rows: TensorRows, number: int) -> Found | None:
         """Return the first operation that handed rows on to a step, that of a new line where there is one."""
         steps, links, storages = self.along_any.steps, list[int](), [rows.storage]
         origin = number
@@ -193,15 +205,13 @@ class Search:
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
         if not links:
-            return _met(
-                steps[number], steps[origin]
-            ), ", of a right value that belongs elsewhere: another half, scale or position"
+            return None
         for link in links:
             for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
                 return _maker_of(index, steps[:link]) or steps[link], ", by an index of another place"
         before = {(step.name, step.stack) for step in steps[:origin]}
         link = next((n for n in reversed(links) if (steps[n].name, steps[n].stack) not in before), links[-1])
-        return steps[link], ", of a right value that belongs elsewhere: another half, scale or position"
+        return steps[link], ELSEWHERE
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -229,7 +239,7 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
-        return step and (step, ", a right value that belongs elsewhere: another half, scale or position")
+        return step and (step, ELSEWHERE)
 
     def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps
