@@ -61,6 +61,7 @@ class Search:
 
     along_any: Stream  # what is right along the final tokens or along drafted ones is known
     along_final: Stream  # what is right along the final tokens is known
+    along_target: Stream  # what the target computes along them is known, what the draft does is not
     right: Stream  # the reference's operations along the final tokens; nothing is known
     weights: list[TensorRows]
     close: float
@@ -149,12 +150,12 @@ class Search:
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number) or self._strictly(number, at_n, placed)
+                return self._handed(other, number) or self._strictly(number, at_n)
         return None
 
-    def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
-        """Return the first operation that made what a step reads of what is right in its place, and not elsewhere."""
-        stream, pending = Stream(self.along_any.steps, [placed], self.along_any.ends), Rows({number: at_n})
+    def _strictly(self, number: int, at_n: Tensor) -> Found:
+        """Return the first operation that made what a step reads of what the target computes, where the draft may."""
+        stream, pending = self.along_target, Rows({number: at_n})
         first = stream.steps[next(iter(stream.firsts(stream.back(pending), pending)), number)]
         made = [step for step in stream.steps[:number] if step.name == first.name and step.stack]
         again = [step for step in made if any(share(*pair) for pair in zip(step.outputs, first.outputs, strict=False))]
@@ -325,12 +326,14 @@ class LineSearch:
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         drafted = list(proposed.values())[-MOST_PROPOSED:]
         otherwise = [rows for asked in drafted for rows in _made_by(*self._right(*asked)[1:])]
-        known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
+        of_target = [*_made_by(right[0]), *self._masks(), *weights]
+        known = [Known(rows, self._decode.close) for rows in (final, otherwise, of_target)]
         ends = {pyramid.end(si) for si in pyramid}
-        along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
+        along_any, along_final, along_target = (Stream(steps, of, ends) for of in (known[:2], known[:1], known[2:]))
         of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
         counts = pyramid.draws.counts
-        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected, counts)
+        streams = along_any, along_final, along_target, of_reference
+        search = Search(*streams, weights, self._decode.close, rejected, counts)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
