@@ -81,10 +81,10 @@ class Search:
             return None
         placed, made = self._placed(wrong), stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            # the draft draws them, too: the target's draw is that which reads most of what the reference's does
-            draws = stream.drawn(wrong.actual.flatten().cpu(), wrong.first_l, self._windows(wrong.scale))
+            # the draft draws them, too: the target's draw is that which reads least of what belongs elsewhere
+            draws = stream.drawn(wrong.actual.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
             if placed is not None:
-                draws.sort(key=lambda draw: -sum(bool(placed.has(rows).any()) for rows in self._read_of(draw)))
+                draws.sort(key=lambda draw: sum(map(partial(self._is_elsewhere, placed), self._read_of(draw))))
             made = draws[0] if draws else made if rows.kind[1] >= LEAST else {}
         back = stream.back(made)
         for number, at_n in stream.firsts(back, made).items():
@@ -98,9 +98,12 @@ class Search:
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed)
+            above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed, wrong)
             return above or self._unchanged(number, at_n) or (step, stream.unseen(number))
         return None
+
+    def _is_elsewhere(self, placed: Known, rows: TensorRows) -> bool:
+        return bool((self.along_any.is_known(rows) & ~placed.has(rows)).any())
 
     def _read_of(self, made: Rows) -> Iterator[TensorRows]:
         """List the real numbers that those steps read which first made what is wrong of what some make."""
@@ -112,7 +115,7 @@ class Search:
     def _placed(self, wrong: Wrong) -> Known | None:
         """Return all that the reference makes a value of, in its place; None where it is not seen to."""
         if wrong.is_tokens:
-            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.first_l, self._windows(wrong.scale))
+            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
             made = draws[0] if draws else {}
         else:
             rows = rows_of(wrong.expected)
@@ -143,14 +146,15 @@ class Search:
         again = next((maker for maker in makers if maker.stack[:1] == step.stack[:1]), None)
         return again and (_met(step, again), ", which was right before")
 
-    def _misplaced(self, number: int, at_n: Tensor | None, placed: Known | None) -> Found | None:
+    def _misplaced(self, number: int, at_n: Tensor | None, placed: Known | None, wrong: Wrong) -> Found | None:
         """Return the operation that handed on what is right in another place than the wrong value's."""
         if at_n is None or placed is None:  # of all rows some are of other places
             return None
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number) or self._strictly(number, at_n)
+                # laws of one token are alike: what made the first of them is nobody's mistake
+                return self._handed(other, number) or (None if wrong.is_tokens else self._strictly(number, at_n))
         return None
 
     def _strictly(self, number: int, at_n: Tensor) -> Found:

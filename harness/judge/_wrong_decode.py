@@ -60,10 +60,9 @@ class Wrong:
         return not self.actual.is_floating_point()
 
     @property
-    def first_l(self) -> Tensor:
-        """One at the first wrong token, zeros elsewhere."""
-        is_l = (self.actual != self.expected).flatten().cpu()
-        return is_l & (is_l.cumsum(0) == 1)
+    def wrong_l(self) -> Tensor:
+        """Where tokens are wrong."""
+        return (self.actual != self.expected).flatten().cpu()
 
     @property
     def place(self) -> str:
