@@ -3,7 +3,8 @@
     python scripts/located.py [--only ID,ID] [--processes N]
 
 The truth is written down before: the lines of the bug's definition, and of the functions that it names in the families'
-modules and in `_mutant`, which replace a part. A line is right within 3 of those, a stack where one of its frames is.
+modules and in `_mutant`, which replace a part; where it puts another function of the decoder in a part's place, those
+of that function, which is then the wrong one. A line is right within 3 of those, a stack where one of its frames is.
 Of every bug the first case of a list is taken in which a value of its decode is wrong: digits, four scales, then ten.
 Bugs that decoder and reference share, and those that show no wrong value in any case, are not counted; one that shows
 it only after another decode is searched in a decoder that has made that.
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import torch
 
@@ -62,6 +65,7 @@ def truths() -> dict[str, Truth]:
         for name, mutant in vars(family).items():
             if mutant in MUTANTS and name in named[family.__name__]:
                 found[mutant.id] = list(_lines(family.__name__, name, named, set()))
+                found[mutant.id] += _put_in(family, named[family.__name__][name])
     return found
 
 
@@ -79,6 +83,16 @@ def _lines(
     for each in ast.walk(node):
         if isinstance(each, ast.Name):
             yield from _lines(home, each.id, named, seen)
+
+
+def _put_in(family: ModuleType, definition: ast.stmt) -> Iterator[tuple[str, set[int]]]:
+    """List files and lines of the decoder's functions that a definition hands on, uncalled."""
+    for call in (each for each in ast.walk(definition) if isinstance(each, ast.Call)):
+        given = [value for value in (*call.args, *(of.value for of in call.keywords)) if isinstance(value, ast.Name)]
+        for thing in (vars(family).get(value.id) for value in given):
+            if isinstance(thing, FunctionType) and thing.__module__.startswith("harness.speculative."):
+                text, first = inspect.getsourcelines(thing)
+                yield thing.__code__.co_filename, set(range(first, first + len(text)))
 
 
 @cache

@@ -30,6 +30,7 @@ from harness.reference import block_causal
 TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
+ELSEWHERE = ", of a right value that belongs elsewhere: another half, scale or position"
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
 
@@ -60,6 +61,7 @@ class Search:
 
     along_any: Stream  # what is right along the final tokens or along drafted ones is known
     along_final: Stream  # what is right along the final tokens is known
+    along_target: Stream  # what the target computes along them is known, what the draft does is not
     right: Stream  # the reference's operations along the final tokens; nothing is known
     weights: list[TensorRows]
     close: float
@@ -77,10 +79,13 @@ class Search:
         rows, stream = rows_of(wrong.actual), self.along_any
         if rows is None:
             return None
-        made = stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
+        placed, made = self._placed(wrong), stream.makers(rows, None if wrong.is_tokens else len(stream.steps))
         if wrong.is_tokens:  # few whole numbers may be right anywhere, and stand anywhere: they were drawn
-            tokens_l, is_l = wrong.actual.flatten().cpu(), (wrong.actual != wrong.expected).flatten().cpu()
-            made = stream.drawn(tokens_l, is_l, self._windows(wrong.scale)) or (made if rows.kind[1] >= LEAST else {})
+            # the draft draws them, too: the target's draw is that which reads least of what belongs elsewhere
+            draws = stream.drawn(wrong.actual.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
+            if placed is not None:
+                draws.sort(key=lambda draw: sum(map(partial(self._is_elsewhere, placed), self._read_of(draw))))
+            made = draws[0] if draws else made if rows.kind[1] >= LEAST else {}
         back = stream.back(made)
         for number, at_n in stream.firsts(back, made).items():
             step = stream.steps[number]
@@ -93,10 +98,29 @@ class Search:
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = caller_of(step) or self._masked(number) or self._again(number, wrong)
-            above = above or self._misplaced(number, at_n, wrong)
-            return above or (step, stream.unseen(number))
+            above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed, wrong)
+            return above or self._unchanged(number, at_n) or (step, stream.unseen(number))
         return None
+
+    def _is_elsewhere(self, placed: Known, rows: TensorRows) -> bool:
+        return bool((self.along_any.is_known(rows) & ~placed.has(rows)).any())
+
+    def _read_of(self, made: Rows) -> Iterator[TensorRows]:
+        """List the real numbers that those steps read which first made what is wrong of what some make."""
+        for number, at_n in self.along_any.firsts(self.along_any.back(made), made).items():
+            for rows, _ in self.along_any.read(number, at_n):
+                if rows.kind[0] == "real" and rows.kind[1] >= LEAST:
+                    yield rows
+
+    def _placed(self, wrong: Wrong) -> Known | None:
+        """Return all that the reference makes a value of, in its place; None where it is not seen to."""
+        if wrong.is_tokens:
+            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
+            made = draws[0] if draws else {}
+        else:
+            rows = rows_of(wrong.expected)
+            made = self.right.makers(rows) if rows else {}
+        return Known([*self.right.rows(self.right.back(made)), *self.weights], self.close) if made else None
 
     def _masked(self, number: int) -> Found | None:
         """Return the operation that made a wrong mask, which hides nothing or is no window's."""
@@ -104,7 +128,10 @@ class Search:
         near = (n for n in reversed(range(number + 1)) if stream.steps[n].attends and stream.steps[n].stack == stack)
         if (number := next(near, -1)) < 0:
             return None
+        one_scale = [(count, sum(self.counts[: si + 1])) for si, count in enumerate(self.counts)]  # hides nothing
         for rows in stream.steps[number].inputs[3:]:
+            if rows.kind[0] == "real" and stream.steps[number].read[3][-2:] in one_scale:
+                continue
             if not (bool(rows.mark_N4.any()) if rows.kind[0] == "real" else bool(stream.is_known(rows).all())):
                 maker = _maker_of(rows, stream.steps[:number])
                 return maker and (maker, ", of a wrong mask")
@@ -119,21 +146,36 @@ class Search:
         again = next((maker for maker in makers if maker.stack[:1] == step.stack[:1]), None)
         return again and (_met(step, again), ", which was right before")
 
-    def _misplaced(self, number: int, at_n: Tensor | None, wrong: Wrong) -> Found | None:
+    def _misplaced(self, number: int, at_n: Tensor | None, placed: Known | None, wrong: Wrong) -> Found | None:
         """Return the operation that handed on what is right in another place than the wrong value's."""
-        if at_n is None:  # of all rows some are of other places
+        if at_n is None or placed is None:  # of all rows some are of other places
             return None
-        if wrong.is_tokens:
-            tokens_l = wrong.expected.flatten().cpu()
-            made = self.right.drawn(tokens_l, torch.ones_like(tokens_l), self._windows(wrong.scale))
-        else:
-            rows = rows_of(wrong.expected)
-            made = self.right.makers(rows) if rows else {}
-        placed = Known([*self.right.rows(self.right.back(made)), *self.weights], self.close)
-        for rows, _ in self.along_any.read(number, at_n) if made else ():
+        for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number)
+                # laws of one token are alike: what made the first of them is nobody's mistake
+                return self._handed(other, number) or (None if wrong.is_tokens else self._strictly(number, at_n))
+        return None
+
+    def _strictly(self, number: int, at_n: Tensor) -> Found:
+        """Return the first operation that made what a step reads of what the target computes, where the draft may."""
+        stream, pending = self.along_target, Rows({number: at_n})
+        first = stream.steps[next(iter(stream.firsts(stream.back(pending), pending)), number)]
+        made = [step for step in stream.steps[:number] if step.name == first.name and step.stack]
+        again = [step for step in made if any(share(*pair) for pair in zip(step.outputs, first.outputs, strict=False))]
+        return again[-1] if again else first, ELSEWHERE  # of those that made the same the last one
+
+    def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
+        """Return the operation that made a wrong factor, or term, which changed nothing of what a step reads."""
+        steps, stream = self.along_any.steps, self.along_any
+        for rows, _ in stream.read(number, at_n):
+            for n in (n for n in reversed(range(number)) if steps[n].name in TURNS):
+                if rows.kind[0] == "real" and all(
+                    any(share(rows, each) for each in of) for of in (steps[n].inputs, steps[n].outputs)
+                ):
+                    pending = stream.makers_of(n)
+                    first = next(iter(stream.firsts(stream.back(pending), pending)), None)
+                    return None if first is None else (steps[first], ", by what changes nothing")
         return None
 
     def _put_back(self, wrong: list[TensorRows]) -> Found | None:
@@ -152,31 +194,29 @@ class Search:
                             return step, ", which is older than what was there"
         return None
 
-    def _handed(self, rows: TensorRows, number: int) -> Found:
+    def _handed(self, rows: TensorRows, number: int) -> Found | None:
         """Return the first operation that handed rows on to a step, that of a new line where there is one."""
-        steps, links, storage = self.along_any.steps, list[int](), rows.storage
+        steps, links, storages = self.along_any.steps, list[int](), [rows.storage]
         origin = number
         for n in reversed(range(number)):
-            if any(each.storage == storage and share(each, rows) for each in steps[n].outputs):
+            if any(each.storage in storages and share(each, rows) for each in steps[n].outputs):
                 sources = [each.storage for each in steps[n].inputs if share(each, rows)]
                 if not sources or (steps[n].by_row and len(steps[n].read) > 1 and steps[n].name != "where"):
                     origin = n
                     break
                 links.append(n)
-                storage = storage if storage in sources else sources[0]
+                storages = sources  # of several the last that was made
         links = [n for n in links if steps[n].stack and steps[n].stack != steps[origin].stack]
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
         if not links:
-            return _met(
-                steps[number], steps[origin]
-            ), ", of a right value that belongs elsewhere: another half, scale or position"
+            return None
         for link in links:
             for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
                 return _maker_of(index, steps[:link]) or steps[link], ", by an index of another place"
         before = {(step.name, step.stack) for step in steps[:origin]}
         link = next((n for n in reversed(links) if (steps[n].name, steps[n].stack) not in before), links[-1])
-        return steps[link], ", of a right value that belongs elsewhere: another half, scale or position"
+        return steps[link], ELSEWHERE
 
     def taken(self, wrong: Wrong) -> Found | None:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
@@ -204,9 +244,7 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
-        return step and (
-            caller_of(step) or (step, ", a right value that belongs elsewhere: another half, scale or position")
-        )
+        return step and (step, ELSEWHERE)
 
     def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps
@@ -292,12 +330,14 @@ class LineSearch:
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         drafted = list(proposed.values())[-MOST_PROPOSED:]
         otherwise = [rows for asked in drafted for rows in _made_by(*self._right(*asked)[1:])]
-        known = [Known(rows, self._decode.close) for rows in (final, otherwise)]
+        of_target = [*_made_by(right[0]), *self._masks(), *weights]
+        known = [Known(rows, self._decode.close) for rows in (final, otherwise, of_target)]
         ends = {pyramid.end(si) for si in pyramid}
-        along_any, along_final = (Stream(steps, of, ends) for of in (known, known[:1]))
+        along_any, along_final, along_target = (Stream(steps, of, ends) for of in (known[:2], known[:1], known[2:]))
         of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
         counts = pyramid.draws.counts
-        search = Search(along_any, along_final, of_reference, weights, self._decode.close, rejected, counts)
+        streams = along_any, along_final, along_target, of_reference
+        search = Search(*streams, weights, self._decode.close, rejected, counts)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
@@ -348,6 +388,7 @@ def _made_by(*runs: list[Operation]) -> list[TensorRows]:
 
 
 def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
+    step, why = caller_of(step) or (step, why)
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
 

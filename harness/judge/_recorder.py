@@ -83,6 +83,12 @@ class Operation(NamedTuple):
         return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
 
     @property
+    def drawn(self) -> Tensor | None:
+        """The whole numbers that it makes of real ones, or takes of their order; None where it makes none."""
+        is_drawn = len(self.whole) == 1 and any(rows.kind[0] == "real" for rows in self.inputs) and self.made[0]
+        return self.whole[-1] if is_drawn or (self.name == "gather" and len(self.whole) == 3) else None
+
+    @property
     def attends(self) -> bool:
         """Whether it is an attention, whose second input are keys."""
         return "attention" in self.name
@@ -119,8 +125,11 @@ class OperationRecorder(EveryOperation):
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             made = written or list(tensors_in(result))
+            if "empty" in name:  # what is left there is nobody's value, or a right one of a decode before
+                for each in made:
+                    each.zero_()
             is_view = not written and not {_storage(each) for each in read}.isdisjoint(map(_storage, made))
-            outputs = [] if "empty" in name else self._rows_of(made)  # what was left in that memory is nobody's value
+            outputs = [] if "empty" in name else self._rows_of(made)
             if written and len(outputs) == len(made):
                 pairs = zip(made, outputs, strict=True)
                 outputs = [rows._replace(at_N=_addresses(each, len(rows.hash_N))) for each, rows in pairs]

@@ -24,7 +24,7 @@ class Stream:
     """The operations of a decode, by the rows that each made first; `ends` are the numbers of keys of a right pass."""
 
     def __init__(self, steps: list[Operation], known: Sequence[Known], ends: Collection[int]) -> None:
-        self.steps, self._known, self._ends = steps, known, ends
+        self.steps, self._known, self.ends = steps, known, ends
         self._made: dict[tuple[str, int], list[tuple[int, TensorRows]]] = {}
         for number, step in enumerate(steps):
             for rows in step.outputs:
@@ -36,7 +36,7 @@ class Stream:
         """Return the rows of one kind: hash, step that made it first, its place there, whether it is right."""
         if kind not in self._tables and (of := self._made.get(kind)):
             if kind[0] == "whole":  # few numbers are made anywhere: tokens are drawn
-                of = sorted(of, key=lambda each: not self.draws(each[0]))
+                of = sorted(of, key=lambda each: self.steps[each[0]].drawn is None)
             hash_N = torch.cat([rows.hash_N for _, rows in of])
             step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
             at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])
@@ -49,24 +49,20 @@ class Stream:
             self._tables[kind] = hash_n, step_n, at_N[order_n], self.is_known(rows)
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0).bool())
 
-    def draws(self, number: int) -> bool:
-        """Tell whether a step reads real numbers."""
-        return any(rows.kind[0] == "real" for rows in self.steps[number].inputs)
-
-    def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> Rows:
-        """Return the step that drew tokens, the last of those that drew the fewest, and the places of some there.
+    def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> list[Rows]:
+        """List the steps that drew tokens, those of the fewest first, then the last ones; of each the places of some.
 
         Few tokens stand anywhere by chance: they count where one of `windows` (its tokens, those before) has them.
         """
         found: list[tuple[int, int, int]] = []
         for number, step in enumerate(self.steps):
-            if self.draws(number) and len(step.whole) == 1 and step.made[0]:
-                row = step.made[0][-1] if step.made[0][-1] in self._ends else 0
-                n, is_few = len(step.whole[0]), len(tokens_l) < LEAST
-                for place in places_of(step.whole[0], tokens_l, row):
+            if (drawn := step.drawn) is not None:
+                row = step.made[0][-1] if step.made[0][-1] in self.ends else 0
+                n, is_few = len(drawn), len(tokens_l) < LEAST
+                for place in places_of(drawn, tokens_l, row):
                     if not is_few or any(n % count == 0 and place % count == before for count, before in windows):
                         found.append((n, -number, place))
-        return {-number: place + torch.nonzero(is_l).flatten() for _, number, place in sorted(found)[:1]}
+        return [{-number: place + torch.nonzero(is_l).flatten()} for _, number, place in sorted(found)]
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
@@ -95,9 +91,9 @@ class Stream:
                 pass
             elif step.attends and i in (1, 2):  # keys and values as far as the last of the scales, where they are right
                 (*_, own, _), (*_, K, _) = step.read[:2]
-                if n * own == total * K and K in self._ends:
+                if n * own == total * K and K in self.ends:
                     last = K - own + int((at_n % own).max()) if len(step.read) > 3 else K - 1
-                    end = min(end for end in self._ends if end > last)
+                    end = min(end for end in self.ends if end > last)
                     keep_N = torch.isin(torch.arange(n) // K, at_n // own) & (torch.arange(n) % K < end)
             elif (n == total and (step.by_row or step.attends)) or (step.name in IN_ORDER and n % total == 0):
                 keep_N = torch.isin(torch.arange(n) * total // n, at_n)
@@ -115,7 +111,7 @@ class Stream:
         # numbers by position are rows of many: what is asked for alone leads on, where it is wrong, too
         parts = [(kind, of) for kind, of, is_whole in read if of and not is_whole]
         makers = parts if step.by_row and parts else [(kind, of) for kind, of, _ in read]
-        if step.attends and step.read[1][-2] not in self._ends:  # of too many keys the mask is wrong for their sake
+        if step.attends and step.read[1][-2] not in self.ends:  # of too many keys the mask is wrong for their sake
             return merged(of for kind, of in makers if kind == "real")
         # what a right mask hides need not be right: a wrong one comes before all else
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]

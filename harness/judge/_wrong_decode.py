@@ -60,6 +60,11 @@ class Wrong:
         return not self.actual.is_floating_point()
 
     @property
+    def wrong_l(self) -> Tensor:
+        """Where tokens are wrong."""
+        return (self.actual != self.expected).flatten().cpu()
+
+    @property
     def place(self) -> str:
         return f"{self.name} of scale {self.scale}"
 

@@ -101,6 +101,12 @@ def module_of(source: str, path: Path) -> ModuleType:
 
 POSITIONS = "network.lvl_SD[si] + network.pos_LD[pyramid.span(si)]"
 RACE = "torch.where(probs_lV > 0, probs_lV / E_lV, -1.0).argmax(-1)"
+RANKS = (
+    "probs_lV.argsort(-1, descending=True).gather(-1, "
+    "(probs_lV.sort(-1, descending=True).values / E_lV).argmax(-1)[:, None])[:, 0]"
+)
+NUMBERS = "reader)[self.b]"
+CONDITION = "network.condition(self.label_R), x_RnD.shape[1]"
 CUT = "            cache.cut(pyramid.begin(len(self.tokens)))\n"
 TEN = (
     Planted("position offset", POSITIONS, "network.lvl_SD[si] + network.pos_LD[: pn * pn]"),
@@ -145,4 +151,9 @@ OTHERS = (
     Planted("f_hat of ones", "f_hat = torch.zeros(", "f_hat = torch.ones("),
     Planted("noise flipped", "reader)[self.b]", "reader)[self.b].flip(0)"),
     Planted("halves rolled", "self.tokens + drafted[:-1])", "self.tokens + drafted[:-1]).roll(1, 0)"),
+    Planted("numbers of ranks", f"return {RACE}", f"return {RANKS}"),
+    Planted("no numbers at the last scale", NUMBERS, f"{NUMBERS} if si < 3 else torch.ones_like(guided_lV)"),
+    Planted("race by product", "probs_lV / E_lV", "probs_lV * E_lV"),
+    Planted("condition of the draft", CONDITION, CONDITION.replace("network.", "self.models.draft.", 1)),
+    Planted("keys for values", "(v_old, v_RHnc)", "(k_old, v_RHnc)", "neither", CACHED),
 )

@@ -142,3 +142,13 @@ def test_frames_of_callers_and_of_libraries_are_not_the_decoders(tmp_path: Path,
     (stack,) = {step.stack for step in recorder.steps if step.name == "mul"}
     assert [Path(frame.file).name for frame in stack] == ["harness_mine.py", Path(__file__).name]
     assert own_frames.__module__ in sys.modules
+
+
+def test_what_was_left_in_memory_is_nobodys_value():
+    """A buffer takes the memory of what was freed before: of right values, say, of the decode that was judged."""
+    left = torch.full((5, 31), 7.0)
+    del left
+    recorder = OperationRecorder([])
+    buffers = recorded(recorder, lambda: [torch.empty(5, 31), torch.empty_like(torch.ones(2, 8)), torch.empty(0)])
+    assert not any(bool(each.any()) for each in buffers)
+    assert [step.outputs for step in recorder.steps if "empty" in step.name] == [[], [], []]
