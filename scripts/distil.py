@@ -1,13 +1,17 @@
 """Train a draft for its job: in `code:ENTRY` the target decides scales before ENTRY, the draft draws the others.
 
-    python -m scripts.distil draft.safetensors --steps 5000 --device cuda             # from the draft of digits
-    python -m scripts.distil draft.safetensors --steps 10000 --resume --device cuda   # goes on where it stopped
-    sdvar-harness quality --draft draft.safetensors --policies code:5 --max-loss 0.1  # what it loses
+    python -m scripts.distil draft.safetensors --keep 0,1,3 --steps 8000 --minutes 8 --device cuda
+    python -m scripts.distil draft.safetensors --keep 0,1,3 --steps 8000 --resume --device cuda   # goes on from there
+    sdvar-harness quality --draft draft.safetensors --policies code:5 --max-loss 0.1              # what it loses
 
-The law that is learned is the one that is drawn from: the target's guided and filtered law. What is made small is its
-relative entropy to the draft's guided law, KL(target ‖ draft), the mean over all tokens from ENTRY on. It is taken
-along the target's own images, and, since a draft meets its own mistakes, from a third of the time on in every second
-batch along images whose scales from ENTRY on the draft has drawn. What is kept is a moving average of the weights.
+The draft begins as the target without some of its blocks (`--keep`), or as any checkpoint (`--draft`).
+
+The law that is learned is the one that is drawn from: p, the target's guided and filtered law, and q, the draft's
+guided law. What is made small is a relative entropy, the mean over all tokens from ENTRY on: KL(p ‖ q) along the
+target's own images, so that the draft draws all that the target does. A draft meets its own mistakes, too: from a
+third of the time on every second batch is of images whose scales from ENTRY on the draft has drawn, and there it is
+KL(q ‖ p), the nats that `sdvar-harness quality --max-nats` measures, so that it draws nothing that the target does not.
+A batch is learned from `USES` times, among `POOL` others. What is kept is a moving average of the weights.
 
 One batch has one guidance value, drawn from a range, so that one draft serves them all.
 """
@@ -22,9 +26,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,8 +41,19 @@ from harness.reference import block_causal, family_of, filter_logits, prefix_inp
 from harness.reference.sequential import GrowingCache, Progress, sample_sequential, walked
 from harness.rounding import set_precision
 
-RATE, DECAYS, AVERAGE, WARM, EVERY = 2e-3, (0.9, 0.99), 0.999, 100, 100
-NEW = 0.02  # standard deviation of the weights of a new block, which changes nothing until it has learned to
+RATE, DECAYS, AVERAGE, WARM, EVERY = 1e-3, (0.9, 0.99), 0.999, 100, 100
+POOL, USES = 8, 4  # batches that are drawn together, and how often each is learned from, in random order
+ROUND = POOL * USES  # steps; training stops and goes on between rounds
+RAREST = -30.0  # logarithm of the probability of what the target's filter drops
+
+
+class Batch(NamedTuple):
+    """Images to learn from: what was asked, the tokens, the target's law, and whether the draft drew them."""
+
+    request: Request
+    tokens_BL: Tensor
+    wanted_BlV: Tensor  # logarithms of p of every token from the entry on
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -79,17 +95,25 @@ class Numbers:
         return self.exponential(si, stream, reader)[..., 0].neg().exp()
 
 
-def deeper(draft: Transformer, depth: int, generator: torch.Generator) -> Transformer:
-    """Return the draft with blocks added at the end; they add nothing to its hidden states, since their gates are 0."""
-    config = replace(draft.config, depth=depth)
-    weights = dict(draft.weights)
-    for name, shape in transformer_shapes(config).items():
-        if name not in weights:
-            fresh = torch.randn(shape, generator=generator) * NEW
-            gate = "ada_lin" in name or "ada_gss" in name or name.endswith("bias")
-            weights[name] = fresh.zero_() if gate else fresh
-            if name.endswith("scale_mul_1H11"):
-                weights[name] = torch.full(shape, math.log(4.0))
+def pruned(target: Transformer, kept: Sequence[int]) -> Transformer:
+    """Return a network of some blocks of the target, in their order, which share one modulation (AdaLN).
+
+    Shared is the mean over these blocks; a block's own part is what it differs by, on the mean over the classes.
+    """
+    config, w = replace(target.config, depth=len(kept), shared_adaln=True), target.weights
+    silu_ND = F.silu(w["class_emb.weight"].float())
+    each = [torch.cat((w[f"blocks.{i}.ada_lin.1.weight"].T, w[f"blocks.{i}.ada_lin.1.bias"][None])) for i in kept]
+    shared = torch.stack(each).mean(0)  # (D+1, 6D): the weight, and the bias in its last row
+    weights = {"shared_ada_lin.1.weight": shared[:-1].T.contiguous(), "shared_ada_lin.1.bias": shared[-1]}
+    for new, (old, own) in enumerate(zip(kept, each, strict=True)):
+        rest = own - shared
+        weights[f"blocks.{new}.ada_gss"] = (silu_ND @ rest[:-1] + rest[-1]).mean(0).view(1, 1, 6, -1)
+        weights |= {
+            name.replace(f"blocks.{old}.", f"blocks.{new}."): weight
+            for name, weight in w.items()
+            if name.startswith(f"blocks.{old}.") and "ada_lin" not in name
+        }
+    weights |= {name: weight for name, weight in w.items() if not name.startswith("blocks.")}
     return Transformer(config, {name: weights[name] for name in transformer_shapes(config)})
 
 
@@ -109,23 +133,21 @@ def guided_law(network: Any, vae: Any, request: Request, tokens_BL: Tensor, labe
 class Apprentice:
     """A draft in training: its weights, their moving average, the optimiser, and where it stands."""
 
-    def __init__(self, lesson: Lesson, depth: int, seed: int) -> None:
+    def __init__(self, lesson: Lesson, seed: int, compiled: bool = False) -> None:
         models = lesson.models
-        self.lesson, self.step, self.seconds = lesson, 0, 0.0
+        self.lesson, self.step, self.seconds, self.compiled = lesson, 0, 0.0, compiled
         self.of_cpu = torch.Generator().manual_seed(seed)
         self.of_device = torch.Generator(models.device).manual_seed(seed)
-        draft = models.draft
-        draft = deeper(draft.to("cpu", torch.float32), depth, self.of_cpu) if depth > draft.config.depth else draft
-        self.config = draft.config
-        own = {name: weight.to(models.device, torch.float32, copy=True) for name, weight in draft.weights.items()}
+        own = {name: weight.to(torch.float32, copy=True) for name, weight in models.draft.weights.items()}
         self.weights = {name: weight.requires_grad_() for name, weight in own.items()}
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.optimiser = torch.optim.AdamW(self.weights.values(), RATE, DECAYS, fused=models.device.type == "cuda")
 
     def draft(self, averaged: bool = False) -> Transformer:
         """Return the draft as it stands."""
-        autocast = autocast_of(self.lesson.models.target)
-        return Transformer(self.config, self.average if averaged else self.weights, autocast=autocast)
+        models = self.lesson.models
+        weights, autocast = self.average if averaged else self.weights, autocast_of(models.target)
+        return Transformer(models.draft.config, weights, self.compiled, autocast)
 
     def state(self) -> dict[str, Any]:
         """Return all that going on needs."""
@@ -158,23 +180,43 @@ class Apprentice:
             return first.tokens_BL
         return sample_sequential(self.draft(), models.vae, request, numbers, first.tokens_BL).tokens_BL
 
-    def train(self, steps: int) -> Iterator[tuple[int, float]]:
-        """Train up to so many steps in all; yield every step and its loss, nats a token."""
+    def batch(self, own: bool) -> Batch:
+        """Draw one, and take the target's law along it."""
         lesson, models = self.lesson, self.lesson.models
-        begin = models.pyramid.draws.begin(lesson.entry)
+        request = lesson.request(self.of_cpu)
+        tokens_BL = self.images(request, own)
+        with torch.inference_mode():
+            law_BLV = self.law(models.target, request, tokens_BL)
+            wanted_BlV = filter_logits(law_BLV, lesson.top_k, lesson.top_p).log_softmax(-1).clamp_min(RAREST)
+        return Batch(request, tokens_BL, wanted_BlV, own)
+
+    def law(self, network: Transformer, request: Request, tokens_BL: Tensor) -> Tensor:
+        """Return the guided logits_BlV from the entry on."""
+        models = self.lesson.models
+        labels_B = torch.tensor(request.labels, device=models.device)
+        begin = models.pyramid.draws.begin(self.lesson.entry)
+        return guided_law(network, models.vae, request, tokens_BL, labels_B)[:, begin:]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the relative entropy of a batch, nats a token."""
+        wanted_BlV = batch.wanted_BlV.clone()  # of inference: a gradient keeps none of those
+        own_BlV = self.law(self.draft(), batch.request, batch.tokens_BL.clone()).log_softmax(-1)
+        if batch.own:
+            return (own_BlV.exp() * (own_BlV - wanted_BlV)).sum(-1).mean()
+        return (wanted_BlV.exp() * (wanted_BlV - own_BlV)).sum(-1).mean()
+
+    def train(self, steps: int) -> Iterator[tuple[int, Tensor, bool]]:
+        """Train up to so many steps in all; yield every step, its loss, nats a token, and whether the draft drew it."""
+        todo = list[Batch]()
         while self.step < steps:
             done = self.step / steps
+            if not todo:
+                pool = [self.batch(own=done >= 1 / 3 and k % 2 == 1) for k in range(POOL)]
+                todo = [pool[k % POOL] for k in torch.randperm(ROUND, generator=self.of_cpu).tolist()]
             for group in self.optimiser.param_groups:
                 group["lr"] = RATE * min(1.0, (self.step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
-            request = lesson.request(self.of_cpu)
-            tokens_BL = self.images(request, own=done >= 1 / 3 and self.step % 2 == 1).clone()
-            labels_B = torch.tensor(request.labels, device=models.device)
-            with torch.no_grad():
-                wanted_BlV = guided_law(models.target, models.vae, request, tokens_BL, labels_B)[:, begin:]
-                wanted_BlV = filter_logits(wanted_BlV, lesson.top_k, lesson.top_p).log_softmax(-1)
-            own_BlV = guided_law(self.draft(), models.vae, request, tokens_BL, labels_B)[:, begin:].log_softmax(-1)
-            nats_BlV = torch.where(wanted_BlV.isfinite(), wanted_BlV.exp() * (wanted_BlV - own_BlV), 0.0)
-            loss = nats_BlV.sum(-1).mean()
+            batch = todo.pop()
+            loss = self.loss(batch)
             self.optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
@@ -183,7 +225,7 @@ class Apprentice:
             with torch.no_grad():
                 share = min(AVERAGE, self.step / (self.step + 10))
                 torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - share)
-            yield self.step, loss.detach()
+            yield self.step, loss.detach(), batch.own
 
 
 def guidance_of(text: str) -> tuple[float, float]:
@@ -193,6 +235,20 @@ def guidance_of(text: str) -> tuple[float, float]:
         if -math.inf < float(low) <= float(high or low) < math.inf:
             return float(low), float(high or low)
     raise InputError("cfg", text, "must be LOW:HIGH or one value", "pass --cfg 0.25:1.5")
+
+
+def whose(drawn: bool) -> str:
+    """Return the word of whose images a batch has."""
+    return "its own" if drawn else "the target's"
+
+
+def blocks_of(text: str, depth: int) -> list[int]:
+    """Return the target's blocks to keep, of 0,1,3. Raises `InputError`."""
+    with suppress(ValueError):
+        kept = [int(word) for word in text.split(",")]
+        if kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < depth:
+            return kept
+    raise InputError("keep", text, f"must be ascending blocks of the target, 0..{depth - 1}", "pass --keep 0,1,3")
 
 
 def write(draft: Transformer, into: Path, dtype: torch.dtype) -> None:
@@ -214,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--top-p", type=float, default=0.0)
     parser.add_argument("--batch", type=int, default=192, help="images a step")
-    parser.add_argument("--depth", type=int, default=0, help="blocks of the draft; new ones are added at its end")
+    parser.add_argument("--keep", default="", help="begin as the target with these blocks alone, e.g. 0,1,3")
+    parser.add_argument("--compile", action="store_true", help="through PyTorch's compiler: faster, after a minute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", help="autocast-bfloat16 is several times faster on CUDA")
@@ -232,33 +289,36 @@ def learn(given: argparse.Namespace) -> None:
     set_precision(given.device == "cuda")  # TF32: what is learned is measured afterwards, in float32
     if parse_mode("dtype", given.dtype)[0] != torch.float32:
         raise InputError("dtype", given.dtype, "keeps no float32 weights, which learn", "pass float32 or an autocast")
-    models = load_pair(given.draft, given.target, given.vae).in_mode(given.device, given.dtype)
+    models = load_pair(given.draft, given.target, given.vae)
+    if given.keep:
+        models = replace(models, draft=pruned(models.target, blocks_of(given.keep, models.target.config.depth)))
+    models = models.in_mode(given.device, given.dtype)
+    if given.compile:
+        models = replace(models, target=replace(models.target, compiled=True))
     lesson = Lesson(models, given.entry, guidance_of(given.cfg), given.top_k, given.top_p, given.batch)
     if not 0 <= given.entry < models.pyramid.S:
         raise InputError("entry", given.entry, f"must lie in 0..{models.pyramid.S - 1}", "pass --entry 5")
-    if given.depth and given.depth < models.draft.config.depth:
-        rule = f"is less than the {models.draft.config.depth} blocks that the draft has"
-        raise InputError("depth", given.depth, rule, "drop it, or pass more")
     lesson.request(torch.Generator()).check_for(models.target.config)
-    apprentice = Apprentice(lesson, given.depth, given.seed)
+    apprentice = Apprentice(lesson, given.seed, given.compile)
     state = given.into.with_name(given.into.name + ".state")
     if given.resume and not state.exists():
         raise InputError("resume", True, f"nothing was kept in {state}", "drop it to begin")
     if given.resume:
         apprentice.go_on(torch.load(state, map_location=models.device, weights_only=True))
-    before, start, losses = apprentice.seconds, time.perf_counter(), list[Tensor]()
+    before, start, losses = apprentice.seconds, time.perf_counter(), {False: list[Tensor](), True: list[Tensor]()}
     log = given.into.with_name(given.into.name + ".log")
-    for step, loss in apprentice.train(given.steps):
-        losses.append(loss)
+    for step, loss, own in apprentice.train(given.steps):
+        losses[own].append(loss)
         if step % EVERY == 0 or step == given.steps:
-            mean = float(torch.stack(losses[-EVERY:]).mean())
+            means = {drawn: float(torch.stack(each[-EVERY:]).mean()) for drawn, each in losses.items() if each}
+            along = " and ".join(f"{mean:.4f} along {whose(drawn)} images" for drawn, mean in means.items())
             apprentice.seconds = before + time.perf_counter() - start
-            line = f"step {step} of {given.steps}: {mean:.4f} nats a token, {apprentice.seconds / 60:.1f} minutes"
+            line = f"step {step} of {given.steps}: nats a token {along}, {apprentice.seconds / 60:.1f} minutes"
             print(line, file=sys.stderr, flush=True)
             with log.open("a") as stream:
                 stream.write(line + "\n")
-            if time.perf_counter() - start > 60 * given.minutes:
-                break
+        if step % ROUND == 0 and time.perf_counter() - start > 60 * given.minutes:
+            break
     write(apprentice.draft(averaged=True), given.into, torch.float32)
     torch.save(apprentice.state(), state)
 

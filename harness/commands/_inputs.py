@@ -6,6 +6,7 @@ import it where they begin to work.
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,10 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
             rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
             raise InputError(name, text, rule, remedy)
     if named:
-        shipped = {"digits": load_digits, "digits-close": load_digits, "digits-bits": load_digits_bits}
+        shipped = {
+            "digits": load_digits, "digits-close": load_digits, "digits-code": partial(load_digits, "digits-code"),
+            "digits-bits": load_digits_bits,
+        }  # fmt: skip
         load = shipped.get(networks.models)
         pair = load() if load else random_pair(networks.models, device)
     else:

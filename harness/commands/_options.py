@@ -20,8 +20,9 @@ OWN = "harness:build_decoder"  # the harness's own decoder
 DECODER_PROCESS = "harness.decoders._child:serve"  # what a decoder's process calls
 DTYPES = ("float32", "float64", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16")
 POLICIES = ("coupled", "greedy", "rejection", "match:RATE", "coupled-match:RATE", "topk-match:K:RATE", "kl:BOUND",
-            "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY")  # fmt: skip
+            "handoff:ENTRY", "collaborative:ENTRY", "code:ENTRY", "middle:ENTRY:EXIT")  # fmt: skip
 PUBLISHED = ("var", "infinity", "code", "sdvar-parallel", "sdvar-test3")
+SHIPPED = ("digits", "digits-close", "digits-code", "digits-bits")
 SIZES = (
     *(f"d{draft}-d{target}" for target in (16, 20, 24, 30) for draft in (16, 20, 24, 30) if draft <= target),
     "d36-d36",
@@ -36,7 +37,7 @@ PACKAGE = Path(__file__).parents[1]
 BUDGETS, GOLDENS = PACKAGE / "rounding" / "budgets.json", PACKAGE / "golden" / "data"
 
 # Help that is too long to stand within its option.
-NAMED = "digits, digits-close, digits-bits (Infinity's), or sizes with random weights: d16-d30."
+NAMED = f"{', '.join(SHIPPED)} (Infinity's), or sizes with random weights: d16-d30."
 MOVED = f"Draft with the target, its weights moved by so much of their size; digits-close is {CLOSE:g}."
 ROUNDS = "The draft's own, where speed counts: a draft may round as it likes."
 PAGE = "Write the result as a page to this file: one HTML file, complete in itself."
@@ -110,7 +111,7 @@ def files_of(named: object) -> dict[str, Path | None]:
 class Pair(Group, panel=NETWORKS):
     """Which networks: by name, or three checkpoint files."""
 
-    models: Annotated[str, Option(NAMED, offers=("digits", "digits-close", "digits-bits", *SIZES))] = "digits"
+    models: Annotated[str, Option(NAMED, offers=(*SHIPPED, *SIZES))] = "digits"
     draft: Draft = None
     target: Target = None
     vae: Vae = None

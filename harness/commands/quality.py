@@ -129,7 +129,7 @@ def means_for(networks: Pair, features: Path | None, real: Path | None, nats_suf
 
     draws_digits = networks.given_files().keys() <= {"draft"}  # features are of images, whoever drafts them
     name = networks.models if draws_digits else "custom"
-    knows_digits = name in ("digits", "digits-close", "digits-bits")
+    knows_digits = name in options.SHIPPED
     if nats_suffice and features is None and not knows_digits:
         return NO_MEANS
     check_torchmetrics()

@@ -66,6 +66,7 @@ CHOICES: dict[str, Sequence[Any]] = {
         "coupled", "rejection", "coupled", "rejection", "coupled", "rejection", "code:2", "rejection", "greedy",
         "match:0.5", "match:0.5+partial", "coupled-match:0.7", "topk-match:2:0.6", "topk-match:2:0.6+partial", "kl:0.1",
         "kl:0.3+partial", "handoff:1", "handoff:2", "collaborative:1", "collaborative:2", "coupled-match:0.4+partial",
+        "middle:1:2",
     ),
     "dtype": ("float64", "float32", "bfloat16"),
     "draft_dtype": ("", "float32", "bfloat16"),

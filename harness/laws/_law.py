@@ -31,9 +31,9 @@ FLOAT64 = 1e-10
 NO_PARTS = "the decoder has no `parts`, the functions that this law calls (docs/laws.md)"
 PLAIN = ("coupled", "rejection")  # what every decoder may be asked for
 EXACT = ("coupled", "greedy")
-LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code")
+LOSSY = ("match", "coupled-match", "topk-match", "kl", "handoff", "collaborative", "code", "middle")
 EVERY = (*EXACT, "rejection", *LOSSY)
-KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative", "code")
+KEEPS_AN_EQUAL = ("coupled", "greedy", "rejection", "coupled-match", "kl", "handoff", "collaborative", "code", "middle")
 _HOLDS = {Contract.TOKENS: EXACT, Contract.LAW: (*EXACT, "rejection"), Contract.QUALITY: EVERY}
 
 

@@ -263,7 +263,8 @@ def finite(subject: Subject, case: Case) -> bool:
     draws, S = case.pyramid.draws, case.pyramid.S
     entry = S // 2
     equal = replace(case, draft="identical")  # so that no image's scale is decided in a pass without the others
-    divided = [replace(equal, policy=f"{name}:{entry}", draft_len=S, bonus=False) for name in _DIVIDED]
+    texts = [*(f"{name}:{entry}" for name in _DIVIDED), f"middle:{entry}:{max(entry, S - 1)}"]
+    divided = [replace(equal, policy=text, draft_len=S, bonus=False) for text in texts]
     divided = [each for each in divided if subject.follows(each)]
     plain = replace(equal, policy=PLAIN[case.seed % 2])
     cases = [*divided, replace(plain, draft_len=S, bonus=False), replace(plain, draft_len=max(1, S - 1), bonus=True)]
@@ -291,6 +292,11 @@ def _pass_of(case: Case, si: int, entry: int) -> tuple[str, int, int]:
     """Return who decides a scale, and begin and end of the pass in which it does."""
     pyramid, name = case.pyramid.draws, policy_name(case.policy)
     alone = pyramid.begin(si), pyramid.end(si)
+    if name == "middle":
+        end = max(entry, case.pyramid.S - 1)
+        if entry <= si < end:
+            return "draft", *alone
+        return "target", pyramid.begin(entry if si == end else si), pyramid.end(si)
     if name not in _DIVIDED:
         return "target", 0, pyramid.L
     if (si < entry) == (name == "handoff"):

@@ -218,25 +218,30 @@ def oracle(subject: Subject, case: Case) -> bool:
 def labour(subject: Subject, case: Case) -> bool:
     """Target first, the draft after it: each draws its own scales and computes no more than it must.
 
-    Of the target one pass a scale over the first ENTRY scales; of the draft one pass over all of them and the next, and
-    one for every scale after. For every ENTRY, 0 and S included.
+    Of the target one pass a scale over the first ENTRY scales, and over those from EXIT on; of the draft one pass over
+    the first ENTRY scales and the next, and one for every scale after. For every ENTRY, 0 and S included, with EXIT S
+    (`code`), and for every ENTRY with the last scale again the target's (`middle`).
     """
     needs_exact(case, _DECIDES)
     pyramid, S = case.pyramid, case.pyramid.S
     alone_BL = replace(case, policy="coupled").sequential().tokens_BL
-    for entry in range(S + 1):
-        handing = replace(case, policy=f"code:{entry}")
+    labours = [(f"code:{entry}", entry, S) for entry in range(S + 1)]
+    for policy, entry, end in [*labours, *((f"middle:{entry}:{S - 1}", entry, S - 1) for entry in range(S))]:
+        handing = replace(case, policy=policy)
         try:
             _follows(subject, handing)
         except InputError:
+            if policy_name(policy) == "middle":
+                break
             raise NotOffered("policy code:ENTRY") from None
-        actual, own, drawn = subject.decode(handing), pyramid.begin(entry), pyramid.draws.begin(entry)
+        actual, drawn = subject.decode(handing), pyramid.draws.begin(entry)
         where = f"policy {handing.policy}"
         of_target = f"{where}, scales that the target decides alone"
         require_tokens(actual.tokens_BL[:, :drawn], alone_BL[:, :drawn], of_target)
         _require_policy(actual, handing, str(handing.length), where)
         counts = {
-            "target_calls": entry, "target_rows": own, "draft_calls": S - entry, "draft_rows": pyramid.L * (entry < S)
+            "target_calls": entry + S - end, "target_rows": pyramid.L if end < S else pyramid.begin(entry),
+            "draft_calls": end - entry, "draft_rows": pyramid.begin(end) if entry < end else 0,
         }  # fmt: skip
         for name, count in counts.items():
             counted = getattr(actual, name)

@@ -199,10 +199,13 @@ def pair_checksums(models: ModelPair) -> dict[str, int]:
     return checksums(models.named_weights())
 
 
-def load_digits() -> ModelPair:
-    """Load the trained digits pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes)."""
-    draft, target, vae = (DIGITS / f"{name}.safetensors" for name in ("draft", "target", "vae"))
-    return load_pair(draft, target, vae, "digits")
+def load_digits(name: str = "digits") -> ModelPair:
+    """Load the trained pair that ships with the package (MNIST, 10 scales, 680 tokens, 10 classes).
+
+    `name` is ``digits``, or ``digits-code`` for another draft, which draws well what the target has begun.
+    """
+    draft = "draft-code" if name == "digits-code" else "draft"
+    return load_pair(*(DIGITS / f"{each}.safetensors" for each in (draft, "target", "vae")), name)
 
 
 @torch.inference_mode()

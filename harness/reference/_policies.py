@@ -40,11 +40,13 @@ class PolicyRule:
         """Tell whether the draft decides scale `si` by itself."""
         if self.name == "handoff":
             return si < self.numbers[0]
+        if self.name == "middle":
+            return self.numbers[0] <= si < self.numbers[1]
         return self.name in ("collaborative", "code") and si >= self.numbers[0]
 
     def target_alone(self, si: int) -> bool:
         """Tell whether the target decides scale `si` without a draft."""
-        return self.name == "code" and si < self.numbers[0]
+        return self.name in ("code", "middle") and not self.draft_alone(si)
 
     def test(self, drafted_l: Tensor, own_l: Tensor, target_lV: Tensor, draft_lV: Tensor) -> tuple[bool, Tensor]:
         """Tell whether one drafted scale of one image is accepted, and which tokens pass on their own.

@@ -192,7 +192,16 @@ def _draft_ends(policy: Policy, numbers: list[float], partly: bool) -> Policy:
     return replace(policy, trusted=(entry, sys.maxsize), entry=entry)
 
 
+def _draft_between(policy: Policy, numbers: list[float], partly: bool) -> Policy:
+    """Return the policy whose draft decides the scales from ENTRY on, up to EXIT."""
+    entry, end = map(int, numbers)
+    if entry > end:
+        raise InputError("policy", policy.name, "EXIT must be at least ENTRY", f"pass --policy middle:{entry}:{entry}")
+    return replace(policy, trusted=(entry, end), entry=end)
+
+
 RATE, K, ENTRY = Number("RATE"), Number("K", 1, whole=True), Number("ENTRY", whole=True)
+EXIT = Number("EXIT", whole=True)
 C = partial(Policy, contract=Contract.QUALITY, propose=race, accept=COUPLED.accept, extend=race)
 KEEPS = "it keeps drafted tokens that the target would not have drawn"
 DIVIDED = partial(C, reason="the draft decides some scales alone", shows_law=True)
@@ -216,6 +225,7 @@ TABLE = (
         lambda policy, n, partly: replace(policy, trusted=(0, int(n[0])), entry=int(n[0]))),
     Row(DIVIDED("collaborative"), "collaborative:3", (ENTRY,), _draft_ends),
     Row(DIVIDED("code", speculates=False), "code:6", (ENTRY,), _draft_ends),
+    Row(DIVIDED("middle", speculates=False), "middle:3:8", (ENTRY, EXIT), _draft_between),
     Row(C("imposed", reason="it keeps drafted scales by a coin"), "imposed:0.5", (Number("RATE", 0, 1),),
         lambda policy, n, partly: replace(policy, name=f"imposed:{n[0]:g}", accept=partial(accept_by_coin, rate=n[0])),
         bench=True),
@@ -270,7 +280,9 @@ def _numbers(text: str, values: list[str], row: Row) -> list[float]:
 def check_against(policy: Policy, S: int, V: int) -> None:
     """Refuse a policy whose ENTRY lies beyond the pyramid or whose K exceeds the codebook. Raises `InputError`."""
     if policy.entry > S:
-        remedy = f"pass --policy {policy.name.split(':')[0]}:{S}"
-        raise InputError("policy", policy.name, f"ENTRY must lie in 0..{S}", remedy)
+        name, *numbers = policy.name.split(":")
+        words = " and ".join(("ENTRY", "EXIT")[: len(numbers)])
+        remedy = f"pass --policy {':'.join([name, *[str(S)] * len(numbers)])}"
+        raise InputError("policy", policy.name, f"{words} must lie in 0..{S}", remedy)
     if policy.top > V:
         raise InputError("policy", policy.name, f"K must lie in 1..V={V}", f"pass --policy topk-match:{V}:0.5")

@@ -118,6 +118,21 @@ def test_target_first_makes_one_target_pass_a_scale_and_the_draft_fills_its_cach
     assert torch.isfinite(kept.f_hat_SBCPP).all()
 
 
+@pytest.mark.parametrize(("entry", "end"), [(entry, end) for entry in range(5) for end in range(entry, 5)])
+def test_a_draft_of_the_middle_costs_the_target_one_pass_for_every_other_scale(entry: int, end: int):
+    trace, drawn = decoded(f"middle:{entry}:{end}", 3), end > entry
+    assert trace.target_calls == [entry + 4 - end] * 4
+    assert trace.target_rows == [FOUR.L if end < 4 else FOUR.begin(entry)] * 4  # the first pass after it has its scales
+    assert (trace.draft_calls, trace.draft_rows) == ([end - entry] * 4, [FOUR.begin(end) if drawn else 0] * 4)
+    turns = [(t.first, t.drafted, t.bonus) for t in trace.rounds[0]]
+    alone = [[(si, 0, True) for si in scales] for scales in (range(entry), range(end, 4))]
+    assert turns == alone[0] + [(entry, end - entry, False)] * drawn + alone[1]
+    if end == 4:
+        assert torch.equal(trace.tokens_BL, decoded(f"code:{entry}").tokens_BL)
+    if not drawn:
+        assert torch.equal(trace.tokens_BL, expected_tokens(toys()))
+
+
 @pytest.mark.parametrize("entry", range(5))
 def test_target_first_gives_the_images_of_collaborative(entry: int):
     """With a draft for the first scales, the policy is `collaborative`: other calls, the same tokens."""
@@ -151,6 +166,8 @@ def test_a_match_may_reject_an_equal_draft():
         ("handoff:0", "target"),
         ("code:0", "draft"),
         ("code:4", "target"),
+        ("middle:0:4", "draft"),
+        ("middle:2:2", "target"),
     ],
 )
 def test_at_its_ends_the_division_leaves_one_network_alone(policy: str, sole: str):
@@ -184,7 +201,7 @@ def test_every_scale_is_finished_exactly_once_and_the_counts_add_up(policy: str,
         assert sum(n * rounds for n, rounds in trace.scales_per_round().items()) == 4 * FOUR.S
         for b, rounds in enumerate(trace.rounds):
             assert [t.first + k for t in rounds for k in range(t.finished)] == list(FOUR)
-            assert all(t.finished >= 1 and (t.drafted >= 1 or policy == "code:2") for t in rounds)
+            assert all(t.finished >= 1 and (t.drafted >= 1 or policy in ("code:2", "middle:1:3")) for t in rounds)
             assert sum(t.accepted_tokens + t.corrected_tokens + t.bonus_tokens for t in rounds) == FOUR.L
             assert sum(t.target_rows for t in rounds) == trace.target_rows[b]
             assert sum(t.draft_rows for t in rounds) == trace.draft_rows[b]
@@ -236,6 +253,9 @@ BAD = {
     "policy=code:11": (["--policy", "code:11"], "ENTRY must lie in 0..10"),
     "policy=code": (["--policy", "code"], "takes 1 numbers: ENTRY must be a whole number >= 0"),
     "policy=code:5:2": (["--policy", "code:5:2"], "takes 1 numbers: ENTRY must be a whole number >= 0"),
+    "policy=middle:3": (["--policy", "middle:3"], "takes 2 numbers: ENTRY must be a whole number >= 0, EXIT must be a"),
+    "policy=middle:3:11": (["--policy", "middle:3:11"], "ENTRY and EXIT must lie in 0..10; pass --policy middle:10:10"),
+    "policy=middle:5:3": (["--policy", "middle:5:3"], "EXIT must be at least ENTRY; pass --policy middle:5:5"),
     "policy=code:5+partial": (["--policy", "code:5+partial"], "+partial changes what a rejected scale becomes"),
     "policy=handoff:-1": (["--policy", "handoff:-1"], "ENTRY must be a whole number >= 0"),
     "policy=collaborative:2.5": (["--policy", "collaborative:2.5"], "ENTRY must be a whole number >= 0"),

@@ -16,7 +16,7 @@ FOUR = ScalePyramid((1, 2, 3, 4))
 REQUEST = Request((0, 1, 1, 0), 5)
 EVERY = [
     "coupled", "greedy", "rejection", "match:0.5", "match:0.3+partial", "coupled-match:0.5", "topk-match:3:0.5",
-    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2", "code:2",
+    "kl:0.2", "kl:0.2+partial", "handoff:2", "collaborative:2", "code:2", "middle:1:3",
 ]  # fmt: skip
 
 
