@@ -204,8 +204,9 @@ def load_digits(name: str = "digits") -> ModelPair:
 
     `name` is ``digits``, or ``digits-code`` for another draft, which draws well what the target has begun.
     """
-    draft = "draft-code" if name == "digits-code" else "draft"
-    return load_pair(*(DIGITS / f"{each}.safetensors" for each in (draft, "target", "vae")), name)
+    sides = "draft-code" if name == "digits-code" else "draft", "target", "vae"
+    draft, target, vae = (DIGITS / f"{each}.safetensors" for each in sides)
+    return load_pair(draft, target, vae, name)
 
 
 @torch.inference_mode()
