@@ -5,6 +5,7 @@ import it where they begin to work.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
             rule, remedy = "says what a checkpoint file does not tell", "drop it, or pass --draft, --target and --vae"
             raise InputError(name, text, rule, remedy)
     if named:
-        shipped = {
+        shipped: dict[str, Callable[[], ModelPair]] = {
             "digits": load_digits, "digits-close": load_digits, "digits-code": partial(load_digits, "digits-code"),
             "digits-bits": load_digits_bits,
         }  # fmt: skip
