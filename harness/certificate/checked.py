@@ -93,8 +93,8 @@ def check_certificate(
         usual = list(requests_for(models))
         if made.planted is not None and _is_today_s(made) and requests[: len(usual)] != usual:
             raise ValueError("it counts planted bugs of the default question, and asked another one")
-    budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
     try:
+        budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
         groups = challenged_groups(made, images)
         found = [one for group in groups for one in _along(made, models, requests, budget, group)]
     except RuntimeError as error:  # of a kernel that this machine, or its PyTorch, does not have; or of its memory

@@ -251,7 +251,8 @@ def signing_key(outputs: VerifyOutputs, networks: Networks, images: VerifyImages
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
     for option, is_asked, what in (
         ("--against", judging.against or judging.against_checkout, "decoder in the reference's place"),
-        ("--texts", images.texts or networks.models == "digits-bits", "texts that requests draw from"),
+        ("--texts", images.texts, "texts that requests draw from"),
+        ("--models", networks.models == "digits-bits", "texts that requests draw from"),
         ("--may-differ-from", judging.may_differ_from is not None, "scale that tokens may differ from"),
     ):
         if is_asked:

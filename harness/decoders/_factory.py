@@ -14,6 +14,7 @@ import resource
 import sys
 import sysconfig
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +177,8 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     try:
         with ctrl_c_is_a_stop():
             given = _heard(settings, read) if settings.options else settings
-            decoder = factory(models, given)
+            kept, decoder = weakref.ref(given), factory(models, given)
+            del given
             contract, decode = getattr(decoder, "contract", None), getattr(decoder, "decode", None)
             declines = attribute_of(decoder, "declines", ())
     except (InputError, StopSignal, OutOfTimeError):
@@ -192,7 +194,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     elif not known:
         rule = f"built a decoder that declines {shown(declines)}, not a tuple of {', '.join(map(repr, DECLINES))}"
     else:
-        if all(each is not given for each in getattr(decoder, "__dict__", {}).values()):  # else it may read on
+        if kept() is None:  # who keeps its settings may read them later
             _check_read(settings, read)
         return decoder
     raise InputError("implementation", name, rule, remedy)

@@ -142,7 +142,7 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
     for component, clause, f_hat in _other_codes(evidence, image, si, before) if models.pyramid.channels > 1 else ():
         if bool(_close(found, f_hat, evidence.f_hat_error)):
             return component, f"{what} differs: {clause}"
-    if (scale := stale_scale(evidence, image, si - 1, found[0])) is not None:
+    if (scale := stale_scale(evidence, image, max(si - 1, 0), found[0])) is not None:
         return "f_hat", f"{what} is the one after scale {scale}: what later scales add is missing"
     found, before, after = found.double(), before.double(), after.double()  # a decoder may show another dtype
     added = (found - before).flatten() @ (after - before).flatten() / (after - before).square().sum()

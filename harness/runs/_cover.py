@@ -109,7 +109,7 @@ def requests_for(models: ModelPair) -> tuple[Request, ...]:
 
 
 def _of_texts(models: ModelPair) -> tuple[Request, ...]:
-    """Return the like for texts that the family makes up, of other lengths each: guidance at several places, too."""
+    """Return the like for texts that ship, or are made up, of several lengths: guidance at several places, too."""
     whole, S = family_of(models.target).example(models, 4, 0), models.pyramid.S
     guidance, config = whole.scale_guidance, models.target.config
     assert guidance is not None

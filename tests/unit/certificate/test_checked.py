@@ -243,11 +243,14 @@ def test_what_no_check_sees_is_said(honest: dict[str, Any]):
     assert checked.unchecked(record_of(form.Certificate, honest["predicate"]))[-1].endswith("(top-k alone, drafts)")
 
 
-def test_what_this_machine_has_no_kernel_for_is_unverifiable(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
+@pytest.mark.parametrize("part", ["forced", "joint_budget"])
+def test_what_this_machine_has_no_kernel_for_is_unverifiable(
+    part: str, monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]
+):
     def without_kernel(*of: object) -> None:
         raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")
 
-    monkeypatch.setattr(checked, "forced", without_kernel)
+    monkeypatch.setattr(checked, part, without_kernel)
     why = "its mode, float32, is not at hand: pack_vnni2 is only supported when avx512 is supported"
     assert answer(honest) == Checked(CheckAnswer.UNKNOWN, why, 0)
 

@@ -69,6 +69,10 @@ def test_other_networks_are_unverifiable_with_exit_status_3(
             "certificate=c.json: has no texts that requests draw from; drop it, or --texts",
         ),
         (
+            ("verify", "--certificate", "c.json", "--models", "digits-bits"),
+            "certificate=c.json: has no texts that requests draw from; drop it, or --models",
+        ),
+        (
             ("verify", "--certificate", "c.json", "--may-differ-from", "3"),
             "certificate=c.json: has no scale that tokens may differ from; drop it, or --may-differ-from",
         ),

@@ -44,6 +44,18 @@ class Keeper:
         return self.settings.option("gamma")
 
 
+class Slotted(Keeper):
+    __slots__ = ("settings",)
+
+
+def nested(models, settings):
+    return SimpleNamespace(contract="token-identical", decode=print, config=SimpleNamespace(settings=settings))
+
+
+def closure(models, settings):
+    return SimpleNamespace(contract="token-identical", decode=lambda request, noise: settings.option("gamma"))
+
+
 def by_name(settings: Settings) -> tuple[str, ...]:
     return settings.option("checkout"), settings.option("gamma"), settings.option("steps", "7")
 
@@ -59,7 +71,8 @@ def test_who_reads_an_option_is_built_and_gets_equal_settings():
     ):
         assert built_after(read) == [True]
     assert built_after(lambda settings: settings.draft_len, ()) == [3]
-    build_by_factory(Keeper, MODELS, Settings(3, options=TYPED))  # may read them in `decode`
+    for keeps in (Keeper, Slotted, nested, closure):  # may read them in `decode`
+        build_by_factory(keeps, MODELS, Settings(3, options=TYPED))
     assert built_after(lambda settings: settings.option("gamma")) == ["4"]  # a checkout may be that of its own code
 
 
@@ -88,7 +101,7 @@ def test_a_decoder_in_a_process_of_its_own_is_refused_alike():
 def reads(models, settings):
     """A factory with one option."""
     settings.option("file")
-    return SimpleNamespace(contract="token-identical", decode=settings.option)
+    return SimpleNamespace(contract="token-identical", decode=print)
 
 
 @pytest.mark.parametrize("words", [("verify", "--seeds", "0", "--labels", "0", "--draft-len", "2"), ("parts",)])

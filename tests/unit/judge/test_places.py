@@ -273,6 +273,10 @@ def test_an_f_hat_that_was_kept_from_an_earlier_scale_says_of_which():
     assert said(found, 1, si) == ("f_hat", due)
     f_hat_SBCPP[si, 1, 0, 0, 0] += 1.01 * found.f_hat_error
     assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+    found = stairs()
+    f_hat_SBCPP = found.actual.intermediates.f_hat_SBCPP
+    f_hat_SBCPP[0, 1] = f_hat_SBCPP[1, 1]  # of a later scale: nothing is missing
+    assert said(found, 1, 0) == ("f_hat", "f_hat after scale 0 differs: accumulation")
 
 
 def test_f_hat_may_move_by_two_budgets():
