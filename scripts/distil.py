@@ -136,6 +136,7 @@ class Apprentice:
     def __init__(self, lesson: Lesson, seed: int, compiled: bool = False) -> None:
         models = lesson.models
         self.lesson, self.step, self.seconds, self.compiled = lesson, 0, 0.0, compiled
+        self.todo = list[Batch]()  # what is left of a round
         self.of_cpu = torch.Generator().manual_seed(seed)
         self.of_device = torch.Generator(models.device).manual_seed(seed)
         own = {name: weight.to(torch.float32, copy=True) for name, weight in models.draft.weights.items()}
@@ -207,15 +208,14 @@ class Apprentice:
 
     def train(self, steps: int) -> Iterator[tuple[int, Tensor, bool]]:
         """Train up to so many steps in all; yield every step, its loss, nats a token, and whether the draft drew it."""
-        todo = list[Batch]()
         while self.step < steps:
             done = self.step / steps
-            if not todo:
+            if not self.todo:
                 pool = [self.batch(own=done >= 1 / 3 and k % 2 == 1) for k in range(POOL)]
-                todo = [pool[k % POOL] for k in torch.randperm(ROUND, generator=self.of_cpu).tolist()]
+                self.todo = [pool[k % POOL] for k in torch.randperm(ROUND, generator=self.of_cpu).tolist()]
             for group in self.optimiser.param_groups:
                 group["lr"] = RATE * min(1.0, (self.step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
-            batch = todo.pop()
+            batch = self.todo.pop()
             loss = self.loss(batch)
             self.optimiser.zero_grad()
             loss.backward()
@@ -242,8 +242,11 @@ def whose(drawn: bool) -> str:
     return "its own" if drawn else "the target's"
 
 
-def blocks_of(text: str, depth: int) -> list[int]:
+def blocks_of(text: str, target: Transformer) -> list[int]:
     """Return the target's blocks to keep, of 0,1,3. Raises `InputError`."""
+    depth = target.config.depth
+    if target.config.shared_adaln:
+        raise InputError("keep", text, "takes a target whose blocks have modulations of their own", "drop it")
     with suppress(ValueError):
         kept = [int(word) for word in text.split(",")]
         if kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < depth:
@@ -291,7 +294,7 @@ def learn(given: argparse.Namespace) -> None:
         raise InputError("dtype", given.dtype, "keeps no float32 weights, which learn", "pass float32 or an autocast")
     models = load_pair(given.draft, given.target, given.vae)
     if given.keep:
-        models = replace(models, draft=pruned(models.target, blocks_of(given.keep, models.target.config.depth)))
+        models = replace(models, draft=pruned(models.target, blocks_of(given.keep, models.target)))
     models = models.in_mode(given.device, given.dtype)
     if given.compile:
         models = replace(models, target=replace(models.target, compiled=True))
@@ -317,7 +320,7 @@ def learn(given: argparse.Namespace) -> None:
             print(line, file=sys.stderr, flush=True)
             with log.open("a") as stream:
                 stream.write(line + "\n")
-        if step % ROUND == 0 and time.perf_counter() - start > 60 * given.minutes:
+        if not apprentice.todo and time.perf_counter() - start > 60 * given.minutes:
             break
     write(apprentice.draft(averaged=True), given.into, torch.float32)
     torch.save(apprentice.state(), state)

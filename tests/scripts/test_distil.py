@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.errors import InputError
 from harness.models import DIGITS, load_pair
 from harness.models.var.transformer import Transformer
 from harness.protocol import Request
 from scripts import distil
-from scripts.distil import Apprentice, Lesson, guided_law, main, pruned, write
+from scripts.distil import Apprentice, Lesson, blocks_of, guided_law, main, pruned, write
 from tests.helpers import tiny
 
 PAIR = tiny()
@@ -49,6 +50,10 @@ def test_a_pruned_target_has_the_blocks_that_are_kept_and_their_mean_modulation(
     last = pruned(target, (1,))
     assert torch.equal(last.weights["blocks.0.attn.proj.weight"], target.weights["blocks.1.attn.proj.weight"])
     assert last.config.shared_adaln
+    with pytest.raises(
+        InputError, match="^keep=0: takes a target whose blocks have modulations of their own; drop it$"
+    ):
+        blocks_of("0", last)
 
 
 def test_along_its_own_images_it_is_the_law_of_the_draft_that_is_asked_for():
