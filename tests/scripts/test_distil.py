@@ -51,7 +51,7 @@ def test_a_pruned_target_has_the_blocks_that_are_kept_and_their_mean_modulation(
     assert torch.equal(last.weights["blocks.0.attn.proj.weight"], target.weights["blocks.1.attn.proj.weight"])
     assert last.config.shared_adaln
     with pytest.raises(
-        InputError, match="^keep=0: takes a target whose blocks have modulations of their own; drop it$"
+        InputError, match=r"^keep=0: takes a target whose blocks have modulations of their own; drop it$"
     ):
         blocks_of("0", last)
 
