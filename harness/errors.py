@@ -64,7 +64,7 @@ class StopSignal(KeyboardInterrupt):
 def check_installed(package: str, extra: str, name: str, value: object, rule: str) -> None:
     """Refuse an input that takes a package which is not there; an extra of this one brings it. Raises `InputError`."""
     if importlib.util.find_spec(package) is None:
-        raise InputError(name, value, f"{rule}, which is not installed", f'pip install "sdvar-harness[{extra}]"')
+        raise InputError(name, value, f"{rule}, which is not installed", f'pip install ".[{extra}]" in the clone')
 
 
 def one_line(text: str) -> str:

@@ -70,7 +70,7 @@ def findings(mode: Mode) -> Iterator[Finding]:
         yield Finding("compiler", "none", f"{error.remedy.split(',')[0]}, for --compile and decoders that compile")
     for extra, package, purpose in EXTRAS:
         lacks = importlib.util.find_spec(package) is None
-        advice = f'pip install "sdvar-harness[{extra}]"' if lacks else ""
+        advice = f'pip install ".[{extra}]" in the clone' if lacks else ""
         yield Finding(purpose, "not installed" if lacks else "installed", advice)
     version, source = domain_version(), budget_for(models).source
     kept = f"Landlock {version}: a decoder writes to its own folder alone"

@@ -168,7 +168,7 @@ class Request:
         if self.count < 1:
             raise InputError("labels", self.labels, "must name at least one image", "pass --labels 0 or --labels all")
         if self.images is not None and len(self.images) != self.count:
-            raise InputError("images", self.images, f"must hold one address per image ({self.count})", "drop it")
+            raise InputError("images", self.images, f"must hold one number per image ({self.count})", "drop it")
         if self.labels is None and self.order == "image":
             raise InputError("labels", None, "drawn labels exist in the published order only", 'use order="batch"')
         if self.order not in ORDERS:

@@ -64,3 +64,13 @@ def test_what_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     ):
         assert command(monkeypatch, words[0], *NAMED, *words[1:]) == 2
         assert said in one_line(capsys), said
+
+
+def test_the_decoder_that_init_writes_refuses_another_family(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "init", "mine.py") == 0
+    assert command(monkeypatch, "verify", *NAMED, *FEW, *PLAIN, "--implementation", "mine:factory") == 2
+    rule = "models=digits-bits: are no networks of VAR, which this decoder draws with; pass --models digits"
+    assert rule in " ".join(capsys.readouterr().err.split())

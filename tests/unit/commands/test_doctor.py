@@ -51,7 +51,7 @@ def test_what_is_missing_comes_with_what_to_do(monkeypatch: pytest.MonkeyPatch):
     advice = {each.what: each.advice for each in doctor.findings(Mode())}
     assert advice["CPU"].startswith("OMP_NUM_THREADS=")
     assert advice["compiler"].startswith("install g++, for --compile")
-    assert advice["quality"] == 'pip install "sdvar-harness[quality]"'
+    assert advice["quality"] == 'pip install ".[quality]" in the clone'
     assert advice["boundary"].startswith("judge decoders that you trust")
     assert advice["error budget of digits"].startswith("`sdvar-harness calibrate --into FILE`")
     assert not advice["`verify` without options"]

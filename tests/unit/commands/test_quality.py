@@ -168,7 +168,7 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch, capsys):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else there(name))
     assert command(monkeypatch, "quality") == 2
-    assert 'pip install "sdvar-harness[quality]"' in capsys.readouterr().err
+    assert 'pip install ".[quality]" in the clone' in capsys.readouterr().err
 
 
 def test_another_draft_of_digits_is_measured_by_their_features(monkeypatch, capsys, tmp_path: Path):

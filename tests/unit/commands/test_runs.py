@@ -174,7 +174,7 @@ def test_a_file_that_is_there_is_refused_before_any_work(
     for words, rule in (
         (("--resume",), "goes on with a run that was kept"),
         (("--images", "1,x"), "must read 0,3,5 or 0:4"),
-        (("--images", "1,2"), "must hold one address per image"),
+        (("--images", "1,2"), "must hold one number per image"),
         (("--images=-1,2,3"), "must all be 0 or more"),
         (("--workers", "-1"), "must lie in 0..1024"),
     ):

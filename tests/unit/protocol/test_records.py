@@ -61,8 +61,8 @@ FINITE = f"±{MOST_CFG:g}: beyond it logits overflow; pass --cfg 1.5"
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"labels": ()}, "labels=(): must name at least one image; pass --labels 0 or --labels all"),
     ({"labels": None, "order": "batch"}, "labels=None: must name at least one image; pass --labels 0 or --labels all"),
-    ({"images": (1,)}, "images=(1,): must hold one address per image (2); drop it"),
-    ({"images": (1, 2, 3)}, "images=(1, 2, 3): must hold one address per image (2); drop it"),
+    ({"images": (1,)}, "images=(1,): must hold one number per image (2); drop it"),
+    ({"images": (1, 2, 3)}, "images=(1, 2, 3): must hold one number per image (2); drop it"),
     (
         {"labels": None, "count": 2},
         'labels=None: drawn labels exist in the published order only; use order="batch"',

@@ -251,7 +251,7 @@ def test_without_a_library_one_line_says_what_to_install(tmp_path: Path, monkeyp
     run(tmp_path / "a.db")
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert command(monkeypatch, "report", str(tmp_path / "a.db"), "--html", str(tmp_path / "page.html")) == 2
-    assert 'is made by Jinja2, which is not installed; pip install "sdvar-harness[report]"' in capsys.readouterr().err
+    assert 'is made by Jinja2, which is not installed; pip install ".[report]" in the clone' in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 
