@@ -233,7 +233,7 @@ class Replacing(EveryOperation):
 
 def what_was_tried(decode: WrongDecode) -> str:
     """Replace the first wrong values one after another; say where, and what came of it. Raises as the decoder does."""
-    replacing, names = Replacing(), list[str]()
+    replacing, tried = Replacing(), list[Wrong]()
     while True:
         replacing.places.clear()
         trace = recorded(replacing, decode.decode)
@@ -241,14 +241,29 @@ def what_was_tried(decode: WrongDecode) -> str:
             expected = decode.reference(decode.models.target, trace.tokens_BL, decode.models.pyramid.S)
             left = next(decode.wrong_values(trace, expected), None)
             elsewhere = left is not None and decode.is_right_elsewhere(left, expected)
-            if left is None or elsewhere or left.place in names or len(names) == MOST_REPLACED:
+            if left is None or elsewhere or left.place in {each.place for each in tried} or len(tried) == MOST_REPLACED:
                 break
             replacing.add(left)
-        names.append(left.place)
-    if left is not None and elsewhere and not names:
+        tried.append(left)
+    if left is not None and elsewhere and not tried:
         return f"not replaced: {left.place}: a right value that belongs elsewhere"
     if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
         return f"not replaced: no operation makes {left} as it is shown"
-    then = "every value of the case is right then" if left is None else f"the next wrong one is {left}"
-    then = f"{left} stays wrong" if left is not None and left.place in names else then
-    return f"replaced by the reference's at {', '.join(lines)}: {', '.join(names)}: {then}"
+    by_name: dict[str, list[int]] = {}
+    for each in tried:
+        by_name.setdefault(each.name, []).append(each.scale)
+    names = (f"{name} of scale{'s' * (len(of) > 1)} {_ranged(of)}" for name, of in by_name.items())
+    put_right = f"with {' and '.join(names)} put right at {', '.join(lines)}"
+    if left is None:
+        return f"{put_right}, every value is right"
+    what, _, far = str(left).partition(" by ")
+    by = f" (by {far})" * bool(far)
+    stays = left.place in {each.place for each in tried}
+    return f"{put_right}, {what}{by} stays wrong" if stays else f"{put_right}, the first wrong value is {what}{by}"
+
+
+def _ranged(scales: Sequence[int]) -> str:
+    """Return scales in words, those that follow one another as a range."""
+    if len(scales) > 1 and [*scales] == [*range(scales[0], scales[0] + len(scales))]:
+        return f"{scales[0]} {'to' if len(scales) > 2 else 'and'} {scales[-1]}"
+    return ", ".join(map(str, scales))

@@ -84,7 +84,7 @@ def _certified(path: Path) -> RunSummary:
     clauses = [
         next((decode.first for decode in made.decodes if decode.first), next(iter(made.inconclusive), "")),
         "its signature is not looked at" if is_signed else "",
-        record_of(Exercised, {**made.exercised}).brief,
+        record_of(Exercised, {**made.exercised}).brief(),
     ]
     decoder, commit = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
     counts = made.counts["images"], made.counts["wrong_tokens"]

@@ -13,6 +13,7 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "may_differ_from", "timeout", "memory",
          "in_process", "budgets", "device"}  # fmt: skip
 LOCATE = " --locate"
+ASK = "ask what was not exercised"
 RAISED = re.compile(r" in [^,]+, ([^\s,]+:\d+)")  # of a crash, file and line
 
 # What to do after the other commands, by exit status; `verify` asks the decoder that was under test.
@@ -81,7 +82,7 @@ def next_step(result: Verification) -> NextStep | None:
             return "let it do what it refuses or declines, or ask a part: --seeds 0:4 --draft-len 5", ""
         return "mend what is named as inconclusive, or decline it (docs/own-decoder.md), then ask again", ""
     if exercised.missing and not result.covers:
-        return "ask what was not exercised", _design(result)
+        return ASK, _design(result)
     if Contract.QUALITY.value in result.contract:
         loss = ["--contract", "C", "--max-loss", "0.1"]
         what = "judge the loss: --max-loss (extra [quality]) or --max-nats, on 10,000 images (docs/quality.md)"
@@ -98,12 +99,13 @@ def repeat_step(result: Verification) -> NextStep | None:
     first = result.first_divergence
     if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
         return None
-    what = "decode only the image" if first.image >= 0 else "decode only the batch"
     needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
-    searched = first.component == "crash" or result.against or (result.line and "pass --locate" not in str(result.line))
+    searched = first.component == "crash" or result.against or (result.line and "--locate" not in str(result.line))
+    if result.plan.images == 1:  # it was decoded alone
+        return None if searched else ("name the line of code", result.alone + LOCATE)
+    what = "decode only the image" if first.image >= 0 else "decode only the batch"
     shows = "" if searched else " and name the line of code"
-    text = f"{what} of the first defect{shows}{needs * (result.plan.images > 1)}"
-    return text, result.alone + ("" if searched else LOCATE)
+    return f"{what} of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
 
 
 def _design(result: Verification) -> str:

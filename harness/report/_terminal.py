@@ -17,7 +17,7 @@ from harness.errors import one_line, shortened
 from harness.files import compact, write_whole
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
-from harness.report._next import AFTER, next_steps
+from harness.report._next import AFTER, ASK, next_steps
 from harness.report._tables import columns_of, name_column, print_table, wrapped
 from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
@@ -93,9 +93,11 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
         lost *= result.tried > result.images
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
-    text = "nothing was judged" if is_empty else _verdict_text(result, console)
+    steps = [] if quiet else next_steps(result)
+    hint = "" if any(what == ASK for what, _ in steps) else result.exercised.hint  # one command is enough
+    text = "nothing was judged" if is_empty else _verdict_text(result, console, hint)
     say(console, text, result.verdict.value, COLOURS[result.verdict.exit_status])
-    for word, step in zip(("next:", "then:"), () if quiet else next_steps(result), strict=False):
+    for word, step in zip(("next:", "then:"), steps, strict=False):
         say(console, ": ".join(filter(None, step)), word, whole=True)
 
 
@@ -132,12 +134,12 @@ def _details(result: Verification) -> list[str]:
     return lines
 
 
-def _verdict_text(result: Verification, console: Console) -> str:
+def _verdict_text(result: Verification, console: Console, hint: str) -> str:
     """Return counts and what was not exercised; on a terminal in the most words that need no more than three lines."""
     exercised, head = result.exercised, len(result.verdict.value) + 1
-    said = exercised.first_of(MOST_NAMED) if console.soft_wrap else exercised.clause
-    texts = ["; ".join(filter(None, (result.summary, each))) for each in (said, exercised.brief)]
-    texts.append("; ".join(filter(None, (result.short_summary, exercised.brief))))
+    most, brief = MOST_NAMED if console.soft_wrap else len(exercised.words), exercised.brief(hint)
+    pairs = (result.summary, exercised.first_of(most, hint)), (result.summary, brief), (result.short_summary, brief)
+    texts = ["; ".join(filter(None, pair)) for pair in pairs]
     if console.soft_wrap:
         return texts[0]
     fits = (text for text in texts if len(wrapped("x" * head + text, console.width)) <= VERDICT_LINES)

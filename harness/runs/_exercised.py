@@ -95,9 +95,19 @@ ASPECTS = (
     Aspect("more_smooth", "kinds", "Request(more_smooth=True) from Python alone", _any(lambda s, r: r.more_smooth),
            declines=("more_smooth",)),
 )  # fmt: skip
+FILTERS = tuple(aspect.word for aspect in ASPECTS if aspect.family == "filters")[1:]  # which filter at all
 RARE = ("more_smooth", BY_SCALE)  # not asked of everybody: many a right decoder does not read them
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
+# what is shown before all else: without these no speculation was tested
+FIRST = ("accepted drafts of several scales", "images that diverge", "one decoder for several requests", LAWS, *FILTERS)
+
+
+def _first_first(words: Sequence[str]) -> list[str]:
+    """Return words in the order in which they are shown: those of `FIRST`, others of drafts, all else."""
+    drafts = [aspect.word for aspect in ASPECTS if aspect.family in (_DRAFTED, "bonus")]
+    order = {word: rank for rank, word in enumerate(dict.fromkeys((*FIRST, *drafts)))}
+    return sorted(words, key=lambda word: order.get(word, len(order)))
 
 
 @dataclass(frozen=True)
@@ -129,32 +139,35 @@ class Exercised:
     @property
     def clause(self) -> str:
         """What was not exercised, in words; empty where all was."""
-        return self.first_of(len(ASPECTS) + len(KINDS))
+        return self.first_of(len(ASPECTS) + len(KINDS), self.hint)
 
-    def first_of(self, most: int) -> str:
-        """Return the same with the first `most` words of every list, and how many more there are."""
+    def first_of(self, most: int, hint: str = "") -> str:
+        """Return the same with the first `most` words of every list, how many more there are, and a hint."""
 
         def listed(words: list[str], hint: str = "") -> str:
+            words = _first_first(words)
+            if len(words) > most + 1 and set(FILTERS) - {BY_SCALE} <= {*words}:
+                words = list(dict.fromkeys("filters" if word in FILTERS else word for word in words))
             more = len(words) - most
             text = ", ".join(words) if more < 2 else f"{', '.join(words[:most])} and {more} more"
             hints = "; ".join(filter(None, (hint, "--json has all" * (more > 1))))
             return text + f" ({hints})" * bool(hints)
 
-        clauses = [f"not exercised: {listed(list(self.missing), self._hint)}"] if self.missing else []
+        clauses = [f"not exercised: {listed(list(self.missing), hint)}"] if self.missing else []
         by_why: dict[str, list[str]] = {}
         for word, why in self.not_done.items():
             by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
         return "; ".join([*clauses, *(f"{why}: {listed(words)}" for why, words in by_why.items())])
 
-    @property
-    def brief(self) -> str:
-        """The same in the fewest words: families in the place of aspects."""
+    def brief(self, hint: str = "") -> str:
+        """Return the same in the fewest words, families in the place of aspects, and a hint."""
         families = {aspect.word: aspect.family for aspect in ASPECTS} | {ADALN: "kinds", DTYPES: "kinds", LAWS: LAWS}
-        shown = dict.fromkeys(families.get(word, word) for word in (*self.missing, *self.not_done))
-        return f"not exercised: {', '.join(shown)}{f' ({self._hint})' * bool(self.missing)}" if shown else ""
+        shown = dict.fromkeys(families.get(word, word) for word in _first_first([*self.missing, *self.not_done]))
+        return f"not exercised: {', '.join(shown)}{f' ({hint})' * bool(hint)}" if shown else ""
 
     @property
-    def _hint(self) -> str:
+    def hint(self) -> str:
+        """Which options ask what is missing; empty where nothing is."""
         options = list(dict.fromkeys(self.missing.values()))
         return ", ".join(options) if len(options) < 3 else "--cover asks them"
 

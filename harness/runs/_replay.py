@@ -162,8 +162,7 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""
     elif not is_own_decoder(case.implementation):
-        limit = f"where nobody asks, a search takes {LOCATE_S / 60:g} min at most"
-        result.line = f"not searched: it would take about {math.ceil(seconds / 60)} min, and {limit}; pass --locate"
+        result.line = f"not searched (about {math.ceil(seconds / 60)} min); --locate does it"
 
 
 MOST_TRIES = 64  # decodes of a reduction, and its judgement

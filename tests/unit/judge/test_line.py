@@ -70,12 +70,16 @@ def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
     assert line.text == "wrong = int((idx_l != proposal).sum())"
 
 
-def test_what_was_tried_is_told(tmp_path: Path):
+def test_what_was_tried_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     offset, halves = (searched(TEN[n].source, tmp_path / "mine.py", Request((0,), 1)) for n in (0, 2))
     assert isinstance(offset, CodeLine)
-    inputs = ", ".join(f"the input of scale {si}" for si in (1, 2, 3))
     place = f"mine.py:{TEN[0].lines[0]}"
-    assert offset.tried == f"replaced by the reference's at {place}: {inputs}: every value of the case is right then"
+    assert offset.tried == f"with the input of scales 1 to 3 put right at {place}, every value is right"
+    monkeypatch.setattr("harness.judge._wrong_decode.MOST_REPLACED", 2)
+    line = searched(TEN[0].source, tmp_path / "mine.py", Request((0,), 1))
+    assert isinstance(line, CodeLine)
+    said = f"with the input of scales 1 and 2 put right at {place}, the first wrong value is the input of scale 3 (by "
+    assert line.tried.startswith(said)
     assert isinstance(halves, CodeLine)
     assert halves.tried == "not replaced: the guided logits of scale 0: a right value that belongs elsewhere"
 

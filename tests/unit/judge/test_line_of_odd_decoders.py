@@ -86,7 +86,7 @@ def test_what_is_written_in_place_is_the_line(name: str, tmp_path: Path):
     line = line_of(changed(TEMPLATE, *HOW[name]), tmp_path / "mine.py")
     assert isinstance(line, CodeLine), line
     assert line.text == WRITTEN[name]
-    assert line.tried.endswith("every value of the case is right then")
+    assert line.tried.endswith(", every value is right")
 
 
 def test_numbers_from_outside_pytorch_are_told(tmp_path: Path):

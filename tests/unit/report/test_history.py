@@ -201,7 +201,7 @@ def test_certificates_have_a_row_each_and_what_does_not_hold_together_is_refused
         "run": "IDENTICAL", **dict.fromkeys(("forged", *names[5:]), REFUSED),
     }  # fmt: skip
     rows = {run.file.stem: run for run in history.runs}
-    assert "not exercised: filters, " in rows["identical"].why and "signature is not looked at" in rows["signed"].why
+    assert "not exercised: drafts, " in rows["identical"].why and "signature is not looked at" in rows["signed"].why
     assert (rows["defect"].images, rows["defect"].wrong_tokens) == (6, 3) and "scale 2, position" in rows["defect"].why
     assert "does not hold together (its root is of other tokens)" in rows["another-root"].why
     assert "does not say once whether this was exercised: bonus scales" in rows["forged"].why

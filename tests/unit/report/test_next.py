@@ -49,12 +49,17 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     only, names = "decode only the image of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
-    for line, searched in (("not searched (about 2 min); pass --locate", False), ("x", True)):
+    for line, searched in (("not searched (about 2 min); --locate does it", False), ("x", True)):
         result.line = line
         repeat = f"{only}{names * (not searched)}{needs}", result.alone + " --locate" * (not searched)
         assert repeat_step(result) == repeat
         steps = [next_step(result), repeat]  # what is not looked at yet is looked at first
         assert next_steps(result) == (steps if searched else steps[::-1])
+    alone, task = result.alone, result.plan.tasks[0]
+    result.plan = replace(result.plan, tasks=(replace(task, request=task.request.only([0])),))
+    assert repeat_step(result) is None  # it was decoded alone, and its line is searched
+    result.line = "not searched (about 2 min); --locate does it"
+    assert repeat_step(result) == ("name the line of code", f"{alone} --locate")
     result.record = replace(result.record, recipe=None)
     assert repeat_step(result) is None
 
@@ -150,7 +155,7 @@ def test_quiet_leaves_the_verdict_and_verbose_adds_how_it_was_judged(monkeypatch
     assert [line.split()[0] for line in said[0]] == ["IDENTICAL"]
     names = ["error budget", "judging", "batches of 1 image (1 thread", "compared with the reference", "covered"]
     assert [line.startswith(name) for name, line in zip(names, said[1][6:11], strict=True)] == [True] * 5
-    assert said[1][-2] == said[0][0]
+    assert said[1][-2] == re.sub(r"--cover asks them; (?=--json)", "", said[0][0]) != said[0][0]
     assert said[1][-1] == "next: ask what was not exercised: sdvar-harness verify"
     assert OWN_DECODER not in said[1][-1]
 

@@ -19,7 +19,7 @@ from harness.report.html import run_page
 from harness.report.html._run import Seen
 from harness.runs import RunFileOptions, Verification, recorded_result
 from harness.runs import _exercised as module
-from harness.runs._exercised import ASPECTS, KINDS, TOGETHER, Decode, Exercised, why_untested
+from harness.runs._exercised import ASPECTS, BY_SCALE, KINDS, TOGETHER, Decode, Exercised, why_untested
 from harness.verification import Question, answer_question
 from tests.helpers import Layout, tiny
 
@@ -105,10 +105,32 @@ def test_of_a_long_list_a_line_in_a_log_names_the_first_and_counts_the_others():
     result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
     missing = list(result.exercised.missing)
     line = told(result)
-    assert f"; not exercised: {', '.join(missing[:6])} and {len(missing) - 6} more (--cover asks them; --json" in line
-    assert not any(word in line for word in missing[6:])
+    first = ["images that diverge", "one decoder for several requests", "laws", "filters", "several draft lengths"]
+    first.append("a rule of draft lengths")
+    filters = [word for word in missing if word in ("top-k alone", "top-p alone", "top-k and top-p together", BY_SCALE)]
+    more = len(missing) - len(filters) + 1 - len(first)
+    assert f"; not exercised: {', '.join(first)} and {more} more (--cover asks them; --json has all)" in line
+    assert not any(word in line for word in missing if word not in first)
+    assert "; not exercised: drafts, batches, laws, filters, bonus, " in " ".join(told(result, 100).split())
+    asked = replace(result.exercised, missing={word: "" for word in missing if word != "top-p alone"})
+    assert ", laws, top-k alone, top-k and top-p together, filters by scale and " in asked.first_of(6)
     few = Exercised(missing={"laws": "--laws 2"}, not_done=dict.fromkeys(missing[:7], "refused"))
-    assert few.first_of(6) == f"not exercised: laws (--laws 2); refused: {', '.join(missing[:7])}"
+    said = few.first_of(6, few.hint)
+    assert said.startswith("not exercised: laws (--laws 2); refused: top-k alone, top-p alone, ")
+    assert all(word in said for word in missing[:7])
+    assert few.first_of(6).startswith("not exercised: laws; refused: ")
+
+
+def test_where_the_next_line_says_how_to_ask_the_verdict_does_not():
+    result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
+    assert result.record is not None
+    assert "--cover asks them" in told(result, 100, quiet=False)  # no command line made the run: no next line
+    result.record = replace(result.record, recipe={}, command=("verify",))
+    for width in (0, 100):
+        said = told(result, width, quiet=False)
+        assert "next: ask what was not exercised: sdvar-harness verify" in said
+        assert "--cover asks them" not in said
+        assert "--cover asks them" in told(result, width)  # nothing but the verdict
 
 
 def omits(result: Verification) -> bool:
