@@ -16,7 +16,7 @@ from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
 from harness.models import product_dtype
-from harness.protocol import largest_factor
+from harness.protocol import Guidance, ScaleGuidance, largest_factor
 from harness.reference import family_of
 from harness.rounding import Budget
 
@@ -121,7 +121,40 @@ def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:
         for scale, span in ((si, spans[si]), (pyramid.S - 1, spans[pyramid.S - 1]))
     )
     swapped = "halves swapped, unconditional half first" if fits_last or si else "the unconditional half alone"
-    return "guidance", f"{what} are not those of their rows: {swapped if fits else 'weight or halves'}"
+    why = swapped if fits else _weights(evidence, guided, halves[si], si) or "weight or halves"
+    return "guidance", f"{what} are not those of their rows: {why}"
+
+
+def _weights(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int) -> str:
+    """Say with which weights guided logits combine their rows, and which are due; empty where no weights give them."""
+    rows_n2, guided_n1 = (each.double().cpu() for each in (rows_2blV.flatten(1).mT, guided_blV.flatten()[:, None]))
+    if not bool(guided_n1.isfinite().all()):
+        return ""
+    weight_21 = torch.linalg.lstsq(rows_n2, guided_n1).solution
+    # as `_is_guided` has it, of these weights
+    error = GUIDANCE_ULPS * guidance_ulp(evidence) * max(1.0, float(weight_21.abs().max()))
+    if not bool(((rows_n2 @ weight_21 - guided_n1).abs() <= error * rows_n2.abs().sum(1, keepdim=True)).all()):
+        return ""
+    due = _guided(evidence, torch.eye(len(weight_21), dtype=torch.double)[:, None, None], si)
+    for decimals in (3, 6, 9):  # as few as tell them from those that are due
+        if (found := _combined(weight_21, decimals)) != _combined(due, decimals):
+            return f"they are {found}; {_due(evidence.request.guidance, evidence.models.pyramid.ramp(si), si)} is due"
+    return ""
+
+
+def _combined(weights: Tensor, decimals: int) -> str:
+    """Write rows that are added with weights."""
+    conditional, *unconditional = (round(weight, decimals) for weight in weights.flatten().tolist())
+    others = (f" {'−' if w <= 0 else '+'} {abs(w):.12g}·uncond" for w in unconditional)
+    return f"{conditional:.12g}·cond{''.join(others)}"
+
+
+def _due(guidance: Guidance, ramp: float, si: int) -> str:
+    """Write how guidance of a scale combines rows; `ramp` is si/(S-1)."""
+    if isinstance(guidance, ScaleGuidance):
+        w = guidance.weights[si] if 0 in guidance.places else 1.0
+        return f"(w·cond + (1 − w)·uncond)/τ with w = {w:g} and τ = {guidance.temperature(si):g}"
+    return f"(1 + t)·cond − t·uncond with t = cfg·si/(S−1) = {guidance * ramp:g}"
 
 
 def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:

@@ -130,18 +130,11 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
             if clause:
                 return component, f"the input of scale {si} is made of {clause}"
         elif (seats := _seats(evidence, left_lD, error)) is not None:
-            position_l, level_l = seats
-            by, where = int(position_l[0]) - span.start, f"{int(position_l[0])}..{int(position_l[-1])}"
+            terms = _terms(evidence, si, *seats)
             if clause:
-                late = f"one position {'late' if by > 0 else 'early'}" if abs(by) == 1 else f"at positions {where}"
-                return component, f"the input of scale {si} is made of {clause}, {late}"
-            if not bool(network.pos_LD.any()):  # inputs say nothing of positions
-                return "level", f"inputs of scale {si} have level {_span(level_l)}"
-            if position_l.tolist() == list(range(span.start, span.stop)):
-                detail = f"positions are right; the level term is that of scale {_span(level_l)}, not {si}"
-                return component, f"inputs of scale {si}: {detail}"
-            where = f"{where} with level {_span(level_l)}, not {span.start}..{span.stop - 1}"
-            return component, f"inputs of scale {si} sit at positions {where}"
+                return component, f"the input of scale {si} is made of {clause}, with {terms}"
+            part = component if bool(network.pos_LD.any()) else "level"  # inputs may say nothing of positions
+            return part, f"inputs of scale {si} carry {terms}"
     return None
 
 
@@ -211,6 +204,25 @@ def _cdist(actual_lD: Tensor, pos_LD: Tensor) -> Tensor:
     return torch.cdist(actual_lD.to(wide), pos_LD.to(wide), p=torch.inf)
 
 
-def _span(level_l: Tensor) -> str:
-    low, high = int(level_l.min()), int(level_l.max())
-    return str(low) if low == high else f"{low}..{high}"
+def _terms(evidence: Evidence, si: int, position_l: Tensor, level_l: Tensor) -> str:
+    """Say which position and level terms inputs of a scale carry, and which are due."""
+    span, has_positions = evidence.models.pyramid.span(si), bool(evidence.models.target.pos_LD.any())
+    found, due = position_l.tolist(), list(range(span.start, span.stop))
+    is_moved, is_right = has_positions and found != due, bool((level_l == si).all())
+    said = []
+    if is_moved and found == list(range(found[0], found[0] + len(found))):
+        said.append(f"position terms {found[0]}..{found[-1]}, not {due[0]}..{due[-1]}")
+    elif is_moved:
+        first = 0 if found[:4] != due[:4] else next(n for n in range(len(due)) if found[n] != due[n])
+        said.append(f"position terms {_four(found, first)}, not {_four(due, first)}")
+    if not is_right:
+        low, high = int(level_l.min()), int(level_l.max())
+        said.append(f"level {low if low == high else f'{low}..{high}'}, not {si}")
+    right = " (levels right)" if is_right else " (positions right)" if has_positions and not is_moved else ""
+    return f"{', and '.join(said)}{right}"
+
+
+def _four(positions: list[int], first: int) -> str:
+    """List four positions, from one of them on, and say where there are others."""
+    shown = ",".join(map(str, positions[first : first + 4]))
+    return f"{'…,' if first else ''}{shown}{',…' if first + 4 < len(positions) else ''}"

@@ -159,8 +159,8 @@ def test_a_wrong_input_is_explained_of_the_side_that_has_it(shelf: Path, swapped
     assert found.component == "positions"
     word, folder = ("other" if swapped else "tested"), "var-wrong-positions"
     assert (
-        f"; {word} published:var of {folder}: inputs of scale 1 sit at positions 0..3 with level 0..1, not 1..4"
-        in found.detail
+        f"; {word} published:var of {folder}: inputs of scale 1 carry position terms 0..3, not 1..4,"
+        " and level 0..1, not 1" in found.detail
     )
 
 

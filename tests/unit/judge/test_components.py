@@ -39,8 +39,13 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
 
     assert judged(unconditional_LV + (1 + t) * (conditional_LV - unconditional_LV)) is None
     off = t * (1 + 1e-4) if t else 1e-6
+    made = {0.0: "1.000001·cond − 1e-06", 0.5: "1.50005·cond − 0.50005", 4.0: "5.0004·cond − 4.0004"}[t]
+    due = f"(1 + t)·cond − t·uncond with t = cfg·si/(S−1) = {t:g} is due"
     for guided_LV, why in (
-        ((1 + off) * conditional_LV - off * unconditional_LV, "weight or halves"),
+        ((1 + off) * conditional_LV - off * unconditional_LV, f"they are {made}·uncond; {due}"),
+        (2.5 * conditional_LV - 1.5 * unconditional_LV, f"they are 2.5·cond − 1.5·uncond; {due}"),
+        (0.5 * conditional_LV + 0.25 * unconditional_LV, f"they are 0.5·cond + 0.25·uncond; {due}"),
+        (conditional_LV**2, "weight or halves"),
         (
             (1 + t) * unconditional_LV - t * conditional_LV,  # at all scales alike: as if t did not grow
             "halves swapped, unconditional half first" if si else "the unconditional half alone",
@@ -48,6 +53,22 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
     ):
         wrong = judged(guided_LV)
         assert (wrong.component, wrong.detail.partition(": ")[2]) == ("guidance", why)
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.9, True), (1.1, False)])
+def test_weights_are_named_where_they_give_every_logit(share: float, named: bool):
+    """Plant: guidance of one weight at all scales, and one logit that is off by more than rounding, or by less."""
+    found = agreeing(BUDGET)
+    shown = found.actual.intermediates
+    conditional_BLV, unconditional_BLV = shown.rows_RLV.double().chunk(2)
+    guided_BLV = 2.5 * conditional_BLV - 1.5 * unconditional_BLV
+    size_V = (conditional_BLV.abs() + unconditional_BLV.abs())[0, 0]
+    one = size_V.argmin()  # least squares hardly see it
+    guided_BLV[0, 0, one] += share * 8 * 2**-23 * 2.5 * size_V[one]
+    made = replace(shown, guided_BLV=guided_BLV)
+    wrong = first_wrong(replace(found, actual=replace(found.actual, intermediates=made)))[0]
+    assert (wrong.component, wrong.scale) == ("guidance", 0)
+    assert ("they are 2.5·cond − 1.5·uncond" in wrong.detail, "weight or halves" in wrong.detail) == (named, not named)
 
 
 def test_swapped_halves_are_told_from_another_convention_where_guidance_has_no_weight():

@@ -344,6 +344,17 @@ def test_a_planted_bug_is_caught_and_named(name: str):
     assert first.component == component, first
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("temperature left out", "1·cond − 0·uncond"), ("weight of the first scale everywhere", "6·cond − 4·uncond")],
+)
+def test_weights_of_guidance_are_said_with_those_that_are_due(name: str, weights: str):
+    first = verify_here(single(), decoder_factory(BUGS[name][0]), [Settings(3)], [REQUEST]).first_divergence
+    assert first is not None
+    due = "(w·cond + (1 − w)·uncond)/τ with w = 1 and τ = 0.5 is due"
+    assert first.detail == f"guided logits of scale 1 are not those of their rows: they are {weights}; {due}"
+
+
 def test_the_texts_of_a_batch_that_parts_are_named():
     """Images that go on alone attend to the texts of the batch's first rows."""
 

@@ -122,26 +122,40 @@ def test_an_input_that_is_off_by_just_what_is_allowed_is_right():
     assert said(found, 1) == ("rows", "the input of scale 1 is wrong in the unconditional row alone")
 
 
-@pytest.mark.parametrize(("levels", "word"), [([1] * 9, "1"), ([0] * 4 + [1] * 5, "0..1"), ([2] * 9, "2")])
-def test_inputs_at_other_positions_say_which_and_which_level(levels: list[int], word: str):
+OFF, RIGHT, IN_PLACE = [*range(4, 13)], [2] * 9, [*range(5, 14)]
+BACKWARDS, FIRST, LAST = IN_PLACE[::-1], [6, 5, *IN_PLACE[2:]], [*IN_PLACE[:7], 13, 12]
+
+
+@pytest.mark.parametrize(
+    ("positions", "levels", "carried"),
+    [
+        (OFF, [1] * 9, "position terms 4..12, not 5..13, and level 1, not 2"),
+        (OFF, [0] * 4 + [1] * 5, "position terms 4..12, not 5..13, and level 0..1, not 2"),
+        (OFF, RIGHT, "position terms 4..12, not 5..13 (levels right)"),
+        (IN_PLACE, [1] * 9, "level 1, not 2 (positions right)"),
+        (BACKWARDS, RIGHT, "position terms 13,12,11,10,…, not 5,6,7,8,… (levels right)"),
+        (FIRST, RIGHT, "position terms 6,5,7,8,…, not 5,6,7,8,… (levels right)"),
+        (LAST, [1] * 9, "position terms …,13,12, not …,12,13, and level 1, not 2"),
+    ],
+)
+def test_inputs_at_other_positions_say_which_terms_they_carry(positions: list[int], levels: list[int], carried: str):
     network, span = MODELS.target, PYRAMID.span(2)
 
     def move(kept: Intermediates) -> None:
         own_lD = network.lvl_SD[2] + network.pos_LD[span]
-        kept.x_RLD[[0, 2], span] += network.lvl_SD[levels] + network.pos_LD[4:13] - own_lD
+        kept.x_RLD[[0, 2], span] += network.lvl_SD[levels] + network.pos_LD[positions] - own_lD
 
-    detail = f"inputs of scale 2 sit at positions 4..12 with level {word}, not 5..13"
-    assert changed(move, 0, 2) == ("positions", detail)
+    assert changed(move, 0, 2) == ("positions", f"inputs of scale 2 carry {carried}")
 
 
-def test_a_wrong_level_alone_is_said_to_be_that():
-    network, span = MODELS.target, PYRAMID.span(2)
+def test_terms_of_what_is_made_of_something_else_are_said_too():
+    network, span = MODELS.target, PYRAMID.span(1)
 
-    def mark(kept: Intermediates) -> None:
-        kept.x_RLD[[0, 2], span] += network.lvl_SD[1] - network.lvl_SD[2]
+    def move(kept: Intermediates) -> None:
+        kept.x_RLD[[0, 2], span] = network.lvl_SD[1] + network.pos_LD[[1, 3, 2, 4]]
 
-    detail = "inputs of scale 2: positions are right; the level term is that of scale 1, not 2"
-    assert changed(mark, 0, 2) == ("positions", detail)
+    detail = "nothing but its position term, with position terms 1,3,2,4, not 1,2,3,4 (levels right)"
+    assert changed(move, 0) == ("query", f"the input of scale 1 is made of {detail}")
 
 
 def test_positions_are_looked_for_in_float32_at_least():
