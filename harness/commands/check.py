@@ -12,7 +12,7 @@ from harness.commands._options import BUDGETS, JUDGED, PLACE, TESTED, Mode, Pair
 from harness.commands.records import Group, Option, command
 from harness.files import check_readable
 
-NEVER = ("why it proves nothing", "laws", "evidence", "closest draws")  # of any certificate
+NEVER = ("reasons for INCONCLUSIVE", "laws", "evidence", "closest draws")  # of any certificate
 
 
 class CertificateCheck(Group, panel=JUDGED):

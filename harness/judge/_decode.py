@@ -17,6 +17,7 @@ from harness.judge._components import WrongTensors, first_wrong, first_wrong_of,
 from harness.judge._evidence import Evidence, WrongTensor
 from harness.judge._form import malformed
 from harness.judge._likelihood import bet_on
+from harness.judge._rows import UNKNOWN
 from harness.judge._shown_law import judge_shown_law
 from harness.judge._tokens import judge_support, judge_tokens
 from harness.judge._verdict import CALLS_AND_ROWS, Distance, Divergence, Judgement
@@ -260,7 +261,8 @@ def _skipped_there(evidence: Evidence, defect: Divergence) -> Divergence:
         said = f"no target pass decided {of}"
     elif actual.skipped_BSN is not None and (count := int(actual.skipped_BSN[row, defect.scale].long().max())):
         said = f"the decoder says that it left out {count} positions of {of}"
-    return replace(defect, component="skipped", detail=f"{said}; {defect.detail}") if said else defect
+    known = defect.detail.partition(f"; {UNKNOWN}")[0]  # what was left out is the cause
+    return replace(defect, component="skipped", detail=f"{said}; {known}") if said else defect
 
 
 def _why_idle(evidence: Evidence, free: int, contract: Contract) -> list[str]:

@@ -27,7 +27,7 @@ ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "gr
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 COLUMNS = dict(zip(COUNTS, columns_of("counts"), strict=True))
 MOST_CHANGES = 4
-MOST_NAMED = 6  # of what was not exercised, where a verdict is one line
+MOST_NAMED = 6  # of broken laws; of what was not exercised, where a verdict is one line
 VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
 PIPE_WIDTH = 144  # rich takes 80 where there is no terminal; a log has no edge
@@ -81,6 +81,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
             say(console, text)
         if result.laws is not None:
             say(console, laws_line(result.laws))
+            _say_broken(result, console)
         if result.record and ACCIDENTS in result.record.isolation:
             say(console, f"isolation: {result.record.isolation}")
         for text in result.changes[:MOST_CHANGES]:
@@ -144,6 +145,17 @@ def _verdict_text(result: Verification, console: Console, hint: str) -> str:
         return texts[0]
     fits = (text for text in texts if len(wrapped("x" * head + text, console.width)) <= VERDICT_LINES)
     return next(fits, texts[-1])
+
+
+def _say_broken(result: Verification, console: Console) -> None:
+    """Print the broken laws by their names, unless the first defect's line says all."""
+    broken, first = result.laws.broken if result.laws else (), result.first_divergence
+    if first is None or all(law.clause == first.detail for law in broken):
+        return
+    for law in broken[:MOST_NAMED]:
+        say(console, f"{law.clause.removeprefix('law ')}")
+    if (more := len(broken) - MOST_NAMED) > 0:
+        say(console, f"and {more} more: --json has all")
 
 
 def laws_line(tried: LawsTried) -> str:

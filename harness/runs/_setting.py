@@ -149,7 +149,7 @@ def counted(totals: Mapping[str, int]) -> str:
     """Return every count of `COUNTS` in words."""
     counts = [f"{totals['identical']} identical", count_of(totals["ties"], "tie")]
     counts.append(count_of(totals["wrong_tokens"], "wrong token"))
-    counts += [f"{totals['unclaimed']} not claimed"] if totals["unclaimed"] else []
+    counts += [f"{totals['unclaimed']} that differ and are not claimed"] if totals["unclaimed"] else []
     return (
         f"{count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} compared, {', '.join(counts)}; "
         f"{count_of(totals['wrong_tensors'], 'wrong tensor')}; {count_of(totals['defects'], 'defect')}"

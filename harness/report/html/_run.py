@@ -93,6 +93,9 @@ def _headline(result: Verification) -> str:
         return f"{text}, under the same random numbers."
     ended = verdict is Verdict.DEFECT and first is not None and first.component in ("crash", "process")
     text = page.VERDICTS[first.component if ended and first else verdict]
+    if verdict is Verdict.DEFECT and result.laws and result.laws.broken and not _defects(result):
+        right = result.totals["draws"] and not result.totals["unclaimed"]
+        text = f"{'Every token is right' if right else 'No decode is wrong'}; a law of a correct decoder is broken."
     text = text.format(work=work, ties=counted(result.totals["ties"], "certified tie"))
     if verdict is Verdict.CONSISTENT and Contract.QUALITY.value in result.contract:
         text += " How far its images are from the sequential ones is below."

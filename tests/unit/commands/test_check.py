@@ -37,7 +37,7 @@ def test_a_check_says_what_is_certified_and_what_was_not_asked(
     lines = capsys.readouterr().out.splitlines()
     assert "IDENTICAL of harness:build_decoder; unsigned: its digest shows accidents, and no more" in lines[0]
     assert lines[1].startswith("not asked: ") and "bonus scales" in lines[1]
-    assert lines[-2].startswith("not checked: why it proves nothing, laws, evidence, closest draws")
+    assert lines[-2].startswith("not checked: reasons for INCONCLUSIVE, laws, evidence, closest draws")
     assert lines[-2].endswith("; that its decoder draws these tokens: pass --decode")
     assert lines[-1] == "REPRODUCED: 1 of 2 images computed anew"
 

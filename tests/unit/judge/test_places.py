@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from harness.judge._components import first_wrong_of
+from harness.judge._decode import _skipped_there
 from harness.judge._evidence import Evidence
 from harness.judge._inputs import _cdist
-from harness.judge._rows import UNKNOWN
+from harness.judge._rows import SHORTER, UNKNOWN
+from harness.judge._verdict import Divergence
 from harness.protocol._trace import Intermediates, Round
 from harness.rounding._budget import Budget
 from tests.unit.judge.test_tokens import MODELS, evidence
@@ -168,7 +170,7 @@ def test_positions_are_looked_for_in_float32_at_least():
         assert (far_lL.dtype, far_lL.tolist()) == (wide, [[2.0], [2.0]])
 
 
-ASKED = f"; {UNKNOWN}"
+ASKED = f"; {UNKNOWN}"  # of drafts of one scale, no shorter one can be asked
 ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier scales"
 
 
@@ -176,10 +178,22 @@ ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier
     ("turn", "component", "detail"),
     [
         (None, "mask or cache", "logits of scale 1 differ while its inputs agree"),
-        ((0, 2, 2, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
+        (
+            (0, 2, 2, 0, 0, 5),
+            "mask or cache",
+            "logits of scale 1 differ in the pass over scales 0..1" + ASKED + SHORTER,
+        ),
         ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
-        ((0, 3, 2, 1, 0, 14), "mask or cache", "logits of scale 1 differ in the pass over scales 0..2" + ASKED),
-        ((1, 2, 1, 0, 0, 13), "mask or cache", "logits of scale 1 differ in the pass over scales 1..2" + ASKED),
+        (
+            (0, 3, 2, 1, 0, 14),
+            "mask or cache",
+            "logits of scale 1 differ in the pass over scales 0..2" + ASKED + SHORTER,
+        ),
+        (
+            (1, 2, 1, 0, 0, 13),
+            "mask or cache",
+            "logits of scale 1 differ in the pass over scales 1..2" + ASKED + SHORTER,
+        ),
         ((1, 1, 1, 0, 0, 4), "cache", ALONE),
         ((1, 0, 0, 0, 1, 4), "cache", ALONE),
         ((1, 1, 1, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 1..1" + ASKED),
@@ -193,6 +207,16 @@ def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None,
         made = Round(first, drafted, accepted, bool(corrected), bool(bonus), 0, 0, 0, rows)
         found.actual.rounds = [[made], []]
     assert said(found, 0) == (component, detail)
+
+
+def test_of_what_the_decoder_left_out_no_unknown_mistake_is_told():
+    found = replace(same(), may_differ_from=2)
+    found.actual.skipped_BSN = torch.ones(2, PYRAMID.S, 2, dtype=torch.long)
+    address = dict(zip(("seed", "image"), found.request.addresses[0], strict=True))
+    defect = Divergence("mask or cache", f"logits differ{ASKED}{SHORTER}", **address, scale=1)
+    named = _skipped_there(found, defect)
+    assert named.component == "skipped"
+    assert named.detail.endswith(", which is before scale 2; logits differ")
 
 
 @pytest.mark.parametrize(("calls", "component"), [(1, "mask"), (2, "mask or cache"), (None, "mask or cache")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 from dataclasses import replace
@@ -9,11 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from harness.decoders._factory import OWN_DECODER
 from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
-from harness.report import plain_console, say_after
+from harness.report import plain_console, say_after, show_verification
 from harness.report._next import AFTER, next_step, next_steps, repeat_step
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
@@ -64,6 +66,14 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     assert repeat_step(result) is None
 
 
+def shown(result: Verification) -> str:
+    """Return what the terminal shows of a run."""
+    console = Console(file=io.StringIO(), width=500, soft_wrap=True, markup=False, highlight=False)
+    show_verification(result, console, False)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def crashes(models, settings):
     """A decoder that raises."""
     raise_in_decode = SimpleNamespace(contract="token-identical", decode=lambda request, noise: [][len([0])])
@@ -86,6 +96,16 @@ def test_a_broken_law_replays_itself_and_a_lost_quality_is_a_choice(tmp_path: Pa
     result = made(tmp_path)
     result.take_laws(LawsTried(2, 68, (BrokenLaw("draw", "law streams.once: one number decides twice; replay", 3),)))
     assert "draw (its line ends in the call that replays the case)" in after(result)[0]
+    assert "\nstreams.once: " not in shown(result)  # the first defect's line says it
+    laws = tuple(BrokenLaw("draw", f"law streams.n{n}: wrong; replay", 3) for n in range(8))
+    for count, more in ((2, []), (6, []), (8, ["and 2 more: --json has all"])):
+        several = made(tmp_path)
+        several.take_laws(LawsTried(2, 68, laws[:count]))
+        lines = shown(several).splitlines()
+        start = lines.index(next(line for line in lines if line.startswith("laws, in 2 cases each"))) + 1
+        named = [f"streams.n{n}: wrong; replay" for n in range(min(count, 6))] + more
+        assert lines[start : start + len(named)] == named
+        assert lines[start + len(named)].startswith("first defect: ")
     result = made(tmp_path, policy="match:0.5")
     result.take_quality(QualityClaims(("loss 0.3 of 0.1",)))
     assert result.verdict is Verdict.DEFECT

@@ -111,6 +111,18 @@ def test_a_broken_law_is_shown_with_what_was_seen_and_is_no_image(tmp_path: Path
         assert file.noted("laws")["held"] == 68
     page = read(page_of(tmp_path / "a.db"))
     assert "✕ DEFECT" in page.words
+    assert "Every token is right; a law of a correct decoder is broken." in page.words
+    assert "The decoder is wrong" not in page.words
+    result = run(tmp_path / "wrong.db", OFFSET)
+    result.take_laws(tried)
+    assert (
+        "The decoder is wrong: something differs"
+        in read(run_page(result, seen_in(tmp_path / "wrong.db", result))).words
+    )
+    result = run(tmp_path / "lossy.db", policy="match:0.5")
+    result.take_laws(tried)
+    page_words = read(run_page(result, seen_in(tmp_path / "lossy.db", result))).words
+    assert "No decode is wrong; a law of a correct decoder is broken." in page_words
     assert "laws, in 2 cases each: 68 held, 1 broken" in page.words
     assert "Laws that are broken" in page.words
     assert page.words.count(f"law numbers.encode: {SCRIPT}") == 2  # the first defect, and the table
