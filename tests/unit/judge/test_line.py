@@ -133,7 +133,9 @@ def test_who_asked_for_a_wrong_value_is_named(source: str, text: str, wrong: str
 
 # Planted bugs, what is asked of them, and of the line a piece of its text and what is said.
 ONE, THREE = (Request((0,), 1), Settings(2)), (Request((0, 1, 2), 1), Settings(3, bonus=True))
-TWO_IMAGES = Request((0, 1), 1), Settings(2)
+# of both images tokens are wrong, but not at the same positions: what is exchanged is right for nobody else then
+TWO_IMAGES = Request((0, 1), 2), Settings(2)
+OTHER_SEED = Request((0,), 2), Settings(2)
 HANDED_ON = {
     "one row of a window": ("randomness.redrawn", ONE, "other.exponential(si,", "tokens of scale 1"),
     "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "belongs elsewhere"),
@@ -146,7 +148,12 @@ HANDED_ON = {
     "the target's draw, not the draft's": ("randomness.product", ONE, "probs_BnV * E_BnV", "tokens of scale 0"),
     "a draw of ranks": ("randomness.sorted-race", ONE, "probs_BnV.sort(dim=-1, descending=True)", "tokens of scale"),
     "numbers of another place": ("batch.growing", TWO_IMAGES, "numbers.roll(B - 1, 1)", "belongs elsewhere"),
-    "what was made before, once more": ("randomness.wrong-scale", ONE, "return before.repeat(", "belongs elsewhere"),
+    "what was made before, once more": (
+        "randomness.wrong-scale",
+        OTHER_SEED,
+        "return before.repeat(",
+        "belongs elsewhere",
+    ),
     "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 tokens of scale 0"),
 }
 
