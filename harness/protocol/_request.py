@@ -252,14 +252,11 @@ class Request:
         return {"seed": seed, "image": image}
 
     def check_against(self, classes: int, V: int) -> None:
-        """Refuse labels above `classes`, the unconditional one, which no text is, and a top_k above V.
-
-        Raises `InputError`.
-        """
-        last, word = (classes - 1, "") if self.texts else (classes, f" ({classes} is unconditional)")
+        """Refuse labels above `classes`, the unconditional one, and a top_k above V. Raises `InputError`."""
         for label in self.labels or ():
-            if not 0 <= label <= last:
-                raise InputError("labels", label, f"must lie in 0..{last}{word}", "pass --labels all")
+            if not 0 <= label <= classes:
+                rule = f"must lie in 0..{classes} ({classes} is unconditional)"
+                raise InputError("labels", label, rule, "pass --labels all")
         top_k = max((self.top_k, *(top_k for top_k, _ in self.filters)))
         if top_k > V:
             raise InputError("top_k", top_k, f"must lie in 0..V={V}", f"pass --top-k {V} or less, 0 for off")

@@ -57,7 +57,7 @@ def test_its_digits_are_recognised_and_its_parts_asked(monkeypatch: pytest.Monke
 def test_what_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for words, said in (
         (("verify", *FEW, "--certificate", "c.json"), "has no texts that requests draw from"),
-        (("verify", "--labels", "10"), "labels=10: must lie in 0..9; pass --labels all"),
+        (("verify", "--labels", "10"), "labels=(10,): must number texts"),
         (("verify", "--schedule", "1x1,2x2"), "says what a checkpoint file does not tell"),
         (("verify", "--dtype", "autocast-bfloat16"), "is a mode of networks of VAR alone"),
         (("quality", "--policies", "topk-match:5:0.5"), "K must lie in 1..V=2"),

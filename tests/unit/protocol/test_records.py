@@ -10,7 +10,7 @@ import torch
 
 from harness.errors import InputError
 from harness.protocol._decoder import Contract, Settings
-from harness.protocol._request import MOST_CFG, Request, Rows
+from harness.protocol._request import MOST_CFG, Request
 from harness.protocol._trace import Round, Trace
 from harness.protocol.pyramid import KNOWN_PYRAMIDS, PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid
 
@@ -117,11 +117,6 @@ def test_labels_and_filters_are_those_of_the_networks():
     with pytest.raises(InputError) as caught:
         Request((-1,)).check_against(3, 11)
     assert str(caught.value).startswith("labels=-1: ")
-    texts = (Rows(torch.zeros(1, 2)),) * 3
-    Request((0, 2), texts=texts).check_against(3, 11)
-    with pytest.raises(InputError) as caught:
-        Request((0, 3), texts=texts).check_against(3, 11)
-    assert str(caught.value) == "labels=3: must lie in 0..2; pass --labels all"  # none is without a text
     with pytest.raises(InputError) as caught:
         Request((0,), top_k=12).check_against(3, 11)
     assert str(caught.value) == "top_k=12: must lie in 0..V=11; pass --top-k 11 or less, 0 for off"
