@@ -51,6 +51,7 @@ from harness.reference.sequential import GrowingCache, Progress, walked
 from harness.rounding import set_precision
 from scripts.classifier import TRAINED, moved, padded, read
 from scripts.distil import Numbers, guided_law
+from scripts.training import Learner
 
 C, A, X = 8, 128, 4
 PYRAMID = ScalePyramid(sides=SHIPPED_SIDES, channels=C)
@@ -60,7 +61,7 @@ DRAFT = replace(TARGET, depth=2, D=64, H=4, ffn=256)
 ROWS = tuple(1 + digit % 3 for digit in range(10))  # of every digit's text
 STAGES = {"vae": (6000, 2e-3, 128), "target": (12000, 2e-3, 160), "draft": (6000, 3e-3, 96)}  # steps, rate, images
 SHARE = {"vae": 0.3, "target": 0.4, "draft": 0.3}  # of the minutes of --within
-DECAYS, AVERAGE, WARM, EVERY, COPIES, DROPPED, WRONG = (0.9, 0.99), 0.999, 100, 250, 10, 0.1, 0.25
+EVERY, COPIES, DROPPED, WRONG = 250, 10, 0.1, 0.25
 GUIDANCE = (1.0, 3.0)  # smallest and largest that the draft learns
 SEED_OF_SHARES, SHOWN = 1, 20  # of the figures at the end: seed, and images a digit
 Weights = dict[str, Tensor]
@@ -91,53 +92,27 @@ def fresh(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     return drawn * small * math.prod(shape[1:]) ** -0.5
 
 
-class Stage:
+class Stage(Learner):
     """One network in training: its weights, their moving average, the optimiser, and where it stands."""
 
     def __init__(self, name: str, device: torch.device, seed: int, steps: int) -> None:
-        self.name, self.step, self.seconds, self.device = name, 0, 0.0, device
-        usual, self.rate, self.batch = STAGES[name]
-        self.steps = steps or usual
+        usual, rate, self.batch = STAGES[name]
+        self.name, self.device, self.steps = name, device, steps or usual
         generator = torch.Generator().manual_seed(seed)
         made = {key: fresh(key, shape, generator).to(device) for key, shape in shapes_of(name).items()}
-        self.weights = {key: weight.requires_grad_() for key, weight in made.items()}
-        self.average = {key: weight.detach().clone() for key, weight in made.items()}
-        self.optimiser = torch.optim.AdamW(self.weights.values(), self.rate, DECAYS, fused=device.type == "cuda")
         self.generator = torch.Generator(device).manual_seed(seed)
+        super().__init__(made, rate, {"generator": self.generator})
 
     def state(self) -> dict[str, Any]:
         """Return all that going on needs."""
-        weights = {key: weight.detach() for key, weight in self.weights.items()}
-        return {
-            "name": self.name, "step": self.step, "seconds": self.seconds, "weights": weights, "average": self.average,
-            "optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state(),
-        }  # fmt: skip
-
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Take up a state. Effects: on all of this."""
-        with torch.no_grad():
-            for key, weight in self.weights.items():
-                weight.copy_(state["weights"][key])
-                self.average[key].copy_(state["average"][key])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
+        return {"name": self.name, **super().state()}
 
     def train(self, loss_of: Callable[[Stage], Tensor], within: float) -> Iterator[Tensor]:
         """Train to the end, or until `within` seconds are spent, where the rate falls to 0; yield every loss."""
         begin = time.perf_counter() - self.seconds
         while (done := max(self.step / self.steps, self.seconds / within)) < 1:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate * min(1.0, (self.step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
             loss = loss_of(self)
-            self.optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-            self.optimiser.step()
-            self.step += 1
-            with torch.no_grad():
-                share = min(AVERAGE, self.step / (self.step + 10))
-                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - share)
+            self.learn(loss, done)
             self.seconds = time.perf_counter() - begin
             yield loss.detach()
 

@@ -40,8 +40,9 @@ from harness.protocol import Request
 from harness.reference import block_causal, family_of, filter_logits, prefix_inputs
 from harness.reference.sequential import GrowingCache, Progress, sample_sequential, walked
 from harness.rounding import set_precision
+from scripts.training import Learner
 
-RATE, DECAYS, AVERAGE, WARM, EVERY = 1e-3, (0.9, 0.99), 0.999, 100, 100
+RATE, EVERY = 1e-3, 100
 POOL, USES = 8, 4  # batches that are drawn together, and how often each is learned from, in random order
 ROUND = POOL * USES  # steps; training stops and goes on between rounds
 RAREST = -30.0  # logarithm of the probability of what the target's filter drops
@@ -130,45 +131,22 @@ def guided_law(network: Any, vae: Any, request: Request, tokens_BL: Tensor, labe
     return torch.cat([family.guide(rows, request.guidance, si, pyramid.S) for si, rows in enumerate(scales)], 1)
 
 
-class Apprentice:
+class Apprentice(Learner):
     """A draft in training: its weights, their moving average, the optimiser, and where it stands."""
 
     def __init__(self, lesson: Lesson, seed: int, compiled: bool = False) -> None:
-        models = lesson.models
-        self.lesson, self.step, self.seconds, self.compiled = lesson, 0, 0.0, compiled
+        self.lesson, self.compiled = lesson, compiled
         self.todo = list[Batch]()  # what is left of a round
         self.of_cpu = torch.Generator().manual_seed(seed)
-        self.of_device = torch.Generator(models.device).manual_seed(seed)
-        own = {name: weight.to(torch.float32, copy=True) for name, weight in models.draft.weights.items()}
-        self.weights = {name: weight.requires_grad_() for name, weight in own.items()}
-        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.optimiser = torch.optim.AdamW(self.weights.values(), RATE, DECAYS, fused=models.device.type == "cuda")
+        self.of_device = torch.Generator(lesson.models.device).manual_seed(seed)
+        generators = {"of_cpu": self.of_cpu, "of_device": self.of_device}
+        super().__init__(lesson.models.draft.weights, RATE, generators)
 
     def draft(self, averaged: bool = False) -> Transformer:
         """Return the draft as it stands."""
         models = self.lesson.models
         weights, autocast = self.average if averaged else self.weights, autocast_of(models.target)
         return Transformer(models.draft.config, weights, self.compiled, autocast)
-
-    def state(self) -> dict[str, Any]:
-        """Return all that going on needs."""
-        return {
-            "step": self.step, "seconds": self.seconds,
-            "weights": {name: weight.detach() for name, weight in self.weights.items()}, "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "of_cpu": self.of_cpu.get_state(), "of_device": self.of_device.get_state(),
-        }  # fmt: skip
-
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Take up a state. Effects: on all of this."""
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state["weights"][name])
-                self.average[name].copy_(state["average"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.of_cpu.set_state(state["of_cpu"].cpu())
-        self.of_device.set_state(state["of_device"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
 
     def images(self, request: Request, own: bool) -> Tensor:
         """Return tokens_BL of the target's images, or of such whose scales from the entry on the draft has drawn."""
@@ -213,18 +191,9 @@ class Apprentice:
             if not self.todo:
                 pool = [self.batch(own=done >= 1 / 3 and k % 2 == 1) for k in range(POOL)]
                 self.todo = [pool[k % POOL] for k in torch.randperm(ROUND, generator=self.of_cpu).tolist()]
-            for group in self.optimiser.param_groups:
-                group["lr"] = RATE * min(1.0, (self.step + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done))
             batch = self.todo.pop()
             loss = self.loss(batch)
-            self.optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-            self.optimiser.step()
-            self.step += 1
-            with torch.no_grad():
-                share = min(AVERAGE, self.step / (self.step + 10))
-                torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - share)
+            self.learn(loss, done)
             yield self.step, loss.detach(), batch.own
 
 

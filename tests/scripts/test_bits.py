@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.models.infinity.autoencoder import InfinityAutoencoder
 from harness.models.infinity.checkpoint import load_digits_bits
-from scripts import bits
+from scripts import bits, training
 from scripts.bits import AUTOENCODER, PYRAMID, Digits, Stage, bits_of, main
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_bits_are_those_of_the_trainer_and_make_up_for_turned_ones():
 
 
 def test_every_stage_learns(package: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bits, "WARM", 3)
+    monkeypatch.setattr(training, "WARM", 3)
     digits = Digits(package, CPU, 0)
     done: dict[str, bits.Weights] = {}
     for name, loss_of, steps, share in (
