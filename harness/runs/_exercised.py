@@ -6,7 +6,7 @@ rows; what a decoder declares not to do was fixed before its first decode.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,18 @@ KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # whi
 FIRST = ("accepted drafts of several scales", "images that diverge", "one decoder for several requests", LAWS, *FILTERS)
 
 
-def _first_first(words: Sequence[str]) -> list[str]:
+def _listed(words: Iterable[str], most: int, hint: str = "") -> str:
+    """Write the first `most` words, filters as one where all are there, and how many more there are."""
+    words = _first_first(words)
+    if len(words) > most + 1 and set(FILTERS) - {BY_SCALE} <= {*words}:
+        words = list(dict.fromkeys("filters" if word in FILTERS else word for word in words))
+    more = len(words) - most
+    text = ", ".join(words) if more < 2 else f"{', '.join(words[:most])} and {more} more"
+    hints = "; ".join(filter(None, (hint, "--json has all" * (more > 1))))
+    return text + f" ({hints})" * bool(hints)
+
+
+def _first_first(words: Iterable[str]) -> list[str]:
     """Return words in the order in which they are shown: those of `FIRST`, others of drafts, all else."""
     drafts = [aspect.word for aspect in ASPECTS if aspect.family in (_DRAFTED, "bonus")]
     order = {word: rank for rank, word in enumerate(dict.fromkeys((*FIRST, *drafts)))}
@@ -143,21 +154,11 @@ class Exercised:
 
     def first_of(self, most: int, hint: str = "") -> str:
         """Return the same with the first `most` words of every list, how many more there are, and a hint."""
-
-        def listed(words: list[str], hint: str = "") -> str:
-            words = _first_first(words)
-            if len(words) > most + 1 and set(FILTERS) - {BY_SCALE} <= {*words}:
-                words = list(dict.fromkeys("filters" if word in FILTERS else word for word in words))
-            more = len(words) - most
-            text = ", ".join(words) if more < 2 else f"{', '.join(words[:most])} and {more} more"
-            hints = "; ".join(filter(None, (hint, "--json has all" * (more > 1))))
-            return text + f" ({hints})" * bool(hints)
-
-        clauses = [f"not exercised: {listed(list(self.missing), hint)}"] if self.missing else []
+        clauses = [f"not exercised: {_listed(self.missing, most, hint)}"] if self.missing else []
         by_why: dict[str, list[str]] = {}
         for word, why in self.not_done.items():
             by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
-        return "; ".join([*clauses, *(f"{why}: {listed(words)}" for why, words in by_why.items())])
+        return "; ".join([*clauses, *(f"{why}: {_listed(words, most)}" for why, words in by_why.items())])
 
     def brief(self, hint: str = "") -> str:
         """Return the same in the fewest words, families in the place of aspects, and a hint."""
