@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     few = tuple(c for c in plan.cases("filled") if c.id.startswith("one-phi") and c.id.endswith(("-plain", "-2")))
     assert len(few) == 2
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny"})
-    monkeypatch.setattr(plan, "KEPT", ("cpu",))
+    monkeypatch.setattr(plan, "PLATFORMS", ("cpu",))
     monkeypatch.setattr(plan, "cases", lambda models: few)
     monkeypatch.setattr("harness.golden.broken_laws", list)  # twenty seconds, and a test of its own below
     monkeypatch.setattr(guard, "contradicted", lambda device: [])  # a minute, and a test of its own below
@@ -273,9 +273,10 @@ def test_recording_is_refused_while_a_recording_is_contradicted(
     assert list(folder.iterdir()) == []
 
 
-def test_a_platform_has_all_its_files_or_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_platform_of_the_plan_has_all_its_files(folder: Path, monkeypatch: pytest.MonkeyPatch):
     assert recording(monkeypatch, folder) == 0
     (folder / "golden-tiny-cuda.safetensors").write_bytes(b"")
+    monkeypatch.setattr(plan, "PLATFORMS", ("cpu", "cuda"))
     monkeypatch.setattr(plan, "FILES", {"filled": "golden-tiny", "digits": "golden-digits"})
     paths, results = plan.golden_inventory("cuda", folder)
     assert [path.name for path in paths] == ["golden-tiny-cuda.safetensors"]

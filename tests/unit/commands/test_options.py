@@ -110,7 +110,8 @@ def test_what_the_door_says_is_what_the_rooms_say():
     assert (options.QUALITY_IMAGES, options.BLOCKS) == (USUAL_IMAGES, BLOCKS)
     assert (options.BUDGETS, options.GOLDENS) == (SHIPPED_BUDGETS, GOLDENS)
     assert set(options.DTYPES) == set(MODES)
-    assert list(options.POLICIES) == [row.form for row in TABLE if not row.bench]
+    forms = [":".join((row.policy.name, *(number.word for number in row.numbers))) for row in TABLE if not row.bench]
+    assert list(options.POLICIES) == forms
     assert all(parse_policy(policy) for policy in options.STUDIED)
     assert set(options.PUBLISHED) == set(PUBLISHED_FACTORIES)
     assert {size for pair in options.SIZES for size in pair.split("-")} == set(PUBLISHED)

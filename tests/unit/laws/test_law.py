@@ -73,12 +73,11 @@ def test_a_decoder_that_writes_when_it_is_asked_what_it_offers_is_seen(policy: s
 class NoBonus:
     """A right decoder that refuses bonus scales and is asked for none."""
 
-    contract = "token-identical"
-
     def __init__(self, models: ModelPair, settings: Settings) -> None:
         if settings.bonus:
             raise InputError("bonus", True, "must be off", "leave --bonus out")
-        self.decode = build_decoder(models, settings).decode
+        inner = build_decoder(models, settings)
+        self.contract, self.decode = inner.contract, inner.decode  # by the policy that is asked
 
 
 class Ignores(NoBonus):

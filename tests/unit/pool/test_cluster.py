@@ -45,7 +45,7 @@ def test_a_cluster_that_is_not_there_is_bad_input(address: str, tmp_path: Path, 
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(InputError, match=r'not installed; pip install "sdvar-harness\[cluster\]"'):
+    with pytest.raises(InputError, match=r'not installed; pip install "\.\[cluster\]" in the clone'):
         verify_decodes(MODELS, Decodes("harness:build_decoder", PLAN), Parallelism(cluster="tcp://127.0.0.1:9"))
 
 

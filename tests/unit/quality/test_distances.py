@@ -124,7 +124,7 @@ def test_precision_and_coverage_by_hand():
 
 def test_without_torchmetrics_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'needs torchmetrics.*pip install "sdvar-harness\[quality\]"'):
+    with pytest.raises(InputError, match=r'needs torchmetrics.*pip install "\.\[quality\]" in the clone'):
         check_torchmetrics()
 
 

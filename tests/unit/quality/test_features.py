@@ -120,7 +120,7 @@ def test_another_width_is_refused(tmp_path: Path):
 
 def test_without_torch_fidelity_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "sdvar-harness\[inception\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[inception\]" in the clone'):
         load_inception(weights(tmp_path))
 
 
