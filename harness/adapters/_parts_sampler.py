@@ -57,7 +57,7 @@ def sampler_laws(decoder: Sampler, request: Request, budget: Budget) -> list[Par
         PartQuestion(f"sampler: {word}", f"sampler.{word}", statement, ask, lambda probe: steps)
         for word, statement, ask in laws
     ]
-    probe.ask(questions, lambda part: True)
+    probe.ask(questions, lambda part: part)
     return probe.rows
 
 
@@ -196,13 +196,15 @@ def ask_network(probe: Probe) -> None:
         PartQuestion(SAMPLER, "randomness.filter", "top-k (ties stay), then top-p, in place.", _filter),
         PartQuestion(SAMPLER, "randomness.race", "A draw is that of the numbers of its scale.", _race),
     ]  # fmt: skip
-    probe.ask(questions, lambda part: part != SAMPLER or hasattr(probe.code.checkout.module, SAMPLER))
+    module = probe.code.checkout.module
+    probe.ask(questions, lambda part: getattr(module, SAMPLER, None) if part == SAMPLER else part)
 
 
 def ask_hand_off_masks(probe: Probe) -> None:
     statement = "The mask is its definition (spec §5), to every entry scale."
     questions = [PartQuestion(name, "masks.hand-off", statement, partial(_hand_off, name=name)) for name in MASKS]
-    probe.ask(questions, lambda part: isinstance(getattr(probe.sdvar, part, None), Tensor))
+    masks = {name: mask for name in MASKS if isinstance(mask := getattr(probe.sdvar, name, None), Tensor)}
+    probe.ask(questions, masks.get)
 
 
 def _hand_off(probe: Probe, name: str) -> None:

@@ -41,7 +41,7 @@ def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[Pa
     if decoder.loop is None:
         probe.rows += sampler_laws(decoder, request, budget)
     else:
-        probe.ask(SDVAR_QUESTIONS, lambda part: callable(getattr(decoder.sdvar, part, None)))
+        probe.ask(SDVAR_QUESTIONS, lambda part: getattr(decoder.sdvar, part, None))
     if decoder.sdvar is not None:
         ask_hand_off_masks(probe)
     ask_network(probe)

@@ -10,9 +10,10 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from types import SimpleNamespace
+from pathlib import Path
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -246,11 +247,12 @@ class Probe:
         """Keep the first finding of a kind: those that differ in numbers alone are one."""
         self._found.setdefault(re.sub(r"\d[\d.e+-]*|inf|nan", "#", said), (verdict, said))
 
-    def ask(self, questions: Iterable[PartQuestion], has: Callable[[str], bool]) -> None:
-        """Ask laws, part by part; of a part that the code does not have there is one row. Effects: on `rows`."""
+    def ask(self, questions: Iterable[PartQuestion], found: Callable[[str], object]) -> None:
+        """Ask laws, part by part; of a part that is not found (None) there is one row. Effects: on `rows`."""
         for part, laws in groupby(questions, lambda question: question.part):
-            if has(part):
-                self.rows.extend(map(self._answer, laws))
+            if (code := found(part)) is not None:
+                place = _place_of(code)
+                self.rows += [replace(self._answer(each), place=place) for each in laws]
                 continue
             missing = f"models/var.py has no {part}"
             self.rows.append(PartLaw(part, "parts.there", "The part is there.", PartVerdict.ABSENT, missing))
@@ -283,6 +285,12 @@ class Probe:
             said = f"not asked: it wants a GPU by itself ({where}); pass --device cuda, on a machine that has one"
             verdict = PartVerdict.ABSENT
         return PartLaw(question.part, question.law, question.statement, verdict, said)
+
+
+def _place_of(code: object) -> str:
+    """Return file and line where a function begins; nothing of what is none."""
+    code = getattr(inspect.unwrap(code) if callable(code) else code, "__code__", None)
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}" if isinstance(code, CodeType) else ""
 
 
 def call_by_known_names(method: Any, **arguments: Any) -> Any:

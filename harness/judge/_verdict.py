@@ -186,6 +186,7 @@ class PartLaw:
     statement: str  # what must hold
     verdict: PartVerdict  # how it ended
     found: str = ""  # what is wrong with the numbers; empty where nothing is
+    place: str = ""  # file and line where its function begins; empty where that is not known
 
 
 def require(holds: bool, found: str, part: str = "") -> None:

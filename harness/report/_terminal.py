@@ -256,7 +256,7 @@ def show_parts(rows: Sequence[PartLaw], verdict: Verdict, console: Console, quie
     absent = Counter(row.found for row in rows if row.verdict == PartVerdict.ABSENT and not verbose)
     if not quiet:
         cells = [
-            [one_line(row.part), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
+            [one_line(f"{row.part} {row.place}"), row.law, row.verdict, shortened(one_line(row.found), MOST_SHOWN)]
             for row in rows
             if verbose or (row.verdict != PartVerdict.HELD and absent[row.found] < 2)
         ]

@@ -63,6 +63,18 @@ def test_every_finding_says_on_which_commit_it_was_seen_or_on_none():
     assert [text for text, commits in zip(seen, named, strict=True) if not commits] == ["on no commit tried"] * 5
 
 
+def test_every_method_is_named_with_the_line_where_it_begins(shelf: Path):
+    checkout = make(shelf, "sdvar")
+    lines = (checkout / "models" / "var.py").read_text().splitlines()
+    places = {row.part: row.place.split(":") for row in rows_of(checkout) if row.place}
+    assert {"_build_combined_query", "_split_logits_by_stage", "update_state_with_accepted_tokens"} <= set(places)
+    for part, (name, line) in places.items():
+        assert name in ("var.py", "helpers.py")
+        if name == "var.py":
+            near = "".join(lines[int(line) - 1 : int(line) + 1])  # a decorator stands above it
+            assert f"def {part}(" in near
+
+
 def test_a_right_checkout_breaks_none_of_the_laws(shelf: Path):
     rows = rows_of(make(shelf, "sdvar"))
     assert {row.verdict for row in rows} == {PartVerdict.HELD, PartVerdict.TOLD}
