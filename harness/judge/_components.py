@@ -130,7 +130,9 @@ def _weights(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int)
     rows_n2, guided_n1 = (each.double().cpu() for each in (rows_2blV.flatten(1).mT, guided_blV.flatten()[:, None]))
     if not bool(guided_n1.isfinite().all()):
         return ""
-    weight_21 = torch.linalg.lstsq(rows_n2, guided_n1).solution
+    weight_21 = torch.zeros_like(guided_n1[:2])
+    for _ in range(2):  # where halves differ in size, the first leaves more than is allowed
+        weight_21 += torch.linalg.lstsq(rows_n2, guided_n1 - rows_n2 @ weight_21).solution
     # as `_is_guided` has it, of these weights
     error = GUIDANCE_ULPS * guidance_ulp(evidence) * max(1.0, float(weight_21.abs().max()))
     if not bool(((rows_n2 @ weight_21 - guided_n1).abs() <= error * rows_n2.abs().sum(1, keepdim=True)).all()):

@@ -76,12 +76,12 @@ def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_decode_that_crashes_and_another_decoder_in_the_references_place_are_not_searched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    tested = written(monkeypatch, tmp_path, TEN[0].source.replace("wrong = int(", "wrong = len("), "crashing_decoder")
+    crashing = TEN[0].source.replace("wrong = int(", "wrong = len(")
+    tested = written(monkeypatch, tmp_path, crashing, "crashing_decoder")
+    line = crashing[: crashing.index("wrong = len(")].count("\n") + 1
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate") == 1
-    text = (
-        "line: crashing_decoder.py:100, in verify: wrong = len((idx_l != proposal).sum()) (TypeError: len() of a 0-d "
-    )
-    assert text in capsys.readouterr().out
+    said = "in verify: wrong = len((idx_l != proposal).sum()) (TypeError: len() of a 0-d "
+    assert f"line: crashing_decoder.py:{line}, {said}" in capsys.readouterr().out
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate", "--against", "harness:build_decoder") == 1
     assert "line: not searched: another decoder stood in the reference's place" in capsys.readouterr().out
 

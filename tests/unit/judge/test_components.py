@@ -55,6 +55,19 @@ def test_the_textbook_form_of_guidance_is_rounding_and_no_defect(si: int, cfg: f
         assert (wrong.component, wrong.detail.partition(": ")[2]) == ("guidance", why)
 
 
+def test_weights_of_guidance_are_found_however_halves_differ_in_size():
+    request = Request((0,), cfg=4.0)
+    trace = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    for seed in range(40):
+        rows_RLV = torch.randn(
+            trace.intermediates.rows_RLV.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double
+        )
+        rows_RLV[1] *= 100
+        trace.intermediates.rows_RLV, trace.intermediates.guided_BLV = rows_RLV, 2.5 * rows_RLV[:1] - 1.5 * rows_RLV[1:]
+        wrong = first_wrong_of(Evidence(MODELS, request, trace, trace, BUDGET), 0, [2])
+        assert "they are 2.5·cond − 1.5·uncond; " in wrong.detail
+
+
 @pytest.mark.parametrize(("share", "named"), [(0.9, True), (1.1, False)])
 def test_weights_are_named_where_they_give_every_logit(share: float, named: bool):
     """Plant: guidance of one weight at all scales, and one logit that is off by more than rounding, or by less."""
