@@ -44,14 +44,9 @@ class LongWork:
     """
 
     def __init__(
-        self,
-        unit: str,
-        total: int,
-        quiet: bool = False,
-        told: Callable[[], object] = lambda: None,
-        later: Later = NOTHING,
-        bar: bool = True,
-    ) -> None:
+        self, unit: str, total: int, quiet: bool = False, told: Callable[[], object] = lambda: None,
+        later: Later = NOTHING, bar: bool = True,
+    ) -> None:  # fmt: skip
         console = Console(stderr=True)
         self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
         self.later, self._begun = later, time.monotonic()

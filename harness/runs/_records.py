@@ -43,9 +43,7 @@ class Coverage:
     whole: int = 0  # rounds whose draft of several scales was accepted
     partial: int = 0  # rounds whose draft was partly accepted
     corrected: int = 0  # rounds that replaced a drafted scale
-    # those after an accepted scale: another row of the window than its first. A later round of the image follows, whose
-    # passes meet what they left
-    late: int = 0
+    late: int = 0  # those after an accepted scale, before another round: its passes meet what they left
     bonus: int = 0  # rounds that finished a scale after the drafted ones
     diverged: int = 0  # decodes whose images went on from different scales
     together: int = 0  # decodes of several images that rejected drafts, and whose images all went on together
