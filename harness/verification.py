@@ -48,8 +48,9 @@ LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
 FEW_LENGTHS: tuple[int | str, ...] = (1, 2, 5)  # of published code, in a covering design
 SEEDS = range(4)  # seeds where no request is made: every label under each
 MOST_LAWS = 10**6  # cases
-# Seconds of a law in one case on two idle cores, in this process and in the decoder's own: for the time left alone.
-LAW_S, LAW_APART_S = 0.15, 0.5
+# Seconds of a law in one case on two cores, in this process and in the decoder's own (77 laws in two cases: 17 s, and
+# 47 to 67 s where four others share the cores): for the time left alone.
+LAW_S, LAW_APART_S = 0.11, 0.35
 
 
 Item = TypeVar("Item", Settings, Request)
@@ -77,6 +78,12 @@ class Question:
             raise InputError("laws", self.laws, "must be 0 cases or more", f"pass {LAW_CASES}")
         if self.laws > MOST_LAWS:
             raise InputError("laws", self.laws, f"must be {MOST_LAWS} at most", f"pass --laws {LAW_CASES}")
+
+    @property
+    def law_seconds(self) -> float:
+        """How long a law may take in its cases, as far as others took."""
+        own = self.in_process or is_own_decoder(self.decoder)
+        return self.laws * (LAW_S if own else LAW_APART_S)
 
     def check_for(self, S: int) -> None:
         """Refuse a first scale that may differ where it is none of S, or the first of all. Raises `InputError`."""
@@ -214,9 +221,8 @@ def _decoded(
 ) -> Verification:
     decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
     batches = "those of the design" if question.cover else question.batches
-    own = question.in_process or is_own_decoder(question.decoder)
-    seconds = question.laws * len(LAWS) * (LAW_S if own else LAW_APART_S)
-    later = Later(seconds, question.loss[1].total(question.loss[0]) if question.loss else 0)
+    steps = question.loss[1].total(question.loss[0]) if question.loss else 0
+    later = Later(len(LAWS) * question.law_seconds, steps)
     with watch("images", decodes.plan.images, later=later) as bar:
         try:
             result = verified(
@@ -293,7 +299,8 @@ def _add_laws(
         where = LawsPlace(
             str(models.device), None if own else question.terms.limits, dtype, models.target.config.family
         )
-        with watch("laws", len(LAWS)) as bar:
+        # the first one holds the start of its process, which is no pace
+        with watch("laws", len(LAWS), later=Later(pace=question.law_seconds)) as bar:
             try:
                 tried = try_laws_quickly(
                     question.decoder, count, question.settings[0].options, where, lambda law: bar.advance(task=law)

@@ -299,6 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
+    if not given.within > 0:
+        rule = "must be a number of minutes above 0"
+        parser.exit(2, f"error: {InputError('within', given.within, rule, 'pass --within 30, or drop it')}\n")
     given.folder.mkdir(parents=True, exist_ok=True)
     state = given.folder / "training.state"
     if given.resume and not state.exists():

@@ -5,6 +5,7 @@ defect that is not stated; an honest certificate of another machine's kernels is
 cannot be told from rounding, is UNVERIFIABLE, with what it is. No budget comes from the certificate, and no code.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ class CheckAnswer(StrEnum):
 
 
 BEST_FIRST = (CheckAnswer.SAME, CheckAnswer.TIES, CheckAnswer.UNKNOWN, CheckAnswer.REFUTED)
+# What PyTorch says of a kernel that this machine does not have, and of memory, in errors without a class of their own.
+LACKING = re.compile(r"support|no (available )?kernel|allocate memory", re.I)
 Found = tuple[CheckAnswer, str]  # and what was found where, in words
 
 
@@ -97,7 +100,9 @@ def check_certificate(
         budget = joint_budget(models, any(each.compiled for each in made.settings), budgets)
         groups = challenged_groups(made, images)
         found = [one for group in groups for one in _along(made, models, requests, budget, group)]
-    except RuntimeError as error:  # of a kernel that this machine, or its PyTorch, does not have; or of its memory
+    except RuntimeError as error:
+        if not (isinstance(error, NotImplementedError | torch.OutOfMemoryError) or LACKING.search(text_of(error))):
+            raise
         why = f"its mode, {made.networks.dtype}, is not at hand: {shortened(text_of(error), 160)}"
         return Checked(CheckAnswer.UNKNOWN, why, 0)
     if again is not None:

@@ -35,7 +35,7 @@ GRID = "in a grid"  # when a default holds: the covering design has values of it
 TRIED = f"{LAW_CASES}, where nothing is asked"
 
 # Help that is too long to stand within its option.
-ADDRESSED = "One number a label, which fixes its random numbers with the seed: 0,5 or 0:4, without 4; usual: 0, 1, 2, …"
+ADDRESSED = "Which of a seed's random numbers each label takes: 0,5 or 0:4; usual: 0, 1, 2, … It adds no image."
 PROPOSED = "Scales proposed per round: 5, by scale 1/2/3/…, or dynamic:1:5; several: 1,2,dynamic."
 DESIGN = "Two drafts, many lengths and requests: a covering design."
 

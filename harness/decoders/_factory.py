@@ -222,7 +222,7 @@ def _heard(settings: Settings, read: list[str]) -> Settings:
 
 
 def _check_read(settings: Settings, read: Sequence[str]) -> None:
-    """Refuse an option that a factory was given and never read, such as a misspelt one. Raises `InputError`.
+    """Refuse an option that a factory did not read: a misspelt one, or one of other settings. Raises `InputError`.
 
     A checkout may be the folder of its own code (`bisect`), which it need not read.
     """
@@ -231,8 +231,8 @@ def _check_read(settings: Settings, read: Sequence[str]) -> None:
         if name not in (*read, "checkout"):
             word, _, rest = name.partition(".")
             typed = ("stub", f"{rest}={value}") if word == "stub" else ("option", f"{name}={value}")
-            rule = f"is not read by the factory, which reads {names or 'no option'}"
-            remedy = "see how it is spelt, drop it, or read it in the factory: settings.option(NAME)"
+            rule = f"was not read by the factory under these settings, where it reads {names or 'no option'}"
+            remedy = "see how it is spelt, drop it, or read it whatever the settings are: settings.option(NAME)"
             raise InputError(*typed, rule, remedy)
 
 

@@ -91,7 +91,7 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
         return judgement
     final_B = [final_scales(actual, pyramid, image) for image in range(evidence.request.B)]
     last_right, divergences = "", list[Divergence]()
-    if max(final_B):
+    if begun := [final for final in final_B if final]:
         # what was never drawn may be any number
         tokens_BL = actual.tokens_BL.clamp(0, V - 1)
         along = _along(replace(evidence, actual=replace(actual, tokens_BL=tokens_BL)), contract)
@@ -102,7 +102,7 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
             ]
             if (wrong := first_wrong_of(along, image, written)) is not None:
                 divergences.append(_tensor_divergence(along, wrong, image))
-        right = min(min((each.scale for each in divergences), default=min(final_B)), *final_B)
+        right = min(min((each.scale for each in divergences), default=pyramid.S), *begun)
         last_right = f"; last good tensor: f_hat of scale {right - 1}" if right else "; no tensor was right"
     ended.defects = [*ended.defects, *divergences]
     ended.wrong_tensors = len(divergences)
@@ -173,7 +173,8 @@ def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
 
 
 def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
-    final = min(final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
+    scales_B = (final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
+    final = min(filter(None, scales_B), default=0)  # of an image that was not begun nothing is told
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
     return f"{count_of(rounds, 'round')}, {scales}"

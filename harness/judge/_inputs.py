@@ -184,13 +184,11 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield part, f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
         if patch > 1:
             patches_lCij = right.unflatten(2, (-1, patch, patch))
-            yield (
-                "bits",
-                "f_hat with rows and columns of a patch exchanged",
-                network.embed(patches_lCij.mT.flatten(2))[0],
-            )
-            placed = patches_lCij.flatten(3).mT.flatten(2)
-            yield "bits", "f_hat with a patch's place before its channel", network.embed(placed)[0]
+            for what, placed_lN in (
+                ("rows and columns of a patch exchanged", patches_lCij.mT.flatten(2)),
+                ("a patch's place before its channel", patches_lCij.flatten(3).mT.flatten(2)),
+            ):
+                yield "bits", f"f_hat with {what}", network.embed(placed_lN)[0]
         turned = right.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)
         yield "next input", "f_hat with rows and columns exchanged", network.embed(turned)[0]
         without_bias = network.embed(right) - network.embed(torch.zeros_like(right[:, :1]))

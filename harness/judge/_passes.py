@@ -26,6 +26,7 @@ from harness.reference.sequential import GrowingCache
 # Of an image's two rows and another image's two, those that stand for its own.
 _HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
 MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
+SHORT_CACHE = "the last cached scale is missing, as after a rollback too far"
 MOST_READERS = 4  # of a batch whose texts the two rows of an image may attend to
 
 
@@ -153,6 +154,8 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
     position_K = torch.arange(end, device=level_K.device)
     level_n1, position_n1, cached_K = level_K[K:, None], position_K[K:, None], position_K < K
     right_nK, n = level_n1 >= level_K, end - K
+    before = pyramid.begin(max(made.first - 1, 0))  # where a cache ends that lost its last scale
+    kept_K, level_m = (position_K < before) | ~cached_K, level_K[before : before + n]
     corner_nn = level_K[:n, None] >= level_K[:n]
     candidates = (
         ("mask or cache", f"none of the {K} cached positions is seen", right_nK & ~cached_K),
@@ -166,7 +169,11 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
         ("mask", "rows see their own scale alone", level_n1 == level_K),
         ("mask", "rows do not see their own scale", level_n1 > level_K),
         ("mask", "rows see what is cached alone", cached_K.expand(n, -1)),
-        ("cache", "the last cached scale is not seen", right_nK & (level_K != made.first - 1)),
+        ("cache", SHORT_CACHE, right_nK & kept_K),
+        ("cache", f"{SHORT_CACHE}, and mask rows are counted from its end",
+            F.pad(level_m[:, None] >= level_m, (K, 0), value=True) & kept_K),
+        ("cache", f"{SHORT_CACHE}, and mask columns are counted from its end",
+            F.pad(level_n1 >= level_m, (K, 0), value=True) & kept_K),
         ("mask", "position 0 is not seen", right_nK & (position_K > 0)),
         ("mask", "rows see a position more than their scale has", F.pad(right_nK[:, :-1], (1, 0), value=True)),
         ("mask", "rows do not see the last position of their scale", F.pad(right_nK[:, 1:], (0, 1), value=False)),

@@ -22,7 +22,6 @@ from harness.reference import family_of
 from harness.reference.sequential import GrowingCache
 
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers"
-SHORTER = ": ask again with --draft-len 1 and 2"
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 
 
@@ -74,12 +73,10 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
     turn, pyramid = round_of(evidence, image, si), evidence.models.pyramid
     alone = turn is not None and turn.drafted + turn.bonus == 1 and turn.target_rows <= pyramid.tokens(si)
     last = si if turn is None else last_of(turn, si, pyramid)
-    rounds = evidence.actual.rounds[image] if turn is not None else []
-    is_long = any(each.drafted > 1 for each in rounds)  # shorter drafts can be asked
     if si == last == 0:
         return "network", "logits of scale 0, which sees nothing but itself, differ: blocks or head"
     if si == 0:
-        why = "its rows see later scales, or blocks or head are wrong" + "; ask again with --draft-len 1" * is_long
+        why = "its rows see later scales, or blocks or head are wrong"
         return "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}"
     if turn is None:
         return "mask or cache", f"logits of scale {si} differ while its inputs agree"
@@ -88,10 +85,7 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
         return "mask", f"{detail}: cache and network are right"
     if alone:
         return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
-    return (
-        "mask or cache",
-        f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}{SHORTER * is_long}",
-    )
+    return "mask or cache", f"logits of scale {si} differ in the pass over scales {turn.first}..{last}; {UNKNOWN}"
 
 
 @torch.inference_mode()

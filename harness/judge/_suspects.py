@@ -213,11 +213,8 @@ def _others(
     if channels > 1:
         by_scale = [evidence.numbers.exponential(si, TOKEN, "judge")[image] for si in range(scales)]
         turned = [E_lV.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1) for E_lV in by_scale]
-        yield (
-            "noise",
-            "drawn with numbers in the order of channels, not of positions",
-            draw(right_nV, torch.cat(turned)),
-        )
+        clause = "drawn with numbers in the order of channels, not of positions"
+        yield "noise", clause, draw(right_nV, torch.cat(turned))
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))

@@ -49,14 +49,9 @@ class Violation(HarnessError):  # noqa: N818
     """
 
     def __init__(
-        self,
-        law: Law,
-        case: Case,
-        found: str,
-        factory: str = "FACTORY",
-        options: tuple[tuple[str, str], ...] = (),
-        part: str = "",
-    ) -> None:
+        self, law: Law, case: Case, found: str, factory: str = "FACTORY",
+        options: tuple[tuple[str, str], ...] = (), part: str = "",
+    ) -> None:  # fmt: skip
         self.law, self.case, self.found, self.factory, self.options = law, case, found, factory, options
         self.part = part
         self.replay = f"from harness.laws import Case, check; check({law.id!r}, {factory}, {case!r}" + (

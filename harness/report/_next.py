@@ -68,6 +68,8 @@ def next_step(result: Verification) -> NextStep | None:
             return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
         raised = RAISED.search(first.detail) if first.component == "crash" else None
         what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
+        if before := result.before_the_crash:
+            what = f"what was wrong before it crashed: {before.component}"
         law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
         return f"{'compare' if result.against else 'mend'} {what}{law}; then ask again", ""
     if record is None or record.recipe is None:

@@ -27,10 +27,11 @@ BESIDE = 52  # columns of what stands beside the bar
 
 @dataclass(frozen=True)
 class Later:
-    """What the run does after the work that is shown; the time left counts it in."""
+    """What is known of a run's time before it is seen: of what it does after the work that is shown, and of a step."""
 
-    seconds: float = 0.0  # as others took
-    steps: int = 0  # as long as those that are shown
+    seconds: float = 0.0  # afterwards, as others took
+    steps: int = 0  # afterwards, as long as those that are shown
+    pace: float = 0.0  # seconds of a step, as others took, until two were seen; 0 = nobody knows
 
 
 NOTHING = Later()
@@ -43,14 +44,9 @@ class LongWork:
     """
 
     def __init__(
-        self,
-        unit: str,
-        total: int,
-        quiet: bool = False,
-        told: Callable[[], object] = lambda: None,
-        later: Later = NOTHING,
-        bar: bool = True,
-    ) -> None:
+        self, unit: str, total: int, quiet: bool = False, told: Callable[[], object] = lambda: None,
+        later: Later = NOTHING, bar: bool = True,
+    ) -> None:  # fmt: skip
         console = Console(stderr=True)
         self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
         self.later, self._begun = later, time.monotonic()
@@ -117,6 +113,8 @@ class LongWork:
         """Steps a second, 0 before the first; without the first ones, which begin slowly or were kept from before."""
         if self.done > self._first:
             return (self.done - self._first) / max(1e-9, time.monotonic() - self._since)
+        if self.later.pace:
+            return 1 / self.later.pace
         seconds = time.monotonic() - self._begun
         return self.done / seconds if seconds > 0.01 else 0.0
 
@@ -132,7 +130,7 @@ class LongWork:
 
     def _left(self) -> str:
         """Return the time that is left, minutes and seconds; a question mark before the first step."""
-        seconds, most = self._seconds, "at most " * (0 < self.done == self._first)
+        seconds, most = self._seconds, "at most " * (0 < self.done == self._first and not self.later.pace)
         return f"{most}{int(seconds // 60)}:{int(seconds % 60):02d}" if math.isfinite(seconds) else "?"
 
 

@@ -34,12 +34,9 @@ class Block:
 
 
 def covering(
-    models: ModelPair,
-    policy: str = "coupled",
-    noise: float = CLOSE_NOISE,
-    options: tuple[tuple[str, str], ...] = (),
-    whole: bool = True,
-) -> tuple[Block, ...]:
+    models: ModelPair, policy: str = "coupled", noise: float = CLOSE_NOISE,
+    options: tuple[tuple[str, str], ...] = (), whole: bool = True,
+) -> tuple[Block, ...]:  # fmt: skip
     """Return the blocks of the default verification: its own draft, and a close one.
 
     `whole`: filters by scale and soft codes, too; many a right decoder of somebody's does not read these.
@@ -130,12 +127,9 @@ def _of_texts(models: ModelPair) -> tuple[Request, ...]:
 
 
 def verify_coverage_plan(
-    models: ModelPair,
-    decodes: Decodes,
-    parallelism: Parallelism = ALONE,
-    store: RunFileOptions = UNKEPT,
+    models: ModelPair, decodes: Decodes, parallelism: Parallelism = ALONE, store: RunFileOptions = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
-) -> Verification:
+) -> Verification:  # fmt: skip
     """Verify a decoder over a covering design, and say what was covered.
 
     A decoder that refuses to be built for every setting, or declares so, is asked for those with fixed draft lengths or

@@ -71,12 +71,9 @@ class RunInterrupted(StopSignal):
 
 
 def verify_decodes(
-    models: ModelPair,
-    decodes: Decodes,
-    parallelism: Parallelism = ALONE,
-    store: RunFileOptions = UNKEPT,
+    models: ModelPair, decodes: Decodes, parallelism: Parallelism = ALONE, store: RunFileOptions = UNKEPT,
     progress: Callable[[Step], None] = lambda step: None,
-) -> Verification:
+) -> Verification:  # fmt: skip
     """Run a decoder, on copies of the networks, and the reference over all requests and settings; judge every token.
 
     `progress` is called after every decode, or after every task of another process, and once for all that a resumed

@@ -43,7 +43,7 @@ class Coverage:
     whole: int = 0  # rounds whose draft of several scales was accepted
     partial: int = 0  # rounds whose draft was partly accepted
     corrected: int = 0  # rounds that replaced a drafted scale
-    late: int = 0  # those after an accepted scale: another row of the window than its first
+    late: int = 0  # those after an accepted scale, before another round: its passes meet what they left
     bonus: int = 0  # rounds that finished a scale after the drafted ones
     diverged: int = 0  # decodes whose images went on from different scales
     together: int = 0  # decodes of several images that rejected drafts, and whose images all went on together
@@ -67,7 +67,7 @@ class Coverage:
                 coverage.whole += turn.accepted == turn.drafted > 1
                 coverage.partial += 0 < turn.accepted < turn.drafted
                 coverage.corrected += turn.corrected
-                coverage.late += turn.corrected and turn.accepted > 0
+                coverage.late += turn.corrected and turn.accepted > 0 and turn is not rounds[-1]
                 coverage.bonus += turn.bonus
                 coverage.apart += diverged and turn.bonus and turn.drafted > 0
             coverage.passed += sum(
@@ -97,8 +97,8 @@ class Coverage:
         return (
             f"{count_of(self.rounds, 'round')} by accepted scales {{{by}}}; "
             f"{count_of(self.whole, 'draft')} of several scales accepted, "
-            f"{self.corrected} corrected ({self.late} after accepted scales), {self.bonus} with a bonus scale "
-            f"({self.apart} in batches that diverge); {self.diverged} of "
+            f"{self.corrected} corrected ({self.late} after accepted scales, with a round to come), "
+            f"{self.bonus} with a bonus scale ({self.apart} in batches that diverge); {self.diverged} of "
             f"{count_of(self.decodes, 'batch', 'batches')} diverge, {self.reused} by a decoder used before; "
             f"{self.refused} refused"
         )

@@ -109,11 +109,9 @@ class RunFile(GrowingFile):
         return cls._create(path, notes, {"settings": list(enumerate(settings)), "tasks": tasks})
 
     def write(
-        self,
-        rows: Sequence[JudgedRow],
-        exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
+        self, rows: Sequence[JudgedRow], exhibits: Sequence[tuple[int, int, dict[str, Tensor]]] = (),
         pictures: Sequence[Picture] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add what one request came to, all or nothing; the run's first exhibits and worst pictures are kept."""
         with self.transaction():
             for row in rows:

@@ -84,6 +84,16 @@ def test_what_went_on_is_what_never_stopped(package: Path):
     assert all(torch.equal(weight, second.kept()[name]) for name, weight in whole.kept().items())
 
 
+@pytest.mark.parametrize("within", ["0", "-1", "nan"])
+def test_no_time_at_all_is_refused(within: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main([str(package), str(tmp_path), "--within", within])
+    assert ended.value.code == 2
+    said = f"error: within={float(within)}: must be a number of minutes above 0; pass --within 30, or drop it\n"
+    assert capsys.readouterr().err == said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pieces_end_in_four_files_and_a_log(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main([str(package), str(tmp_path), "--resume"])

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-import harness.commands
 from harness.errors import InputError
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.reference.sequential import sample_sequential
-from tests.helpers import Layout, tiny
+from harness.report._next import next_step
+from tests.helpers import Layout, tiny, verify_here
+from tests.unit.judge.planted_lines import TEMPLATE, module_of
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> ModuleType:
-    path = tmp_path / "mydecoder.py"
-    path.write_text((Path(harness.commands.__file__).parent / "mydecoder.txt").read_text())
-    spec = importlib.util.spec_from_file_location("mydecoder", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(TEMPLATE, tmp_path / "mydecoder.py")
 
 
 def test_every_scale_has_a_filter_of_its_own(written: ModuleType):
@@ -36,6 +31,35 @@ def test_every_scale_has_a_filter_of_its_own(written: ModuleType):
     trace = decoder.decode(request, MODELS.noise(request))
     expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
     assert torch.equal(trace.tokens_BL, expected.tokens_BL)
+
+
+TURN = "        t = self.request.cfg * self.models.pyramid.ramp(si)\n"
+RAISES = "        if si == 3:\n            raise KeyError(si)\n"
+
+
+@pytest.mark.parametrize(("ramp", "before"), [("si", None), ("si + (si == 1)", ("guidance", 1))])
+def test_what_was_wrong_before_a_crash_is_named_beside_it(ramp: str, before: object, tmp_path: Path):
+    text = TEMPLATE.replace(TURN, f"{TURN.replace('ramp(si)', f'ramp({ramp})')}{RAISES}")
+    decoder = module_of(text, tmp_path / "crashing.py").factory
+    result = verify_here(MODELS, decoder, [Settings(2)], [Request((0, 3), 5)])
+    first, wrong = result.first_divergence, result.before_the_crash
+    assert first is not None
+    assert first.component == "crash"
+    assert (wrong and (wrong.component, wrong.scale)) == before
+    assert ("scales 0..1 of 4 final; last good tensor: f_hat of scale 1; " in result.so_far[0]) is (before is None)
+    says = "what was wrong before it crashed: guidance" if before else r"crashing\.py:\d+, where it raises"
+    step = next_step(result)
+    assert step is not None
+    assert re.match(f"mend {says}", step[0])
+
+
+def test_a_decode_that_raises_at_once_shows_nothing_of_the_one_before(tmp_path: Path):
+    begin = "        config = self.models.target.config\n"
+    text = TEMPLATE.replace(begin, f"{begin}        if request.seed == 6:\n            raise KeyError\n", 1)
+    decoder = module_of(text, tmp_path / "once.py").factory
+    result = verify_here(MODELS, decoder, [Settings(2)], [Request((0,), 5), Request((0,), 6)])
+    assert (result.settings[0].total("defects"), result.before_the_crash) == (1, None)
+    assert result.so_far == ["no number read"]
 
 
 def test_what_no_draft_could_speculate_is_refused(written: ModuleType):

@@ -17,7 +17,7 @@ from harness.models import ModelPair
 from harness.protocol import Request
 from tests.helpers import tiny, verify_here
 from tests.published.checkout import make
-from tests.unit.judge.test_infinity import REQUESTS, at
+from tests.unit.judge.planted_infinity import REQUESTS, at
 from tests.unit.speculative.test_infinity import REQUEST, pair
 
 REAL = os.environ.get("INFINITY_CHECKOUT", "")  # of the published code

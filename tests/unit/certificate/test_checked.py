@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from harness.certificate import _form as form
 from harness.certificate import _read as reading
@@ -253,6 +254,27 @@ def test_what_this_machine_has_no_kernel_for_is_unverifiable(
     monkeypatch.setattr(checked, part, without_kernel)
     why = "its mode, float32, is not at hand: pack_vnni2 is only supported when avx512 is supported"
     assert answer(honest) == Checked(CheckAnswer.UNKNOWN, why, 0)
+
+
+def test_what_else_goes_wrong_is_no_missing_kernel(monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]):
+    def wrong(*of: object) -> None:
+        torch.ones(2, 2) @ torch.ones(3, 3)
+
+    monkeypatch.setattr(checked, "forced", wrong)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        answer(honest)
+
+
+@pytest.mark.parametrize("lack", [
+    lambda *of: torch.zeros(2, dtype=torch.float8_e4m3fn).topk(1),
+    lambda *of: torch.empty(10**14),
+    lambda *of: torch.ones(2, device="meta").tolist(),
+])  # fmt: skip
+def test_what_pytorch_says_of_kernels_and_memory_is_known(
+    lack: Callable[..., object], monkeypatch: pytest.MonkeyPatch, honest: dict[str, Any]
+):
+    monkeypatch.setattr(checked, "forced", lack)
+    assert answer(honest).why.startswith("its mode, float32, is not at hand: ")
 
 
 def test_a_defect_of_tensors_alone_needs_the_decoder():

@@ -168,7 +168,7 @@ def test_the_defaults_of_a_grid_are_said_to_be_those(
 ):
     """Without any of these options the covering design has values of its own."""
     whole = help_of(monkeypatch, capsys, "verify", "--help-all")
-    assert "Seeds: 0,3 or the range 0:4, without 4. [default: (0:4 in a grid)]" in whole
+    assert "Seeds, each with every label: 0,3 or the range 0:4, without 4. [default: (0:4 in a grid)]" in whole
     assert whole.count("in a grid)]") == 10
     assert "[default: 0:4]" in help_of(monkeypatch, capsys, "sample", "--help")
 
@@ -199,7 +199,7 @@ def test_a_project_keeps_options_in_its_table(
     assert command(monkeypatch, "verify", "--cfg", "2", "--json", "r.json") == 0
     assert "1 decode, 680 draws compared" in capsys.readouterr().out
     said = help_of(monkeypatch, capsys, "verify", "--help")
-    assert "Seeds: 0,3 or the range 0:4, without 4. [default: 3]" in said
+    assert "Seeds, each with every label: 0,3 or the range 0:4, without 4. [default: 3]" in said
     assert command(monkeypatch, "golden", "check") == 2
     assert "only=no-such-case: fits no case" in capsys.readouterr().err
     (tmp_path / "inside" / "pyproject.toml").write_text("[tool.other]\n")

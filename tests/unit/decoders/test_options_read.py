@@ -76,25 +76,28 @@ def test_who_reads_an_option_is_built_and_gets_equal_settings():
     assert built_after(lambda settings: settings.option("gamma")) == ["4"]  # a checkout may be that of its own code
 
 
+UNREAD = "was not read by the factory under these settings, where it reads"
+
+
 @pytest.mark.parametrize(
-    ("options", "read", "message"),
+    ("options", "read", "given", "known"),
     [
-        ((*TYPED, ("gama", "5")), by_name, "option=gama=5: is not read by the factory, which reads gamma, steps"),
-        ((("init.depth", "5"),), by_name, "option=init.depth=5: is not read by the factory, which reads gamma, steps"),
-        ((("stub.wandb", "a.py"),), lambda settings: settings.draft_len,
-         "stub=wandb=a.py: is not read by the factory, which reads no option"),
+        ((*TYPED, ("gama", "5")), by_name, "option=gama=5", "gamma, steps"),
+        ((("init.depth", "5"),), by_name, "option=init.depth=5", "gamma, steps"),
+        ((("stub.wandb", "a.py"),), lambda settings: settings.draft_len, "stub=wandb=a.py", "no option"),
+        ((("tree", "3"),), lambda settings: settings.bonus and settings.option("tree"), "option=tree=3", "no option"),
     ],
-)  # fmt: skip
-def test_what_the_factory_never_reads_is_refused(options, read, message: str):
+)
+def test_what_the_factory_does_not_read_is_refused(options, read, given: str, known: str):
     with pytest.raises(InputError) as refused:
         built_after(read, options)
-    remedy = "see how it is spelt, drop it, or read it in the factory: settings.option(NAME)"
-    assert str(refused.value) == f"{message}; {remedy}"
+    remedy = "see how it is spelt, drop it, or read it whatever the settings are: settings.option(NAME)"
+    assert str(refused.value) == f"{given}: {UNREAD} {known}; {remedy}"
 
 
 def test_a_decoder_in_a_process_of_its_own_is_refused_alike():
     options = (("file", "a"), ("flie", "b"))
-    with pytest.raises(InputError, match="option=flie=b: is not read by the factory, which reads"):
+    with pytest.raises(InputError, match=f"option=flie=b: {UNREAD}"):
         OwnProcess("tests.unit.decoders.test_options_read:reads", MODELS, [Settings(1, options=options)], 1, Limits())
 
 
@@ -110,7 +113,7 @@ def test_commands_end_as_bad_input(
 ):
     line = (*words, "--implementation", "tests.unit.decoders.test_options_read:reads", "--option", "gama=2")
     assert command(monkeypatch, *line) == 2
-    assert "option=gama=2: is not read by the factory, which reads file; " in capsys.readouterr().err
+    assert f"option=gama=2: {UNREAD} file; " in capsys.readouterr().err
 
 
 def test_a_module_without_a_factory_offers_the_one_that_is_called_so_first(tmp_path, monkeypatch: pytest.MonkeyPatch):

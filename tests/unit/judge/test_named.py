@@ -21,6 +21,7 @@ from harness.models.var.transformer import Transformer
 from harness.mutants import masks, state
 from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
+from harness.protocol._request import Request
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import quick_budget
 from harness.speculative import _var as var
@@ -28,7 +29,7 @@ from harness.speculative._state import KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here
-from tests.unit.judge.named import REQUESTS, first, within
+from tests.unit.judge.named import MODELS, REQUESTS, first, within
 
 STRANGERS = tiny(Layout((1, 2, 3, 4)), kin=float("inf"))  # hardly a drafted scale is accepted
 # What a pass finds in its cache: of keys and values (layers, 2, guidance rows, heads, positions, c), of B images.
@@ -94,6 +95,78 @@ def test_keys_that_a_rejected_scale_left_are_told_from_a_mask():
     component, detail = first(state.STALE, STRANGERS)
     assert component == "cache"
     assert "where keys and values of a rejected scale stay as they were first written" in detail
+
+
+def rolled_back_too_far(masked: Callable[[ScalePyramid, int, int], Tensor]) -> Factory:
+    """Return decoders whose caches lose the last final scale after a correction; passes go on with the masks given.
+
+    Of images alone: those of one batch would have to be corrected at the same scale.
+    """
+
+    class Short(KVCache):
+        lost = slice(0, 0)
+
+        def rollback(self, image: int, length: int) -> None:
+            if length < self.lengths[image]:
+                pyramid = MODELS.pyramid
+                self.lost = slice(pyramid.begin(pyramid.level_of(length - 1)), length)
+            super().rollback(image, length)
+
+        def window(self, images: list[int]) -> Any:
+            window = super().window(images)
+            extend, lost = window.extend, self.lost
+
+            def short(*of: Any) -> tuple[Tensor, ...]:
+                return tuple(torch.cat((kv[:, :, : lost.start], kv[:, :, lost.stop :]), 2) for kv in extend(*of))
+
+            window.extend = short
+            held.append(lost.stop - lost.start)
+            return window
+
+    held: list[int] = []
+
+    def mask(pyramid: ScalePyramid, begin: int, last: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        right = PARTS.attention_mask(pyramid, begin, last, device, dtype)
+        if not held[-1]:
+            return right
+        sees_nK = masked(pyramid, begin, last)[:, : right.shape[-1] - held[-1]]
+        return torch.zeros(sees_nK.shape, dtype=dtype).masked_fill(~sees_nK, float("-inf"))[None, None]
+
+    return decoder_factory(replace(PARTS, new_cache=Short, attention_mask=mask))
+
+
+def sees_LL(pyramid: ScalePyramid) -> Tensor:
+    level_L = torch.tensor(pyramid.levels())
+    return level_L[:, None] >= level_L
+
+
+def all_that_is_cached(pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    """Take away the columns of what is lost."""
+    before, K, end = pyramid.begin(first - 1), pyramid.begin(first), pyramid.end(last)
+    return torch.cat((sees_LL(pyramid)[K:end, :before], sees_LL(pyramid)[K:end, K:end]), 1)
+
+
+def rows_from_its_end(pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    """Take as many rows as there are, from the cache's length on."""
+    before, n = pyramid.begin(first - 1), pyramid.end(last) - pyramid.begin(first)
+    return sees_LL(pyramid)[before : before + n]
+
+
+def fewer_columns(pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+    """Take the right rows, and as many columns as there are keys."""
+    return sees_LL(pyramid)[pyramid.begin(first) : pyramid.end(last)]
+
+
+@pytest.mark.parametrize(
+    ("masked", "said"),
+    [(all_that_is_cached, ""), (rows_from_its_end, ", and mask rows "), (fewer_columns, ", and mask columns ")],
+)
+def test_a_cache_that_was_rolled_back_one_scale_too_far_is_told_from_a_mask(masked: Any, said: str):
+    requests = [Request((2,), seed) for seed in range(4)]
+    found = verify_here(MODELS, rolled_back_too_far(masked), [Settings(3)], requests).first_divergence
+    assert found is not None
+    assert (found.component, found.scale > 1) == ("cache", True), str(found)
+    assert f"where the last cached scale is missing, as after a rollback too far{said}" in found.detail
 
 
 class Headed(SimpleNamespace):

@@ -73,6 +73,12 @@ def test_images_end_apart_and_the_shortest_is_told():
     assert made.so_far == "1 round, scales 0..0 of 3 final; last good tensor: f_hat of scale 0"
 
 
+def test_an_image_that_was_not_begun_makes_no_tensor_wrong():
+    made = judge_partial_trace(bent(cut(evidence(), 2, 0), 1), Contract.TOKENS, True, ended())
+    assert [(each.image, each.scale) for each in made.defects] == [(-1, -1), (0, 1)]
+    assert made.so_far == "1 round, scales 0..1 of 3 final; last good tensor: f_hat of scale 0; last seen: scale 2"
+
+
 def test_nothing_that_was_final_is_nothing_to_judge():
     made = judge_partial_trace(cut(evidence(), 0, 0), Contract.TOKENS, True, ended())
     assert [each.component for each in made.defects] == ["crash"]
@@ -151,7 +157,8 @@ def test_finished_counts_scales_from_the_first_on():
     assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [3, 1]
     made = trace([[1, 1, 1], [0, 1, 1]], [gap, FULL])
     assert [final_scales(made, PYRAMID, image) for image in (0, 1)] == [1, 0]
-    assert _progress(made, PYRAMID) == "0 rounds, no scale of 3 final"
+    assert _progress(made, PYRAMID) == "0 rounds, scales 0..0 of 3 final"  # the other one was not begun
+    assert _progress(trace([[0, 1, 1]] * 2, [FULL, FULL]), PYRAMID) == "0 rounds, no scale of 3 final"
     assert _progress(trace([[1, 1, 0]] * 2, [FULL] * 2), PYRAMID) == "0 rounds, scales 0..1 of 3 final"
 
 

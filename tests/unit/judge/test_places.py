@@ -13,7 +13,7 @@ from harness.judge._components import first_wrong_of
 from harness.judge._decode import _skipped_there
 from harness.judge._evidence import Evidence
 from harness.judge._inputs import _cdist
-from harness.judge._rows import SHORTER, UNKNOWN
+from harness.judge._rows import UNKNOWN
 from harness.judge._verdict import Divergence
 from harness.protocol._trace import Intermediates, Round
 from harness.rounding._budget import Budget
@@ -170,7 +170,7 @@ def test_positions_are_looked_for_in_float32_at_least():
         assert (far_lL.dtype, far_lL.tolist()) == (wide, [[2.0], [2.0]])
 
 
-ASKED = f"; {UNKNOWN}"  # of drafts of one scale, no shorter one can be asked
+ASKED = f"; {UNKNOWN}"  # and no setting is advised in which the mistake might not show
 ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier scales"
 
 
@@ -181,18 +181,18 @@ ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier
         (
             (0, 2, 2, 0, 0, 5),
             "mask or cache",
-            "logits of scale 1 differ in the pass over scales 0..1" + ASKED + SHORTER,
+            "logits of scale 1 differ in the pass over scales 0..1" + ASKED,
         ),
         ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
         (
             (0, 3, 2, 1, 0, 14),
             "mask or cache",
-            "logits of scale 1 differ in the pass over scales 0..2" + ASKED + SHORTER,
+            "logits of scale 1 differ in the pass over scales 0..2" + ASKED,
         ),
         (
             (1, 2, 1, 0, 0, 13),
             "mask or cache",
-            "logits of scale 1 differ in the pass over scales 1..2" + ASKED + SHORTER,
+            "logits of scale 1 differ in the pass over scales 1..2" + ASKED,
         ),
         ((1, 1, 1, 0, 0, 4), "cache", ALONE),
         ((1, 0, 0, 0, 1, 4), "cache", ALONE),
@@ -213,7 +213,7 @@ def test_of_what_the_decoder_left_out_no_unknown_mistake_is_told():
     found = replace(same(), may_differ_from=2)
     found.actual.skipped_BSN = torch.ones(2, PYRAMID.S, 2, dtype=torch.long)
     address = dict(zip(("seed", "image"), found.request.addresses[0], strict=True))
-    defect = Divergence("mask or cache", f"logits differ{ASKED}{SHORTER}", **address, scale=1)
+    defect = Divergence("mask or cache", f"logits differ{ASKED}", **address, scale=1)
     named = _skipped_there(found, defect)
     assert named.component == "skipped"
     assert named.detail.endswith(", which is before scale 2; logits differ")

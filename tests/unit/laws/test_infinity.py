@@ -21,7 +21,7 @@ from harness.mutants._mutant import Mutant
 from harness.protocol import ScaleGuidance
 from harness.speculative.sampler import build_decoder
 from tests.helpers import decoder_factory
-from tests.unit.judge.test_infinity import BUGS
+from tests.unit.judge.planted_infinity import BUGS
 
 SOME: dict[str, Any] = {"family": "infinity", "patch_nums": (1, 3, 5, 4)}
 LISTED = [

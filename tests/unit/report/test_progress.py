@@ -17,7 +17,7 @@ from harness.report._progress import Later, LongWork, watch_of
 from harness.runs._decodes import Decodes, Step, verify_decodes
 from harness.runs._plan import Plan
 from harness.speculative.sampler import build_decoder
-from harness.verification import Question, answer_question
+from harness.verification import LAW_S, Question, answer_question
 from tests.helpers import tiny
 from tests.unit.report.sample_runs import HERE
 
@@ -93,6 +93,17 @@ def test_what_begins_slowly_is_not_taken_for_the_pace(clock: list[float]):
     assert work.line() == "3 of 77 laws, 2.0 a second, 0:37 left, 0 defects"
 
 
+def test_a_pace_that_others_had_is_taken_until_two_steps_were_seen(clock: list[float], capsys):
+    with LongWork("laws", 77, later=Later(seconds=10.0, pace=2.0)) as work:
+        clock[0] += 21.0
+        work.advance()
+        assert work.line() == "1 of 77 laws, 2.0 s each, 2:42 left, 0 defects"
+        clock[0] += 1.0
+        work.advance(2)
+        assert work.line() == "3 of 77 laws, 2.0 a second, 0:47 left, 0 defects"
+    assert capsys.readouterr().err.splitlines() == ["1 of 77 laws, 2.0 s each, 2:42 left, 0 defects"]
+
+
 def test_what_was_done_before_is_no_speed(clock: list[float]):
     work = LongWork("images", 100, quiet=True)
     work.advance(50)
@@ -159,7 +170,7 @@ def test_laws_have_a_bar_and_the_decodes_count_their_time(tmp_path: Path):
     stages: list[tuple[str, int, float]] = []
 
     def watch(unit: str, total: int, *, later: Later = Later()) -> LongWork:  # noqa: B008  # plain values
-        stages.append((unit, total, later.seconds))
+        stages.append((unit, total, later.pace or later.seconds))
         return LongWork(unit, total, quiet=True, told=lambda: stages.append((unit, 0, 0.0)))
 
     def stopped(*_, **__):
@@ -170,7 +181,7 @@ def test_laws_have_a_bar_and_the_decodes_count_their_time(tmp_path: Path):
         patch.setattr("harness.verification.try_laws_quickly", stopped)
         with pytest.raises(InputError, match="are not tried here"):
             answer_question(tiny(), question, watch=watch)
-    (images, one, seconds), _, (laws, count, rest) = stages
-    assert (images, one, laws, rest) == ("images", 1, "laws", 0.0)
+    (images, one, seconds), _, (laws, count, pace) = stages
+    assert (images, one, laws, pace) == ("images", 1, "laws", LAW_S)  # of its own decoder
     assert count > 70
-    assert seconds == pytest.approx(0.15 * count)
+    assert seconds == pytest.approx(LAW_S * count)

@@ -65,12 +65,19 @@ def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
     made = Coverage()
     made.add([Coverage.of(trace(rounds((0, 2, False))))])
     assert never(made) == [word for word in CLAIMS if word != "a draft of several scales that is accepted"]
-    apart = trace(rounds((0, 0, False), (1, 1, False)), rounds((0, 2, True)))
+    apart = trace(rounds((0, 0, False), (1, 1, False), (3, 1, False)), rounds((0, 2, True)))
     made.add([Coverage.of(apart), Coverage.of(trace(rounds((0, 2, False))))])
     assert never(made) == []
-    assert (made.rounds, dict(made.accepted), made.whole, made.partial) == (5, {2: 3, 0: 1, 1: 1}, 3, 1)
-    assert (made.corrected, made.late, made.bonus, made.apart) == (2, 1, 1, 1)
+    assert (made.rounds, dict(made.accepted), made.whole, made.partial) == (6, {2: 3, 0: 1, 1: 2}, 3, 2)
+    assert (made.corrected, made.late, made.bonus, made.apart) == (3, 1, 1, 1)
     assert (made.decodes, made.diverged, made.reused) == (3, 1, 1)
+
+
+def test_a_correction_that_nothing_comes_after_shows_no_stale_state():
+    made = Coverage()
+    made.add([Coverage.of(trace(rounds((0, 2, False), (2, 1, False)), rounds((0, 1, False))))])
+    assert (made.partial, made.corrected, made.late) == (2, 2, 0)
+    assert "a correction after accepted scales" in never(made)
 
 
 def test_a_target_that_decides_alone_exercises_no_claim_about_drafts():
