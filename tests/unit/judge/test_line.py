@@ -72,7 +72,7 @@ def test_tokens_alone_lead_to_it_too(planted: Planted, tmp_path: Path):
 
 def test_what_changes_nothing_in_the_reference_either_is_no_mistake(tmp_path: Path):
     """Guidance of 0 hands the conditional rows on: the filter's order is wrong, not what guides."""
-    line = searched(TEN[5].source, tmp_path / "mine.py", Request((0,), 4, 0.0, 6, 0.6))
+    line = searched(TEN[5].source, tmp_path / "mine.py", Request((0,), 5, 0.0, 6, 0.6))
     assert isinstance(line, CodeLine), line
     assert line.function == "law"
     assert min(abs(line.line - each) for each in TEN[5].lines) <= 3
