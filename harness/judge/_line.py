@@ -115,13 +115,15 @@ class Search:
 
     def _placed(self, wrong: Wrong) -> Known | None:
         """Return all that the reference makes a value of, in its place; None where it is not seen to."""
+        right = self.right
         if wrong.is_tokens:
-            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
+            right = right.among([Known((), self.close)], last=True)
+            draws = right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
             made = draws[0] if draws else {}
         else:
             rows = filter(None, map(rows_of, (wrong.expected, *wrong.made_of)))
-            made = merged(map(self.right.makers, rows))
-        return Known([*self.right.rows(self.right.back(made)), *self.weights], self.close) if made else None
+            made = merged(map(right.makers, rows))
+        return Known([*right.rows(right.back(made)), *self.weights], self.close) if made else None
 
     def _masked(self, number: int) -> Found | None:
         """Return the operation that made a wrong mask, which hides nothing or is no window's."""
@@ -344,7 +346,7 @@ class LineSearch:
         softened = [step.inputs[0] for steps in runs for step in steps if "softmax" in step.name]
         known = [Known(rows, self._decode.close) for rows in (final, otherwise, softened, ())]
         along_any = Stream(steps, known[:2], {pyramid.end(si) for si in pyramid}, known[2])
-        of_reference = Stream(right[0], known[3:], along_any.ends, known[3], last=True)
+        of_reference = Stream(right[0], known[3:], along_any.ends, known[3])
         streams = along_any, along_any.among(known[:1]), of_reference
         search = Search(*streams, weights, self._decode.close, rejected, pyramid.draws.counts)
         same = [each for each in wrong if each.name == wrong[0].name]
