@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.errors import text_of
 from harness.judge._form import unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
-from harness.judge._stream import Rows, Stream, part_of, places_of, share
+from harness.judge._stream import Rows, Stream, merged, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
 from harness.reference import block_causal
@@ -61,7 +61,6 @@ class Search:
 
     along_any: Stream  # what is right along the final tokens or along drafted ones is known
     along_final: Stream  # what is right along the final tokens is known
-    along_target: Stream  # what the target computes along them is known, what the draft does is not
     right: Stream  # the reference's operations along the final tokens; nothing is known
     weights: list[TensorRows]
     close: float
@@ -91,7 +90,8 @@ class Search:
             step = stream.steps[number]
             read = [rows for rows, _ in stream.read(number, at_n)] if step.attends else []
             drafted = [part_of(rows, ~self.along_final.is_known(rows)) for rows in read]
-            if found := self._put_back([*stream.rows(back), *drafted]):
+            emptied = [part_of(rows, rows.mark_N4[:, 3] == 0) for rows in read[1:3]]
+            if found := self._put_back([*stream.rows(back), *drafted]) or self._put_back(emptied, number):
                 return found
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
@@ -99,7 +99,8 @@ class Search:
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
             above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed, wrong)
-            return above or self._unchanged(number, at_n) or (step, stream.unseen(number))
+            above = above or self._unchanged(number, at_n) or self._filtered(number)
+            return above or (step, stream.unseen(number))
         return None
 
     def _is_elsewhere(self, placed: Known, rows: TensorRows) -> bool:
@@ -114,13 +115,15 @@ class Search:
 
     def _placed(self, wrong: Wrong) -> Known | None:
         """Return all that the reference makes a value of, in its place; None where it is not seen to."""
+        right = self.right
         if wrong.is_tokens:
-            draws = self.right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
+            right = right.among([Known((), self.close)], last=True)
+            draws = right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
             made = draws[0] if draws else {}
         else:
-            rows = rows_of(wrong.expected)
-            made = self.right.makers(rows) if rows else {}
-        return Known([*self.right.rows(self.right.back(made)), *self.weights], self.close) if made else None
+            rows = filter(None, map(rows_of, (wrong.expected, *wrong.made_of)))
+            made = merged(map(right.makers, rows))
+        return Known([*right.rows(right.back(made)), *self.weights], self.close) if made else None
 
     def _masked(self, number: int) -> Found | None:
         """Return the operation that made a wrong mask, which hides nothing or is no window's."""
@@ -153,45 +156,54 @@ class Search:
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                # laws of one token are alike: what made the first of them is nobody's mistake
-                return self._handed(other, number) or (None if wrong.is_tokens else self._strictly(number, at_n))
+                return self._handed(other, number) or self._strictly(number, at_n, placed)
         return None
 
-    def _strictly(self, number: int, at_n: Tensor) -> Found:
-        """Return the first operation that made what a step reads of what the target computes, where the draft may."""
-        stream, pending = self.along_target, Rows({number: at_n})
+    def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
+        """Return the first operation that made what a step reads of what the reference makes in its place."""
+        stream, pending = self.along_any.among([placed], last=True), Rows({number: at_n})
         first = stream.steps[next(iter(stream.firsts(stream.back(pending), pending)), number)]
-        made = [step for step in stream.steps[:number] if step.name == first.name and step.stack]
-        again = [step for step in made if any(share(*pair) for pair in zip(step.outputs, first.outputs, strict=False))]
-        return again[-1] if again else first, ELSEWHERE  # of those that made the same the last one
+        is_right = all(bool(self.along_any.is_known(rows).all()) for rows in first.outputs)
+        return first, ELSEWHERE * is_right
 
     def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
         """Return the operation that made a wrong factor, or term, which changed nothing of what a step reads."""
         steps, stream = self.along_any.steps, self.along_any
+        kept = Known((each for step in self.right.steps for each in step.outputs if _keeps(step, each)), self.close)
         for rows, _ in stream.read(number, at_n):
-            for n in (n for n in reversed(range(number)) if steps[n].name in TURNS):
-                if rows.kind[0] == "real" and all(
-                    any(share(rows, each) for each in of) for of in (steps[n].inputs, steps[n].outputs)
-                ):
-                    pending = stream.makers_of(n)
-                    first = next(iter(stream.firsts(stream.back(pending), pending)), None)
-                    return None if first is None else (steps[first], ", by what changes nothing")
+            if rows.kind[0] != "real" or bool(kept.has(rows).all()):
+                continue  # it changes nothing in the reference either
+            for n in (n for n in reversed(range(number)) if _keeps(steps[n], rows)):
+                factors = (each for each in steps[n].inputs if not share(rows, each))
+                pending = merged(stream.makers(each, n) for each in factors)
+                first = next(iter(stream.firsts(stream.back(pending), pending)), None)
+                return None if first is None else (steps[first], ", by what changes nothing")
         return None
 
-    def _put_back(self, wrong: list[TensorRows]) -> Found | None:
-        """Return the operation that wrote wrong rows over newer ones, which were right."""
-        steps, hashes = self.along_any.steps, dict[tuple[str, int], list[Tensor]]()
+    def _filtered(self, number: int) -> Found | None:
+        """Return the last filter of logits that are right, where the reference filters them further."""
+        step = self.along_any.steps[number]
+        maker = _maker_of(step.inputs[0], self.along_any.steps[:number]) if "softmax" in step.name else None
+        if maker is None or not any(rows.kind[0] == "truth" for rows in maker.inputs):
+            return None
+        own, called = ([each[::2] for each in of.stack] for of in (step, maker))
+        return (maker, ", which is filtered no further") if own == called[-len(own) :] else None
+
+    def _put_back(self, wrong: list[TensorRows], before: int | None = None) -> Found | None:
+        """Return the operation, before one, that wrote wrong rows over newer right ones, or zeros over any."""
+        hashes, makers = dict[tuple[str, int], list[Tensor]](), self.along_any.makers
         for each in wrong:
             hashes.setdefault(each.kind, []).append(each.hash_N)
-        for number, step in enumerate(steps):
-            for rows in (each for each in step.outputs if step.stack and each.at_N is not None):
-                old = part_of(rows, torch.isin(rows.hash_N, torch.cat(hashes.get(rows.kind, [torch.zeros(0)]))))
-                made = min(self.along_any.makers(old), default=number)
-                for new in (each for other in steps[made + 1 : number] for each in other.outputs):
-                    if old.kind == new.kind and old.at_N is not None and new.at_N is not None:
-                        is_other = torch.isin(new.at_N, old.at_N) & ~torch.isin(new.hash_N, old.hash_N)
-                        if bool((self.along_final.is_known(new) & is_other).any()):
-                            return step, ", which is older than what was there"
+        for step in (each for each in self.along_any.steps[:before] if each.stack):
+            for new, old in zip(step.outputs, step.over, strict=False):
+                if new.kind != old.kind or new.kind not in hashes:
+                    continue
+                is_over = torch.isin(new.hash_N, torch.cat(hashes[new.kind])) & (new.hash_N != old.hash_N)
+                is_over &= self.along_final.is_known(old) & (old.mark_N4[:, 3] > 0)
+                since = max(makers(part_of(old, is_over)), default=-1)
+                is_older = min(makers(part_of(new, is_over)), default=since) < since
+                if bool(is_over.any()) and (is_older or not new.mark_N4[is_over].any()):
+                    return step, ", which is older than what was there"
         return None
 
     def _handed(self, rows: TensorRows, number: int) -> Found | None:
@@ -329,15 +341,14 @@ class LineSearch:
                 pairs = zip(tokens_BL[:, span].cpu(), expected.tokens_BL[:, span].cpu(), strict=True)
                 rejected += [(si, *pair) for pair in pairs if not torch.equal(*pair)]
         drafted = list(proposed.values())[-MOST_PROPOSED:]
-        otherwise = [rows for asked in drafted for rows in _made_by(*self._right(*asked)[1:])]
-        of_target = [*_made_by(right[0]), *self._masks(), *weights]
-        known = [Known(rows, self._decode.close) for rows in (final, otherwise, of_target)]
-        ends = {pyramid.end(si) for si in pyramid}
-        along_any, along_final, along_target = (Stream(steps, of, ends) for of in (known[:2], known[:1], known[2:]))
-        of_reference = Stream(right[0], [Known((), self._decode.close)], ends)
-        counts = pyramid.draws.counts
-        streams = along_any, along_final, along_target, of_reference
-        search = Search(*streams, weights, self._decode.close, rejected, counts)
+        runs = [*right, *(steps for asked in drafted for steps in self._right(*asked)[1:])]
+        otherwise = _made_by(*runs[2:])
+        softened = [step.inputs[0] for steps in runs for step in steps if "softmax" in step.name]
+        known = [Known(rows, self._decode.close) for rows in (final, otherwise, softened, ())]
+        along_any = Stream(steps, known[:2], {pyramid.end(si) for si in pyramid}, known[2])
+        of_reference = Stream(right[0], known[3:], along_any.ends, known[3])
+        streams = along_any, along_any.among(known[:1]), of_reference
+        search = Search(*streams, weights, self._decode.close, rejected, pyramid.draws.counts)
         same = [each for each in wrong if each.name == wrong[0].name]
         for value in same:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
@@ -367,18 +378,21 @@ class LineSearch:
     def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
         """List what was drawn scale after scale, with the scales, in the place of final tokens."""
         counts, proposed, last = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
+        V, S = self._decode.models.target.config.V, self._pyramid.S
+        sizes = {sum(counts[si : si + n]) * B: si if n == 1 else S  # after several scales a new round begins
+                 for n in range(S, 0, -1) for si in range(S + 1 - n) for B in (1, len(tokens_BL))}  # fmt: skip
         for step in steps:
-            drawn = step.whole[0] if len(step.whole) == 1 and step.read else torch.zeros(0)
-            sizes = {count * rows: si for rows in {1, len(tokens_BL)} for si, count in enumerate(counts)}
-            si = sizes.get(len(drawn), -1)
-            is_drawn = si >= 0 and int(drawn.min()) >= 0 and int(drawn.max()) < self._decode.models.target.config.V
-            if not is_drawn or not any(rows.kind[0] == "real" for rows in step.inputs):
+            if (drawn := step.drawn) is None or (si := sizes.get(drawn.numel())) is None:
                 continue
-            if si != last + 1:
+            if si == S or not 0 <= int(drawn.min()) <= int(drawn.max()) < V:
+                last = -2 if si == S else last
+                continue
+            is_written = si == last and not any(rows.kind[0] == "real" for rows in step.inputs)
+            if not is_written and si != last + 1:
                 proposed.append(([], tokens_BL.clone()))
             last = si
             span = self._pyramid.draws.span(si)
-            proposed[-1][0].append(si)
+            proposed[-1][0].extend([si] * (not is_written))
             proposed[-1][1][:, span] = drawn.to(tokens_BL).reshape(-1, counts[si])
         return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
 
@@ -415,6 +429,12 @@ def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
     """Return the last operation that wrote what a tensor shows."""
     makes = (each for each in reversed(steps) if rows.storage in [made.storage for made in each.outputs])
     return next((each for each in makes if each.stack and not _is_view(each)), None)
+
+
+def _keeps(step: Operation, rows: TensorRows) -> bool:
+    """Tell whether a step hands rows on that it should have changed."""
+    both = step.inputs, step.outputs
+    return step.name in TURNS and all(any(share(rows, each) for each in of) for of in both)
 
 
 def _is_view(step: Operation) -> bool:

@@ -1,8 +1,8 @@
 """Every operation of a decode, with the decoder's own frames that called it, and what tells its tensors apart.
 
-Promise: of a tensor rows are remembered, never the tensor: of every row a hash of its bits, by which it is followed
-through copies, slices, caches and lists of any kind, and, of real numbers, three projections and its length, by which
-it is known for right within rounding, whatever the layout of windows, batches and halves.
+Promise: of a tensor rows are remembered, never the tensor, but of drawn tokens: of every row a hash of its bits, by
+which it is followed through copies, slices, caches and lists of any kind, and, of real numbers, three projections and
+its length, by which it is known for right within rounding, whatever the layout of windows, batches and halves.
 
 Why not `torch.utils._debug_mode`: it keeps hashes of whole tensors, and a window of several scales has none that the
 reference has, not even within rounding.
@@ -12,7 +12,7 @@ import linecache
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
@@ -36,7 +36,7 @@ MOST_ROWS = 2**26  # of a recording; some 3 GB
 MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
-MOVES = {"cat", "stack", "clone", "_to_copy", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
+MOVES = {"cat", "stack", "clone", "_to_copy", "to", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
 BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
 
 
@@ -62,7 +62,6 @@ class TensorRows(NamedTuple):
     hash_N: Tensor
     mark_N4: Tensor  # zeros of what is not real
     storage: int = 0  # where it lay
-    at_N: Tensor | None = None  # and every row, where an operation wrote it there
 
 
 class Operation(NamedTuple):
@@ -78,15 +77,11 @@ class Operation(NamedTuple):
     whole: list[Tensor]  # of both, whole numbers in one row
     given: tuple[Any, ...] = ()  # what was seen of the variables of every frame
     by_row: bool = False  # a row that came out was made of the row in its place alone, where as many went in
+    drawn: Tensor | None = None  # whole numbers made of real ones or of their order, and all of those it wrote among
+    over: Sequence[TensorRows] = ()  # what was where it wrote, of as many tensors as came out
 
     def __str__(self) -> str:
         return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
-
-    @property
-    def drawn(self) -> Tensor | None:
-        """The whole numbers that it makes of real ones, or takes of their order; None where it makes none."""
-        is_drawn = len(self.whole) == 1 and any(rows.kind[0] == "real" for rows in self.inputs) and self.made[0]
-        return self.whole[-1] if is_drawn or (self.name == "gather" and len(self.whole) == 3) else None
 
     @property
     def attends(self) -> bool:
@@ -112,6 +107,7 @@ class OperationRecorder(EveryOperation):
         self._look = look  # at the variables of the decoder's own frames
         self.steps: list[Operation] = []
         self._weights, self._rows = {_storage(each) for each in weights}, 0
+        self._drawn: dict[int, Tensor] = {}  # by storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(map(computes_itself, types)):
@@ -121,7 +117,7 @@ class OperationRecorder(EveryOperation):
             written, filled = written_by(func, args, kwargs)
             filled = written if name in FILLS else filled
             read = [each for each in tensors_in((args, kwargs)) if not any(each is other for other in filled)]
-            inputs = self._rows_of(read)
+            inputs, over = self._rows_of(read), self._rows_of(written)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             made = written or list(tensors_in(result))
@@ -130,20 +126,33 @@ class OperationRecorder(EveryOperation):
                     each.zero_()
             is_view = not written and not {_storage(each) for each in read}.isdisjoint(map(_storage, made))
             outputs = [] if "empty" in name else self._rows_of(made)
-            if written and len(outputs) == len(made):
-                pairs = zip(made, outputs, strict=True)
-                outputs = [rows._replace(at_N=_addresses(each, len(rows.hash_N))) for each, rows in pairs]
             both = (*read, *made)
             small = [each for each in both if each.dtype is torch.int64 and each.numel() < 2**16]
             whole = [each.flatten().cpu().clone() for each in small]
+            drawn = self._drawn_by(name, inputs, made, small)
+            sizes = [each.element_size() for each in (*read[:1], *made[:1]) if each.dtype in REAL]
+            rounds = name in ("_to_copy", "to") and sizes[1:] < sizes[:1]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
-        moves = is_view or name in MOVES
+        moves = is_view or (name in MOVES and not rounds)
         frames = own_frames()
         stack = tuple(each for _, each in frames)
         given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()
         by_row = torch.Tag.pointwise in getattr(func, "tags", ()) or any(word in name for word in BY_ROW)
-        self.steps.append(Operation(name, stack, inputs, outputs, moves, went_in, came_out, whole, given, by_row))
+        rows, over = (inputs, outputs, moves, went_in, came_out), over if len(over) == len(outputs) else []
+        self.steps.append(Operation(name, stack, *rows, whole, given, by_row, drawn, over))
         return result
+
+    def _drawn_by(self, name: str, inputs: list[TensorRows], made: list[Tensor], whole: list[Tensor]) -> Tensor | None:
+        """Return the drawn numbers that an operation makes, or writes among."""
+        if not whole or not made or whole[-1] is not made[-1] or not made[-1].dim() or not made[-1].numel():
+            return None
+        is_of_real = len(whole) == 1 and any(rows.kind[0] == "real" for rows in inputs)
+        if is_of_real or (name == "gather" and len(whole) == 3):
+            self._drawn[_storage(made[-1])] = made[-1]
+        elif not name.endswith("_"):
+            return None
+        drawn = self._drawn.get(_storage(made[-1]))
+        return None if drawn is None else drawn.cpu().clone()
 
     def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:
         every = [rows for each in tensors if _storage(each) not in self._weights and (rows := rows_of(each))]
@@ -173,15 +182,6 @@ def recorded(mode: TorchDispatchMode, work: Callable[[], Result]) -> Result:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _addresses(tensor: Tensor, count: int) -> Tensor:
-    """Return where each of a tensor's rows begins."""
-    at_N = torch.full((1,), tensor.data_ptr())
-    for n, step in zip(tensor.shape, tensor.stride(), strict=True):
-        if len(at_N) < count:
-            at_N = (at_N[:, None] + torch.arange(n) * step * tensor.element_size()).flatten()
-    return at_N
 
 
 @cache

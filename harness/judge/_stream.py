@@ -17,14 +17,20 @@ UNSEEN = ", made of what no operation here computed: it was there before, or com
 
 # Which rows of what a step makes are asked for, by its number; None: all.
 Rows = dict[int, Tensor | None]
-IN_ORDER = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "clone", "contiguous", "_to_copy"}
+IN_ORDER = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "clone", "contiguous", "_to_copy", "to"}
 
 
 class Stream:
-    """The operations of a decode, by the rows that each made first; `ends` are the numbers of keys of a right pass."""
+    """The operations of a decode, by the rows that each made first.
 
-    def __init__(self, steps: list[Operation], known: Sequence[Known], ends: Collection[int]) -> None:
-        self.steps, self._known, self.ends = steps, known, ends
+    `ends` are the numbers of keys of a right pass, `softened` what a right softmax reads. With `last` rows are those
+    of the last step that computed them before they are read: laws of one token are alike.
+    """
+
+    def __init__(
+        self, steps: list[Operation], known: Sequence[Known], ends: Collection[int], softened: Known, last: bool = False
+    ) -> None:
+        self.steps, self._known, self.ends, self._softened, self._last = steps, known, ends, softened, last
         self._made: dict[tuple[str, int], list[tuple[int, TensorRows]]] = {}
         for number, step in enumerate(steps):
             for rows in step.outputs:
@@ -32,21 +38,31 @@ class Stream:
         self._usual: dict[tuple[str, tuple[Frame, ...]], bool] = {}
         self._tables: dict[tuple[str, int], tuple[Tensor, ...]] = {}
 
+    def among(self, known: Sequence[Known], last: bool = False) -> "Stream":
+        """Return the stream with other rows that are known."""
+        return Stream(self.steps, known, self.ends, self._softened, last)
+
     def _table(self, kind: tuple[str, int]) -> tuple[Tensor, ...]:
-        """Return the rows of one kind: hash, step that made it first, its place there, whether it is right."""
+        """Return the rows of one kind: hash, step that made it, its place there, whether it is right."""
         if kind not in self._tables and (of := self._made.get(kind)):
             if kind[0] == "whole":  # few numbers are made anywhere: tokens are drawn
                 of = sorted(of, key=lambda each: self.steps[each[0]].drawn is None)
+            if self._last:
+                of = sorted(
+                    of, key=lambda each: not self.steps[each[0]].moves and "index" not in self.steps[each[0]].name
+                )
             hash_N = torch.cat([rows.hash_N for _, rows in of])
             step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
             at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])
             mark_N4 = torch.cat([rows.mark_N4 for _, rows in of])
             hash_N, order_N = hash_N.sort(stable=True)
             is_first_N, step_N = hash_N.diff(prepend=hash_N[:1] - 1) != 0, step_N[order_N]
-            is_first_N |= step_N == step_N[is_first_N][is_first_N.cumsum(0) - 1]  # all rows of the first step
-            hash_n, order_n, step_n = hash_N[is_first_N], order_N[is_first_N], step_N[is_first_N]
-            rows = TensorRows(kind, hash_n, mark_N4[order_n])
-            self._tables[kind] = hash_n, step_n, at_N[order_n], self.is_known(rows)
+            same_N = is_first_N.cumsum(0) - 1
+            known_n = self.is_known(TensorRows(kind, hash_N[is_first_N], mark_N4[order_N[is_first_N]]))
+            if not self._last:
+                is_first_N |= step_N == step_N[is_first_N][same_N]  # all rows of the first step
+                hash_N, order_N, step_N, same_N = (of[is_first_N] for of in (hash_N, order_N, step_N, same_N))
+            self._tables[kind] = hash_N, step_N, at_N[order_N], known_n[same_N]
         return self._tables.get(kind) or (torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.zeros(0).bool())
 
     def drawn(self, tokens_l: Tensor, is_l: Tensor, windows: Collection[tuple[int, int]]) -> list[Rows]:
@@ -57,12 +73,24 @@ class Stream:
         found: list[tuple[int, int, int]] = []
         for number, step in enumerate(self.steps):
             if (drawn := step.drawn) is not None:
-                row = step.made[0][-1] if step.made[0][-1] in self.ends else 0
-                n, is_few = len(drawn), len(tokens_l) < LEAST
-                for place in places_of(drawn, tokens_l, row):
+                row = drawn.shape[-1] if drawn.shape[-1] in self.ends else 0
+                n, is_few = drawn.numel(), len(tokens_l) < LEAST
+                for place in places_of(drawn.flatten(), tokens_l, row):
                     if not is_few or any(n % count == 0 and place % count == before for count, before in windows):
                         found.append((n, -number, place))
-        return [{-number: place + torch.nonzero(is_l).flatten()} for _, number, place in sorted(found)]
+        return [self._written(-number, place + torch.nonzero(is_l).flatten()) for _, number, place in sorted(found)]
+
+    def _written(self, number: int, at_n: Tensor) -> Rows:
+        """Return the step that drew some of the numbers that one drew or wrote among, or the write."""
+        step, drawn = self.steps[number], [n for n in range(number) if self.steps[n].drawn is not None]
+        before = [n for n in drawn if self.steps[n].outputs[-1].storage == step.outputs[-1].storage]
+        if step.by_row or not before:
+            return {number: at_n}
+        was, now = (of.flatten()[at_n] for n in (before[-1], number) if (of := self.steps[n].drawn) is not None)
+        if torch.equal(was, now):
+            return self._written(before[-1], at_n)
+        read = {rows.storage for rows in step.inputs} - {step.outputs[-1].storage}
+        return {next((n for n in reversed(drawn) if self.steps[n].outputs[-1].storage in read), number): None}
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""
@@ -78,6 +106,11 @@ class Stream:
         if before is not None:
             here_N &= ~known_N & (step_N < before)
         step_n, at_n = step_N[here_N], at_N[here_N]
+        if self._last and len(step_n):
+            is_end_n = hash_N[here_N].diff(append=hash_N[-1:] + 1) != 0
+            same_n = is_end_n.cumsum(0) - is_end_n.long()
+            is_last_n = step_n == step_n[is_end_n][same_n]
+            step_n, at_n = step_n[is_last_n], at_n[is_last_n]
         return {n: at_n[step_n == n] if rows.kind[0] == "real" else None for n in step_n.unique().tolist()}
 
     def read(self, number: int, at_n: Tensor | None) -> Iterator[tuple[TensorRows, bool]]:
@@ -106,7 +139,7 @@ class Stream:
         step = self.steps[number]
         read = [(rows.kind[0], self.makers(rows, number), is_whole) for rows, is_whole in self.read(number, at_n)]
         if step.by_row and at_n is not None:  # what is true of numbers, and their order, are rows of the same numbers
-            read = [(kind, of if kind == "real" else self._alike(number, of, at_n), is_whole and kind == "real")
+            read = [(kind, self._alike(number, of, at_n, kind == "real"), is_whole and kind == "real")
                     for kind, of, is_whole in read]  # fmt: skip
         # numbers by position are rows of many: what is asked for alone leads on, where it is wrong, too
         parts = [(kind, of) for kind, of, is_whole in read if of and not is_whole]
@@ -117,10 +150,14 @@ class Stream:
         masks = [of for kind, of in makers if of and (kind == "mask" or (kind == "truth" and step.attends))]
         return merged(masks or [of for _, of in makers])
 
-    def _alike(self, number: int, makers: Rows, at_n: Tensor) -> Rows:
-        """Return the rows of steps that are those of another one, where they make as much."""
-        shape = self.steps[number].made[0]
-        return {n: at_n if self.steps[n].by_row and self.steps[n].made[0] == shape else None for n in makers}
+    def _alike(self, number: int, makers: Rows, at_n: Tensor, is_real: bool) -> Rows:
+        """Return the rows of steps that are those of another one, where they make as much: of real ones some are."""
+        shape, alike = self.steps[number].made[0], Rows()
+        for n, made_n in makers.items():
+            is_alike = self.steps[n].by_row and self.steps[n].made[0] == shape
+            here_n = at_n if made_n is None or not is_real else made_n[torch.isin(made_n, at_n)]
+            alike[n] = here_n if is_alike and len(here_n) else made_n if is_real else None
+        return alike
 
     def unseen(self, number: int) -> str:
         """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
@@ -129,6 +166,11 @@ class Stream:
             if made <= {"lift_fresh"} and not bool(self.is_known(rows).all()):
                 return UNSEEN
         return ""
+
+    def _softens(self, number: int, at_n: Tensor | None) -> bool:
+        """Tell whether a step is a right softmax, though it makes more of what rounding moved."""
+        read = [rows for rows, _ in self.read(number, at_n)] if "softmax" in self.steps[number].name else []
+        return bool(read) and bool(self._softened.has(read[0]).all())
 
     def is_known(self, rows: TensorRows) -> Tensor:
         return torch.stack([known.has(rows) for known in self._known]).any(0)
@@ -185,8 +227,7 @@ class Stream:
         for number, (at_n, made_by) in sorted(back.items()):
             if not made_by.keys() - right:
                 step = self.steps[number]
-                # a softmax of right logits is right, though it makes more of what rounding moved
-                usual = number not in pending and ("softmax" in step.name or self._is_usual(number))
+                usual = number not in pending and (self._softens(number, at_n) or self._is_usual(number))
                 compares = all(rows.kind[0] == "truth" for rows in step.outputs)  # of windows no two are alike
                 if step.moves or usual or compares:
                     right.add(number)
@@ -202,8 +243,7 @@ def share(one: TensorRows, other: TensorRows) -> bool:
 
 def part_of(rows: TensorRows, keep_N: Tensor) -> TensorRows:
     """Return some of the rows of a tensor."""
-    at_n = None if rows.at_N is None else rows.at_N[keep_N]
-    return rows._replace(hash_N=rows.hash_N[keep_N], mark_N4=rows.mark_N4[keep_N], at_N=at_n)
+    return rows._replace(hash_N=rows.hash_N[keep_N], mark_N4=rows.mark_N4[keep_N])
 
 
 def merged(every: Iterable[Rows]) -> Rows:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Wrong:
     expected: Tensor
     batch: Tensor  # the decoder's, all rows
     right: Tensor  # and the reference's
+    made_of: Sequence[Tensor] = ()  # what the expected value is made of, though a factor is 0
 
     @property
     def is_tokens(self) -> bool:
@@ -121,8 +123,10 @@ class WrongDecode:
             elif si == pyramid.S - 1:
                 values["f_hat"] = [side.f_hat_BCPP for side in sides]
             for words, pair in values.items():
-                differing = [(a, b) for a, b in zip(*pair, strict=True) if not _near(a, b, self.close)]
-                yield from (Wrong(words, si, a, b, *pair) for a, b in differing[:1])
+                one, other = pair
+                for n in islice((n for n in range(len(one)) if not _near(one[n], other[n], self.close)), 1):
+                    halves = values["the rows"][1][n :: self.request.B] if words == SHOWN["guided_BLV"] else ()
+                    yield Wrong(words, si, one[n], other[n], one, other, tuple(halves))
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:

@@ -108,6 +108,8 @@ RANKS = (
 NUMBERS = "reader)[self.b]"
 CONDITION = "network.condition(self.label_R), x_RnD.shape[1]"
 CUT = "            cache.cut(pyramid.begin(len(self.tokens)))\n"
+LAST_OWN = f"idx_l = {RACE}; idx_l[-1:] = (probs_lV[-1:] / probs_lV[:1].roll(7, -1)).argmax(-1); return idx_l"
+EMPTIED = f"{CUT.strip()}; cache.layers[0][0][:, :, -1:] = 0"
 TEN = (
     Planted("position offset", POSITIONS, "network.lvl_SD[si] + network.pos_LD[: pn * pn]"),
     Planted("cache not rolled back", CUT, "            pass\n", "function", CACHED),
@@ -156,4 +158,11 @@ OTHERS = (
     Planted("race by product", "probs_lV / E_lV", "probs_lV * E_lV"),
     Planted("condition of the draft", CONDITION, CONDITION.replace("network.", "self.models.draft.", 1)),
     Planted("keys for values", "(v_old, v_RHnc)", "(k_old, v_RHnc)", "neither", CACHED),
+)
+KINDS = (
+    Planted("last token of other numbers", f"return {RACE}", LAST_OWN),
+    Planted("large top-p off", "        if top_p:", "        if 0 < top_p < 0.5:"),
+    Planted("nucleus in few bits", "softmax(-1).cumsum(-1)", "softmax(-1).bfloat16().cumsum(-1)"),
+    Planted("keys in few bits", "= k_RHnc, v_RHnc\n", "= k_RHnc.bfloat16().to(k_RHnc), v_RHnc\n", text=CACHED),
+    Planted("keys emptied", CUT.strip(), EMPTIED, text=CACHED),
 )

@@ -16,10 +16,16 @@ from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
-from tests.unit.judge.planted_lines import CACHED, OTHERS, TEMPLATE, TEN, Planted, module_of
+from tests.unit.judge.planted_lines import CACHED, KINDS, OTHERS, TEMPLATE, TEN, Planted, module_of
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
-FILTERED = {"top-p before top-k", "top-p of the rest"}  # mistakes that only a filtered draw shows
+FILTERED = {
+    "top-p before top-k",
+    "top-p of the rest",
+    "large top-p off",
+    "nucleus in few bits",
+}  # mistakes that only a filtered draw shows
+SEEDS = {"nucleus in few bits": 20}  # where it decides a token
 SEVERAL = {"noise of image 0"}  # those of later images
 
 
@@ -34,10 +40,11 @@ def searched(source: str, path: Path, request: Request, **changes: Any) -> CodeL
 
 def request_for(planted: Planted) -> Request:
     filters = {"top_k": 6, "top_p": 0.6} if planted.name in FILTERED else {}
-    return Request((0, 1) if planted.name in SEVERAL else (0,), 1 + 3 * bool(filters), **filters)
+    seed = SEEDS.get(planted.name, 1 + 3 * bool(filters))
+    return Request((0, 1) if planted.name in SEVERAL else (0,), seed, **filters)
 
 
-@pytest.mark.parametrize("planted", [*TEN, *some(6, OTHERS)], ids=lambda planted: planted.name)
+@pytest.mark.parametrize("planted", [*TEN, *KINDS, *some(6, OTHERS)], ids=lambda planted: planted.name)
 def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record_property: Any):
     line = searched(planted.source, tmp_path / "mine.py", request_for(planted))
     assert isinstance(line, CodeLine), line
@@ -61,6 +68,14 @@ def test_tokens_alone_lead_to_it_too(planted: Planted, tmp_path: Path):
     assert isinstance(line, CodeLine)
     assert min(abs(line.line - each) for each in planted.lines) <= 3
     assert "tokens of scale" in line.wrong
+
+
+def test_what_changes_nothing_in_the_reference_either_is_no_mistake(tmp_path: Path):
+    """Guidance of 0 hands the conditional rows on: the filter's order is wrong, not what guides."""
+    line = searched(TEN[5].source, tmp_path / "mine.py", Request((0,), 5, 0.0, 6, 0.6))
+    assert isinstance(line, CodeLine), line
+    assert line.function == "law"
+    assert min(abs(line.line - each) for each in TEN[5].lines) <= 3
 
 
 def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
