@@ -158,15 +158,14 @@ def _unreadable(models: ModelPair, request: Request, trace: object) -> Iterator[
 
 def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
     """Shapes, ranges, and that every scale was made final exactly once."""
-    pyramid, V, seed = models.pyramid, models.target.config.V, request.seed
+    pyramid, seed = models.pyramid, request.seed
     if (wrong := wrong_shape(models, request, trace)) is not None:
         yield wrong
     for image, scale in trace.missing_scales(pyramid):
         detail = f"scale {scale} was made final {int(trace.scale_writes_BS[image, scale])} times, not once"
         yield Divergence("scheduling", detail, **request.where(image), scale=scale)
-    for image, draw in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V)).tolist():
-        scale = pyramid.draws.level_of(draw)
-        yield Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
+    if (outside := no_token(models, request, trace)) is not None:
+        yield outside
     if trace.skipped_BSN is not None and wrong is None:
         skipped_BSN, counts_S1 = trace.skipped_BSN.long().cpu(), torch.tensor(pyramid.counts)[:, None]
         for image, scale, block in torch.nonzero((skipped_BSN < 0) | (skipped_BSN > counts_S1)).tolist():
@@ -192,6 +191,16 @@ def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence
             if name == "intermediates.x_RLD" and tuple(tensor.shape) == (*expected.shape[:2], of_draft):
                 return Divergence("network", f"{detail}: inputs of the draft in place of the target's", request.seed)
             return Divergence(expected.component, detail, request.seed)
+    return None
+
+
+def no_token(models: ModelPair, request: Request, trace: Trace) -> Divergence | None:
+    """Return the first number that is no token, of a trace of right shapes, as where nothing was drawn; None: none."""
+    V = models.target.config.V
+    outside_N2 = torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V))
+    for image, drawn in outside_N2[:1].tolist():
+        scale = models.pyramid.draws.level_of(drawn)
+        return Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
     return None
 
 

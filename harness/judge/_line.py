@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import text_of
-from harness.judge._form import unreadable, wrong_shape
+from harness.judge._form import no_token, unreadable, wrong_shape
 from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._stream import Rows, Stream, merged, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
@@ -314,7 +314,7 @@ class LineSearch:
         look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
         recorder = OperationRecorder(self._decode.weights, look)
         trace = recorded(recorder, self._decode.decode)
-        for ask in (unreadable, wrong_shape):
+        for ask in (unreadable, wrong_shape, no_token):
             if (wrong_form := ask(self._decode.models, self._decode.request, trace)) is not None:
                 return f"not searched: {wrong_form.detail}"
         try:

@@ -85,6 +85,12 @@ def test_what_was_drafted_and_is_not_final_is_told(tmp_path: Path):
     assert line.text == "wrong = int((idx_l != proposal).sum())"
 
 
+def test_a_decode_that_leaves_scales_undrawn_is_not_searched(tmp_path: Path):
+    undrawn_BL = torch.full((1, MODELS.pyramid.L), -1)
+    said = searched(TEMPLATE, tmp_path / "mydecoder.py", Request((0,)), tokens_BL=undrawn_BL)
+    assert said == f"not searched: token outside 0..{MODELS.target.config.V - 1}"
+
+
 def test_what_was_tried_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     offset, halves = (searched(TEN[n].source, tmp_path / "mine.py", Request((0,), 1)) for n in (0, 2))
     assert isinstance(offset, CodeLine)
