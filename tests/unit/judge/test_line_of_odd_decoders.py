@@ -19,7 +19,7 @@ from tests.unit.judge.planted_lines import POSITIONS, TEMPLATE, TEN, module_of
 
 MODELS = tiny(Layout((1, 2, 3)))
 D = MODELS.target.config.D
-DECODE = "        for image in images:\n            image.decode()\n"
+DECODE = "        for image in self.images:\n            image.decode()\n"
 INPUTS = "    def inputs(self, network,"
 MADE = "            made.append(x_1lD.expand"
 GRAD_OFF = "    @torch.inference_mode()\n    def decode(self, request"
