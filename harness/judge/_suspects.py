@@ -140,11 +140,12 @@ FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {
 # What is said where no way to draw gives the tokens: another part may have put them there.
 DROPS_FEW = "filter", "guided logits agree, and tokens win that must be dropped: the filter drops too few"
 DROPS_MANY = "filter", "guided logits agree, and only less likely tokens would have won: the filter drops too many"
+DROPS_OTHERS = "filter", "guided logits agree, and every wrong token wins where another threshold drops others"
 UNEXPLAINED = "draw", "guided logits agree, so filter, draw or noise is wrong"
 OWN = "precision", "the tokens are those of its own logits, which are farther from exact ones than the budget allows"
 GREEDY = "draw", "guided logits agree, and the token is not the most likely one that the filter leaves"
 ACCEPTED = "accept", "the draft's own token is accepted, and is not the target's draw"
-CLUES = (DROPS_FEW, DROPS_MANY, UNEXPLAINED, GREEDY)
+CLUES = (DROPS_FEW, DROPS_MANY, DROPS_OTHERS, UNEXPLAINED, GREEDY)
 
 
 @torch.inference_mode()
@@ -175,13 +176,14 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
     free_wV, kept_wV, token_w1 = free_nV[wrong_n].double(), law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
     score_wV = free_wV - E_nV[wrong_n].double().log()
     score_w, kept_w = (each.gather(1, token_w1)[:, 0] for each in (score_wV, kept_wV))
-    is_ahead_w = score_w > score_wV.masked_fill(~kept_wV, -torch.inf).amax(1)
-    if float((is_ahead_w & ~kept_w).double().mean()) >= MOST_OF:
+    few_w = ~kept_w & (score_w > score_wV.masked_fill(~kept_wV, -torch.inf).amax(1))
+    if float(few_w.double().mean()) >= MOST_OF:
         return DROPS_FEW
-    if not bool(kept_wV.all()) and bool(kept_w.all()) and len(token_w1) >= FEW and "draw" not in best:
+    if not bool(kept_wV.all()) and len(token_w1) >= FEW and "draw" not in best:
         likelier_wV = free_wV > free_wV.gather(1, token_w1)
-        if not bool((kept_wV & (score_wV > score_w[:, None]) & likelier_wV).any()):
-            return DROPS_MANY
+        many_w = kept_w & ~(kept_wV & (score_wV > score_w[:, None]) & likelier_wV).any(1)
+        if bool((few_w | many_w).all()):
+            return DROPS_OTHERS if bool(few_w.any()) else DROPS_MANY
     return UNEXPLAINED
 
 

@@ -159,7 +159,8 @@ def _say_broken(result: Verification, console: Console) -> None:
 
 
 def laws_line(tried: LawsTried) -> str:
-    counted = ((tried.broken, "broken"), (tried.trivial, "not put to the test in so few"), (tried.refused, "refused"),
+    few = f"not put to the test in so few (--laws {6 * tried.cases} tries more)"
+    counted = ((tried.broken, "broken"), (tried.trivial, few), (tried.refused, "refused"),
                (tried.not_applicable, "not applicable"), (tried.late, "too slow"),
                (tried.left, "not tried"))  # fmt: skip
     words = [f"{tried.held} held", *(f"{len(some)} {word}" for some, word in counted if some)]

@@ -69,6 +69,10 @@ WAYS: dict[str, tuple[str, Drawn]] = {
         "filter", lambda g, noise, si: draw(filter_logits(g, REQUEST.top_k, 0.6), noise.exponential(si, TOKEN, "t"))),
     "the filter drops too few": (
         "filter", lambda g, noise, si: draw(filter_logits(g, 5, 0.75), noise.exponential(si, TOKEN, "t"))),
+    "wins where another threshold drops others": (  # from position to position
+        "filter", lambda g, noise, si: draw(
+            torch.where(torch.arange(g.shape[1])[:, None] % 2 == 0, *(filter_logits(g, 5, p) for p in (0.5, 0.9))),
+            noise.exponential(si, TOKEN, "t"))),
     "or noise is wrong": ("draw", lambda g, noise, si: draw(right(g), noise.exponential(si, TOKEN, "t")).roll(1, 1)),
     "draw or noise is wrong": (
         "draw", lambda g, noise, si: (draw(right(g), noise.exponential(si, TOKEN, "t")) + 1) % g.shape[-1]),

@@ -159,7 +159,7 @@ def test_what_proves_nothing_is_told_apart():
     )
     assert record_of(LawsTried, json.loads(json.dumps(found.as_dict()))) == found  # as a run file keeps it
     assert laws_line(found) == (
-        "laws, in 2 cases each: 1 held, 1 broken, 1 not put to the test in so few, 1 refused, "
+        "laws, in 2 cases each: 1 held, 1 broken, 1 not put to the test in so few (--laws 12 tries more), 1 refused, "
         "1 not applicable, 1 not tried"
     )
     assert laws_line(LawsTried(2, 1)) == "laws, in 2 cases each: 1 held"
