@@ -91,7 +91,8 @@ class Search:
             read = [rows for rows, _ in stream.read(number, at_n)] if step.attends else []
             drafted = [part_of(rows, ~self.along_final.is_known(rows)) for rows in read]
             emptied = [part_of(rows, rows.mark_N4[:, 3] == 0) for rows in read[1:3]]
-            if found := self._put_back([*stream.rows(back), *drafted]) or self._put_back(emptied, number):
+            found = self._put_back([*stream.rows(back), *drafted], placed) or self._put_back(emptied, placed, number)
+            if found:
                 return found
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
@@ -183,27 +184,35 @@ class Search:
     def _filtered(self, number: int) -> Found | None:
         """Return the last filter of logits that are right, where the reference filters them further."""
         step = self.along_any.steps[number]
-        maker = _maker_of(step.inputs[0], self.along_any.steps[:number]) if "softmax" in step.name else None
+        read = step.inputs[:1] if "softmax" in step.name else ()  # nothing is remembered of a weight
+        maker = next((_maker_of(rows, self.along_any.steps[:number]) for rows in read), None)
         if maker is None or not any(rows.kind[0] == "truth" for rows in maker.inputs):
             return None
         own, called = ([each[::2] for each in of.stack] for of in (step, maker))
         return (maker, ", which is filtered no further") if own == called[-len(own) :] else None
 
-    def _put_back(self, wrong: list[TensorRows], before: int | None = None) -> Found | None:
-        """Return the operation, before one, that wrote wrong rows over newer right ones, or zeros over any."""
-        hashes, makers = dict[tuple[str, int], list[Tensor]](), self.along_any.makers
+    def _put_back(self, wrong: list[TensorRows], placed: Known | None, before: int | None = None) -> Found | None:
+        """Return the operation, before one, that wrote wrong rows over newer right ones, or zeros over what is due."""
+        hashes, makers, steps = dict[tuple[str, int], list[Tensor]](), self.along_any.makers, self.along_any.steps
         for each in wrong:
             hashes.setdefault(each.kind, []).append(each.hash_N)
-        for step in (each for each in self.along_any.steps[:before] if each.stack):
-            for new, old in zip(step.outputs, step.over, strict=False):
-                if new.kind != old.kind or new.kind not in hashes:
+        for number, step in enumerate(steps[:before]):
+            for new, old in zip(step.outputs, step.over, strict=False) if step.stack else ():
+                if new.kind != old.kind or new.kind not in hashes or len(new.hash_N) != len(old.hash_N):  # resized
                     continue
                 is_over = torch.isin(new.hash_N, torch.cat(hashes[new.kind])) & (new.hash_N != old.hash_N)
                 is_over &= self.along_final.is_known(old) & (old.mark_N4[:, 3] > 0)
-                since = max(makers(part_of(old, is_over)), default=-1)
-                is_older = min(makers(part_of(new, is_over)), default=since) < since
-                if bool(is_over.any()) and (is_older or not new.mark_N4[is_over].any()):
+                if not bool(is_over.any()):
+                    continue
+                is_zero = new.mark_N4[:, 3] == 0
+                since = max(makers(part_of(old, is_over & ~is_zero)), default=-1)
+                if min(makers(part_of(new, is_over & ~is_zero)), default=since) < since:
                     return step, ", which is older than what was there"
+                lost = part_of(old, is_over & is_zero & (placed.has(old) if placed else False))
+                later = (each for other in steps[number + 1 : before] for each in other.outputs if share(lost, each))
+                again = torch.cat([lost.hash_N[:0], *(each.hash_N for each in later)])  # as after a cache was emptied
+                if not bool(torch.isin(lost.hash_N, again).all()):
+                    return step, ", zeros over what was right"
         return None
 
     def _handed(self, rows: TensorRows, number: int) -> Found | None:
@@ -343,7 +352,7 @@ class LineSearch:
         drafted = list(proposed.values())[-MOST_PROPOSED:]
         runs = [*right, *(steps for asked in drafted for steps in self._right(*asked)[1:])]
         otherwise = _made_by(*runs[2:])
-        softened = [step.inputs[0] for steps in runs for step in steps if "softmax" in step.name]
+        softened = [rows for steps in runs for step in steps if "softmax" in step.name for rows in step.inputs[:1]]
         known = [Known(rows, self._decode.close) for rows in (final, otherwise, softened, ())]
         along_any = Stream(steps, known[:2], {pyramid.end(si) for si in pyramid}, known[2])
         of_reference = Stream(right[0], known[3:], along_any.ends, known[3])

@@ -147,11 +147,13 @@ class OperationRecorder(EveryOperation):
         if not whole or not made or whole[-1] is not made[-1] or not made[-1].dim() or not made[-1].numel():
             return None
         is_of_real = len(whole) == 1 and any(rows.kind[0] == "real" for rows in inputs)
+        is_of_real &= not (name.startswith("new_") or name.endswith("_like"))  # which reads but a shape
         if is_of_real or (name == "gather" and len(whole) == 3):
             self._drawn[_storage(made[-1])] = made[-1]
         elif not name.endswith("_"):
             return None
         drawn = self._drawn.get(_storage(made[-1]))
+        self._rows += 0 if drawn is None else drawn.numel()
         return None if drawn is None else drawn.cpu().clone()
 
     def _rows_of(self, tensors: list[Tensor]) -> list[TensorRows]:

@@ -82,15 +82,17 @@ class Stream:
 
     def _written(self, number: int, at_n: Tensor) -> Rows:
         """Return the step that drew some of the numbers that one drew or wrote among, or the write."""
-        step, drawn = self.steps[number], [n for n in range(number) if self.steps[n].drawn is not None]
-        before = [n for n in drawn if self.steps[n].outputs[-1].storage == step.outputs[-1].storage]
-        if step.by_row or not before:
-            return {number: at_n}
-        was, now = (of.flatten()[at_n] for n in (before[-1], number) if (of := self.steps[n].drawn) is not None)
-        if torch.equal(was, now):
-            return self._written(before[-1], at_n)
-        read = {rows.storage for rows in step.inputs} - {step.outputs[-1].storage}
-        return {next((n for n in reversed(drawn) if self.steps[n].outputs[-1].storage in read), number): None}
+        drawn = [n for n in range(number) if self.steps[n].drawn is not None]
+        storage = self.steps[number].outputs[-1].storage
+        before = [n for n in drawn if self.steps[n].outputs[-1].storage == storage]
+        while before and not self.steps[number].by_row:
+            was, now = (of.flatten()[at_n] for n in (before[-1], number) if (of := self.steps[n].drawn) is not None)
+            if not torch.equal(was, now):
+                read = {rows.storage for rows in self.steps[number].inputs} - {storage}
+                sources = (n for n in reversed(drawn) if n < number and self.steps[n].outputs[-1].storage in read)
+                return {next(sources, number): None}
+            number = before.pop()
+        return {number: at_n}
 
     def makers(self, rows: TensorRows, before: int | None = None) -> Rows:
         """Return the steps before one that first made those of the rows that are not right; of None: all of them."""

@@ -53,6 +53,17 @@ def test_what_was_wrong_before_a_crash_is_named_beside_it(ramp: str, before: obj
     assert re.match(f"mend {says}", step[0])
 
 
+@pytest.mark.parametrize("made", ["self.f_hats.append(", "self.kept.append("])
+def test_a_scale_that_is_half_made_is_neither_wrong_nor_right(made: str, tmp_path: Path):
+    text = TEMPLATE.replace(
+        f"            {made}", f"            if si == 2:\n                raise KeyError(si)\n            {made}"
+    )
+    decoder = module_of(text, tmp_path / "half.py").factory
+    result = verify_here(MODELS, decoder, [Settings(2)], [Request((0, 3), 5)])
+    assert (result.settings[0].total("defects"), result.before_the_crash) == (1, None)
+    assert "scales 0..1 of 4 final; last good tensor: f_hat of scale 1; " in result.so_far[0]
+
+
 def test_a_decode_that_raises_at_once_shows_nothing_of_the_one_before(tmp_path: Path):
     begin = "        config = self.models.target.config\n"
     text = TEMPLATE.replace(begin, f"{begin}        if request.seed == 6:\n            raise KeyError\n", 1)

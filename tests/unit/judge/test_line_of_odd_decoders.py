@@ -11,11 +11,12 @@ import torch
 
 from harness.decoders._in_process import search_line
 from harness.judge._line import CodeLine
-from harness.judge._recorder import OperationRecorder, own_frames, recorded
+from harness.judge._recorder import Known, OperationRecorder, own_frames, recorded
+from harness.judge._stream import Stream
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
-from tests.unit.judge.planted_lines import POSITIONS, TEMPLATE, TEN, module_of
+from tests.unit.judge.planted_lines import CACHED, POSITIONS, RACE, TEMPLATE, TEN, module_of
 
 MODELS = tiny(Layout((1, 2, 3)))
 D = MODELS.target.config.D
@@ -37,8 +38,8 @@ def before_the_decode(*lines: str) -> tuple[str, str]:
     return DECODE, "".join(f"        {line}\n" for line in lines) + DECODE
 
 
-def line_of(source: str, path: Path, models: Any = MODELS) -> CodeLine | str:
-    return search_line(module_of(source, path).factory(models, Settings(2)), models, Request((0,), 1), False)
+def line_of(source: str, path: Path, models: Any = MODELS, labels: tuple[int, ...] = (0,)) -> CodeLine | str:
+    return search_line(module_of(source, path).factory(models, Settings(2)), models, Request(labels, 1), False)
 
 
 # What a decoder may do besides; its mistake is the offset of a position.
@@ -74,10 +75,19 @@ def test_what_else_it_does_changes_nothing(name: str, tmp_path: Path):
 WRITTEN = {
     "out": "torch.add(network.embed(raw_1lC), network.start_1D, alpha=2, out=x_1lD)",
     "foreach": "torch._foreach_mul_([x_1lD], 1.01)",
+    "resized": "out.copy_((1 + 2 * t) * rows_RlV[0] - 2 * t * rows_RlV[1])",
+    "drawn into memory": f"idx_l[:] = {RACE.replace('E_lV', 'E_lV.flip(-1)')}",
+    "of a weight": "x_1lD = network.pos_LD.softmax(-1)[None, pyramid.span(si)]",
 }  # fmt: skip
+GUIDED = "        return (1 + t) * rows_RlV[0] - t * rows_RlV[1]\n"
+DRAWN = "        idx_l = torch.empty_like(probs_lV[:, 0], dtype=torch.long)\n        {}\n        return idx_l\n"
 HOW = {
     "out": ((POSITION_LINE, f"            x_1lD = torch.empty(1, pn * pn, {D})\n            {WRITTEN['out']}\n"),),
     "foreach": ((MADE, f"            {WRITTEN['foreach']}\n{MADE}"),),
+    "resized": ((GUIDED, "        out = rows_RlV[0].clone()\n        out.resize_(2 * len(out), out.shape[1]).fill_(0)\n"
+                 f"        out = out[: rows_RlV.shape[1]]\n        {WRITTEN['resized']}\n        return out\n"),),
+    "drawn into memory": ((f"        return {RACE}\n", DRAWN.format(WRITTEN["drawn into memory"])),),
+    "of a weight": ((POSITION_LINE, f"            {WRITTEN['of a weight']}\n"),),
 }  # fmt: skip
 
 
@@ -87,6 +97,68 @@ def test_what_is_written_in_place_is_the_line(name: str, tmp_path: Path):
     assert isinstance(line, CodeLine), line
     assert line.text == WRITTEN[name]
     assert line.tried.endswith(", every value is right")
+
+
+# Memory of its own, whole in every pass, which is emptied for every image.
+RESET = "each.zero_()"
+STATIC = changed(
+    CACHED,
+    (CACHED[CACHED.index("        self.layers = {}\n") : CACHED.index("class MyDecoder")], f"""\
+        self.layers, self.used = {{}}, {{}}
+
+    def reset(self) -> None:
+        self.used = {{}}
+        for each in (each for kv in self.layers.values() for each in kv):
+            {RESET}
+
+    def length(self) -> int:
+        return self.used.get(0, 0)
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        R, H, n, c = k_RHnc.shape
+        kv = self.layers.setdefault(layer, [k_RHnc.new_zeros(R, H, {MODELS.pyramid.L}, c) for _ in range(2)])
+        at = self.used.get(layer, 0)
+        kv[0][:, :, at : at + n], kv[1][:, :, at : at + n] = k_RHnc, v_RHnc
+        self.used[layer] = at + n
+        return kv[0], kv[1]
+
+    def cut(self, n: int) -> None:
+        self.used = {{layer: min(used, n) for layer, used in self.used.items()}}
+
+
+CACHES = NoCache(), NoCache()
+
+
+"""),
+    ("        self.caches = NoCache(), NoCache()\n", "        self.caches = CACHES\n"),
+    ("            image.decode()\n", "            CACHES[0].reset(), CACHES[1].reset()\n            image.decode()\n"),
+    ("mask_nK = torch.zeros(n - begin, K + n - begin,", f"mask_nK = torch.zeros(n - begin, {MODELS.pyramid.L},"),
+    ("        mask_nK[:, K:] = mask_nK[:, K:].masked", "        mask_nK[:, K + n - begin :] = float('-inf')\n"
+     "        mask_nK[:, K : K + n - begin] = mask_nK[:, K : K + n - begin].masked"),
+)  # fmt: skip
+FINAL = "cache.cut(pyramid.begin(len(self.tokens))"
+
+
+@pytest.mark.parametrize("mistake", ["", " - (self.b > 0)"])
+def test_who_empties_a_cache_for_another_image_is_not_named(mistake: str, tmp_path: Path):
+    line = line_of(changed(STATIC, (FINAL, FINAL + mistake)), tmp_path / "mine.py", labels=(0, 1))
+    assert bool(line) is bool(mistake)
+    assert isinstance(line, str) or line.text != RESET
+
+
+def test_numbers_that_are_written_a_thousand_times_are_followed():
+    """As where every token of a large scale is written by itself: of the last ones the draw is told."""
+
+    def draw() -> None:
+        idx_l = torch.arange(16.0).view(2, 8).argmax(-1)
+        for _ in range(1100):
+            idx_l[:1] = idx_l[:1].clone()
+
+    recorder = OperationRecorder([])
+    recorded(recorder, draw)
+    stream = Stream(recorder.steps, [], (), Known((), 0.0))
+    (first, *_), *_ = stream.drawn(torch.tensor([7, 7]), torch.tensor([True, True]), {(2, 0)})
+    assert recorder.steps[first].name == "argmax"
 
 
 def test_numbers_from_outside_pytorch_are_told(tmp_path: Path):
