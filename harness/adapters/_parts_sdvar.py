@@ -41,7 +41,8 @@ def examine_parts(decoder: Sampler, request: Request, budget: Budget) -> list[Pa
     if decoder.loop is None:
         probe.rows += sampler_laws(decoder, request, budget)
     else:
-        probe.ask(SDVAR_QUESTIONS, lambda part: getattr(decoder.sdvar, part, None))
+        methods = {part: getattr(decoder.sdvar, part, None) for part in {each.part for each in SDVAR_QUESTIONS}}
+        probe.ask(SDVAR_QUESTIONS, {part: method for part, method in methods.items() if callable(method)}.get)
     if decoder.sdvar is not None:
         ask_hand_off_masks(probe)
     ask_network(probe)

@@ -55,7 +55,7 @@ class CheckAnswer(StrEnum):
 
 BEST_FIRST = (CheckAnswer.SAME, CheckAnswer.TIES, CheckAnswer.UNKNOWN, CheckAnswer.REFUTED)
 # What PyTorch says of a kernel that this machine does not have, and of memory, in errors without a class of their own.
-LACKING = re.compile(r"support|no (available )?kernel|allocate memory", re.I)
+LACKING = re.compile(r"support|no (available )?kernel|deterministic implementation|alloc|out of memory", re.I)
 Found = tuple[CheckAnswer, str]  # and what was found where, in words
 
 
