@@ -174,7 +174,7 @@ def final_scales(trace: Trace, pyramid: ScalePyramid, image: int) -> int:
 
 def _progress(trace: Trace, pyramid: ScalePyramid) -> str:
     scales_B = (final_scales(trace, pyramid, image) for image in range(len(trace.tokens_BL)))
-    final = min(filter(None, scales_B), default=0)  # of an image that was not begun nothing is told
+    final = min(filter(None, scales_B), default=0)  # an image that was not begun says nothing
     rounds = max((len(turns) for turns in trace.rounds), default=0)
     scales = f"scales 0..{final - 1} of {pyramid.S} final" if final else f"no scale of {pyramid.S} final"
     return f"{count_of(rounds, 'round')}, {scales}"

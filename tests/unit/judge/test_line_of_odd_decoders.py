@@ -147,7 +147,7 @@ def test_who_empties_a_cache_for_another_image_is_not_named(mistake: str, tmp_pa
 
 
 def test_numbers_that_are_written_a_thousand_times_are_followed():
-    """As where every token of a large scale is written by itself: of the last ones the draw is told."""
+    """As where every token of a large scale is written by itself: the draw of the last ones is named."""
 
     def draw() -> None:
         idx_l = torch.arange(16.0).view(2, 8).argmax(-1)
