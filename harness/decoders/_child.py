@@ -27,7 +27,10 @@ from harness.decoders._factory import OutOfTimeError, load_factory
 from harness.decoders._in_process import InProcess, Watched
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
+from harness.models import load_digits
 from harness.processes import given
+from harness.protocol import Request
+from harness.reference.sequential import sample_sequential
 
 
 def serve(device: str, conversation: str) -> None:
@@ -35,7 +38,7 @@ def serve(device: str, conversation: str) -> None:
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the judge has gone
         if device.startswith("cuda"):
             with suppress(Exception):  # of a device that is not there the judge knows better
-                torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
+                _warm_up(device)
         job, *mailbox = given(int(conversation))
         _serve(_read(job), mailbox, int(conversation))
     # what a decoder wants done at the end is done, but Python and PyTorch are not taken apart
@@ -45,6 +48,14 @@ def serve(device: str, conversation: str) -> None:
         with suppress(Exception):  # the decoder may have put anything there
             stream.flush()
     os._exit(0)
+
+
+def _warm_up(device: str) -> None:
+    """Start CUDA and load its kernels while the judge is still busy with its own: one small sequential decode."""
+    models = load_digits().to(device)
+    request = Request((0,), seed=0)
+    sample_sequential(models.target, models.vae, request, models.noise(request))
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def _read(descriptor: int) -> DecoderJob:

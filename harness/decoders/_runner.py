@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -72,9 +72,13 @@ class OwnProcess:
         version = domain_version()
         alone = "" if limits.connects else ", which connects to nobody by TCP"
         isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
-        self.mailbox = Mailbox.make(capacity(models, most), models.device)
-        # on CUDA the other process opens copies that this one makes there; on a CPU it has its own of what is sealed
-        self._copies = copy.deepcopy(models) if models.device.type == "cuda" else models
+        on_cuda = models.device.type == "cuda"
+        # On CUDA the other process opens copies that this one makes there, and with them all of their allocation: a
+        # pool of their own holds nothing else. On a CPU it has its own of what is sealed.
+        self._pool = torch.cuda.MemPool() if on_cuda else None
+        with torch.cuda.use_mem_pool(self._pool, models.device) if self._pool is not None else nullcontext():
+            self.mailbox = Mailbox.make(capacity(models, most), models.device)
+            self._copies = copy.deepcopy(models) if on_cuda else models
         self._workplace = workplace_for(SERVE, str(models.device), limits.allow_write, limits.connects)
         self._log = self._workplace.log
         self._line: ProcessLine | None = None
@@ -82,10 +86,9 @@ class OwnProcess:
         try:
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             # on a CPU with the networks, on CUDA with handles of their copies
-            with_handles = models.device.type == "cuda"
             self._job = sealed(
                 lambda file: ForkingPickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
-                if with_handles else torch.save(job, file)
+                if on_cuda else torch.save(job, file)
             )  # fmt: skip
             reply = self._start()
             if reply.refused is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.decoders._runner import Terms
+from harness.decoders._runner import Terms, start_runner
 from harness.judge._verdict import Verdict
 from harness.models._pair import ModelPair, load_digits
 from harness.mutants import guidance, masks, positions, reuse, streams, windows
@@ -193,3 +194,20 @@ def test_weights_changed_on_the_device_are_the_decoders_own():
     assert (
         verify(load_digits().to("cuda"), "tests.bent:rounds_target", [Settings(2)], [REQUEST]).verdict is Verdict.DEFECT
     )
+
+
+def test_nothing_of_the_judges_lies_in_memory_that_a_decoder_can_open():
+    models = load_digits().to("cuda")
+    with closing(start_runner(models, "tests.bent:honest", [Settings(2)], 1, Terms())) as runner:
+        later = torch.ones(8, device="cuda")
+        own, lent = (
+            addresses(models) | {later.data_ptr()},
+            addresses(runner._copies) | {runner.mailbox.block.data_ptr()},
+        )
+        segments = [{block["address"] for block in each["blocks"]} for each in torch.cuda.memory_snapshot()]
+    assert own <= set().union(*segments) and lent <= set().union(*segments)
+    assert not [each for each in segments if each & own and each & lent], "a handle opens the whole segment"
+
+
+def addresses(models: ModelPair) -> set[int]:
+    return {w.data_ptr() for part in (models.draft, models.target, models.vae) for w in part.weights.values()}
