@@ -154,10 +154,11 @@ class Apprentice(Learner):
         numbers = Numbers(request, models, self.of_device)
         with torch.inference_mode():
             scales = lesson.entry if own else models.pyramid.S
-            first = walked(Progress(models.target, models.vae, request, numbers), scales)
-        if not own:
-            return first.tokens_BL
-        return sample_sequential(self.draft(), models.vae, request, numbers, first.tokens_BL).tokens_BL
+            progress = Progress(models.target, models.vae, request, numbers)
+            first_BL = walked(progress, scales).tokens_BL if scales else None
+        if first_BL is not None and not own:
+            return first_BL
+        return sample_sequential(self.draft(), models.vae, request, numbers, first_BL).tokens_BL
 
     def batch(self, own: bool) -> Batch:
         """Draw one, and take the target's law along it."""

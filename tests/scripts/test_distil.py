@@ -71,6 +71,17 @@ def test_along_its_own_images_it_is_the_law_of_the_draft_that_is_asked_for():
     assert torch.equal(other, (p_BlV.exp() * (p_BlV - q_BlV)).sum(-1).mean())
 
 
+def test_a_draft_of_all_scales_draws_its_own_images_alone():
+    """As `docs/draft.md` trains for speculation; images of which the target had drawn a scale would be others."""
+    lesson = replace(LESSON, entry=0)
+    assert sum(drawn for _, _, drawn in Apprentice(lesson, 0).train(12)) == 4
+    request = lesson.request(torch.Generator().manual_seed(0))
+    own_BL, targets_BL = (Apprentice(lesson, 0).images(request, own) for own in (True, False))
+    drafts = replace(lesson, models=replace(PAIR, target=PAIR.draft))
+    assert torch.equal(own_BL, Apprentice(drafts, 0).images(request, own=False))
+    assert not torch.equal(own_BL, targets_BL)
+
+
 def test_it_comes_nearer_to_the_targets_law():
     seen = losses(Apprentice(LESSON, 0), 60)
     assert sum(seen[-10:]) < 0.5 * sum(seen[:10])
