@@ -2,7 +2,7 @@
 
 Every number comes from a file of measurements; a verdict is a comparison of numbers, never an opinion.
 
-    python -m scripts.scoreboard             # docs/speed.md, docs/quality.md, docs/speed.svg, docs/quality.svg
+    python -m scripts.scoreboard             # docs/speed.md, quality.md, draft.md, speed.svg, quality.svg
 """
 
 import argparse
@@ -26,6 +26,7 @@ from scripts.policy_costs import PolicyRow
 from scripts.quality_page import quality_markdown, trade_off_chart
 
 MEASURED = DOCS / "measured"
+PAGES = tuple(DOCS / name for name in ("speed.md", "quality.md", "draft.md"))
 
 MOST_CALLS, LEAST_SPEED_UP, MOST_MEMORY = 5.0, 1.3, 0.20  # the report: 10 -> 2-5 calls, 1.3-1.7x, below +20 %
 STEADY = 1.05  # a speed-up beyond what the passes allow comes from a disturbed measurement of the other side
@@ -105,12 +106,14 @@ def scoreboard(
     runs: Sequence[Speed],
     draft_len: str = "5",
     measured: Measured | None = None,
+    others: Sequence[Measured] = (),
 ) -> Scoreboard:
     """Compare policies of `models` at one draft length, the draft's own among them, with the promises.
 
     Timings (`runs`) of `models` are joined to the policies, the others show imposed acceptance, and policies whose
-    speed depends on no acceptance. Where no quality is `measured`, only an exact law keeps the image. Raises
-    `InputError` where two runs time one policy of `models`.
+    speed depends on no acceptance. Where no quality is `measured`, only an exact law keeps the image. Of `others`,
+    pairs of which calls and quality alone were measured, every policy has a line. Raises `InputError` where two runs
+    time one policy of `models`.
     """
     foreign = [(run, named) for run, named in _named(runs) if run.models != models]
     lines = [_imposed(run, named, row) for run, named in foreign for row in _fastest(run.rows)]
@@ -123,6 +126,7 @@ def scoreboard(
     if measured is not None:
         rows = {f"{measured.models}, `{row.name}`": row for row in measured.rows if row.draft_len == draft_len}
         lines = [_with_quality(line, rows.get(line.decoder)) for line in lines]
+    lines += [_untimed(other.models, row) for other in others for row in other.rows if not row.yardstick]
     return Scoreboard(tuple(lines), measured is not None)
 
 
@@ -149,6 +153,13 @@ def _with_quality(line: BoardLine, row: QualityRow | None) -> BoardLine:
     if verdict is Quality.KEPT:
         kept["image"] = ""
     return replace(line, loss=f"{'-' if row.loss is None else row.loss}; {row.drift} {verdict.value}", kept=kept)
+
+
+def _untimed(models: str, row: QualityRow) -> BoardLine:
+    """Return the line of a policy whose calls and quality alone were measured."""
+    kept = {"calls": ""} if row.calls is not None and row.calls <= MOST_CALLS else {}
+    calls = number(math.nan if row.calls is None else row.calls, ".1f")
+    return _with_quality(BoardLine(f"{models}, `{row.name}`", row.contract, calls, "-", "-", "-", kept, False), row)
 
 
 def _fastest(rows: Sequence[SpeedRow]) -> list[SpeedRow]:
@@ -265,8 +276,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policies", type=Path, default=MEASURED / "policies.json", help="of scripts/policy_costs.py")
     parser.add_argument("--quality", type=Path, help="file of quality --json; quality.json beside the policies, if any")
+    parser.add_argument("--others", default="", help="of other pairs, by commas; every quality-*.json there")
     parser.add_argument("--speed", default="", help="files of bench --json, by commas; every speed-*.json there")
-    parser.add_argument("--into", default=f"{DOCS / 'speed.md'},{DOCS / 'quality.md'}", help="pages, by commas")
+    parser.add_argument("--into", default=",".join(map(str, PAGES)), help="pages, by commas")
     parser.add_argument("--picture", type=Path, default=DOCS / "speed.svg", help="speed-up against acceptance")
     parser.add_argument("--trade-off", type=Path, default=DOCS / "quality.svg", help="quality against target calls")
     given = parser.parse_args(words)
@@ -280,8 +292,11 @@ def main(words: Sequence[str] | None = None) -> None:
     runs = [read_speed(path) for path in files]
     models, rows = read_policies(given.policies)
     measured = read_quality(quality) if quality is not None else None
-    board = scoreboard(rows, models, runs, measured=measured)
+    beside = [Path(name) for name in given.others.split(",") if name] or sorted(folder.glob("quality-*.json"))
+    others = {path.stem: read_quality(path) for path in beside}
+    board = scoreboard(rows, models, runs, measured=measured, others=tuple(others.values()))
     tables = {"scoreboard": board.markdown(), "speed": speed_table(runs)}
+    tables |= {name: quality_markdown(other) for name, other in others.items()}
     if measured is not None:
         tables["quality"] = quality_markdown(measured)
     texts = {page: replaced_parts(page, tables) for page in map(Path, given.into.split(","))}

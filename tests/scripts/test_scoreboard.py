@@ -126,6 +126,17 @@ def test_quality_adds_a_column_and_decides_the_promise_of_the_image():
     ]
 
 
+def test_a_pair_without_policies_and_timings_stands_by_its_calls_and_quality():
+    rows = [quality_of("sequential", "A", 0.0), quality_of("code:5", "C", 0.03), quality_of("code:7", "C", 0.5)]
+    rows = [replace(rows[0], yardstick=True), *(replace(row, calls=float(row.name[-1])) for row in rows[1:])]
+    other = Measured("digits-code", "cuda", 0.25, "a classifier", "a unit", "real", 40, rows)
+    found = replace(other, models="digits", rows=[quality_of("coupled", "A", 0.0)])
+    board = scoreboard(POLICIES, "digits", [RUN], measured=found, others=[other])
+    assert [line.decoder for line in board.lines[-2:]] == ["digits-code, `code:5`", "digits-code, `code:7`"]
+    assert [dict(line.kept) for line in board.lines[-2:]] == [{"calls": "", "image": ""}, {}]
+    assert board.markdown().splitlines()[-2] == "- Calls and image together: digits-code, `code:5`."
+
+
 def test_a_speed_up_that_the_passes_do_not_allow_keeps_no_promise():
     noisy = replace(FAST, target=replace(ALONE, passes_ms=50.0))  # 2.0 measured, 1.11 allowed
     text = scoreboard(POLICIES, "digits", [replace(RUN, rows=[noisy])]).markdown()
@@ -199,7 +210,9 @@ def test_the_published_tables_are_those_of_the_stored_measurements():
     models, policies = read_policies(root / "docs/measured/policies.json")
     path = root / "docs/measured/quality.json"
     found = read_quality(path) if path.exists() else None
-    parts = {"scoreboard": scoreboard(policies, models, runs, measured=found).markdown(), "speed": speed_table(runs)}
+    others = [read_quality(path) for path in sorted((root / "docs/measured").glob("quality-*.json"))]
+    board = scoreboard(policies, models, runs, measured=found, others=others)
+    parts = {"scoreboard": board.markdown(), "speed": speed_table(runs)}
     figure = trade_off_chart(found)
     assert [axes.get_xlabel() for axes in figure.axes] == ["mean target calls an image"] * 2
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {"kl:0.1", "code:5"}
