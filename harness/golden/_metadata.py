@@ -6,9 +6,10 @@ from, but for keys that no field has.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from harness.errors import InputError
@@ -20,19 +21,55 @@ from harness.protocol.pyramid import ScalePyramid
 SAMPLERS = ("sequential", "test3", "speculative")
 SIDES = ("draft", "target")
 LOGITS = ("none", "some", "all")
-# Largest values of single sizes; the published networks have depth 36, width 2304, 2240 tokens, 10 scales.
-MOST = {"V": 2**16, "C": 2**12, "vae_ch": 2**12, "depth": 128, "D": 2**14, "H": 2**10, "classes": 2**16}
-MOST |= {"draft_depth": MOST["depth"], "draft_D": MOST["D"], "draft_H": MOST["H"]}
-MOST_LISTED = {"patch_nums": (64, 128), "vae_mult": (8, 64)}  # length, largest entry
-SWITCHES = ("shared_adaln", "l2_norm")
-PHI = re.compile(r"[1-9][0-9]? shared|one a scale")
+MOST_LISTED = 64
 MOST_TOKENS = 2**13
 MOST_NUMBERS = 2**28  # of one tensor, or of all weights of a network: 1 GiB in float32
 REMEDY = "record it again"
-# What a case says by key: how it draws, which it must say; words of a list, and other values, which it may say.
-DRAWING = {"seed": int, "cfg": float, "top_k": int, "top_p": float, "more_smooth": bool}
-WORDS = {"model": SIDES, "logits": LOGITS, "order": ORDERS}
-STATED = {"deep": bool, "count": int, "entry_num": int, "sd_mask": int, "mode": str, "draft_len": int, "bonus": bool}
+# Rules of what metadata may say: a type, a whole number of a range, one of some words, a text of a pattern; in a list,
+# so many of one rule, `MOST_LISTED` where no number stands there. The largest sizes are far beyond the published ones:
+# depth 36, width 2304, 2240 tokens, 10 scales.
+_DEPTH, _D, _H = range(1, 2**7 + 1), range(1, 2**14 + 1), range(1, 2**10 + 1)
+SIZES: dict[str, Any] = {
+    "patch_nums": [range(1, 129)], "V": range(1, 2**16 + 1), "C": range(1, 2**12 + 1),
+    "phi": re.compile(r"[1-9][0-9]? shared|one a scale"), "vae_ch": range(1, 2**12 + 1), "vae_mult": [range(1, 65), 8],
+    "depth": _DEPTH, "D": _D, "H": _H, "shared_adaln": bool, "l2_norm": bool, "classes": range(1, 2**16 + 1),
+}  # fmt: skip
+DRAFT: dict[str, Any] = {"draft_depth": _DEPTH, "draft_D": _D, "draft_H": _H}  # where they are not the target's
+# How a case draws, which it must say, and what else it may say.
+DRAWING: dict[str, Any] = {"seed": int, "cfg": float, "top_k": int, "top_p": float, "more_smooth": bool}
+STATED: dict[str, Any] = {
+    "model": SIDES, "deep": bool, "logits": LOGITS, "order": ORDERS, "count": int, "entry_num": int, "sd_mask": int,
+    "mode": str, "draft_len": int, "bonus": bool,
+}  # fmt: skip
+
+
+def check_values(values: Mapping[str, Any], rules: Mapping[str, Any]) -> None:
+    """Refuse metadata that says something else. Raises `InputError`, and `KeyError` where it says nothing."""
+    for key, rule in rules.items():
+        if not _fits(values[key], rule):
+            raise InputError(key, values[key], f"must be {_said(rule)}", REMEDY)
+
+
+def _fits(value: Any, rule: Any) -> bool:
+    if isinstance(rule, list):
+        each, most = (*rule, MOST_LISTED)[:2]
+        return isinstance(value, list) and 0 < len(value) <= most and all(_fits(one, each) for one in value)
+    if rule is float:  # which an integer may stand for, where it is one that a float holds
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if isinstance(rule, re.Pattern):
+        return isinstance(value, str) and rule.fullmatch(value) is not None
+    return type(value) is rule if isinstance(rule, type) else type(value) is type(rule[0]) and value in rule
+
+
+def _said(rule: Any) -> str:
+    if isinstance(rule, list):
+        each, most = (*rule, MOST_LISTED)[:2]
+        return f"a list of 1..{most}, each {_said(each)}"
+    if isinstance(rule, range):
+        return f"a whole number in {rule[0]}..{rule[-1]}"
+    if isinstance(rule, re.Pattern):
+        return f"of the form {rule.pattern}"
+    return f"of type {rule.__name__}" if isinstance(rule, type) else f"one of {', '.join(map(str, rule))}"
 
 
 @dataclass(frozen=True)
@@ -68,13 +105,14 @@ class Recipe:
     draft_H: int | None = None
 
     @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Read the sizes of a case. Raises `InputError`, and `KeyError` for a size that is missing."""
-        check_sizes(values)
-        needed = [size.name for size in fields(cls) if size.name in values or not size.name.startswith("draft_")]
-        stated = {name: values[name] for name in needed}
-        listed = {name: tuple(size) if isinstance(size, list) else size for name, size in stated.items()}
-        return cls(**listed)  # type: ignore[arg-type]  # `check_sizes` has seen their types
+        rules = SIZES | {key: rule for key, rule in DRAFT.items() if key in values}
+        check_values(values, rules)
+        if (tokens := sum(pn * pn for pn in values["patch_nums"])) > MOST_TOKENS:
+            raise _refused(f"patch_nums of {tokens} tokens", f"must have at most {MOST_TOKENS}")
+        sizes: dict[str, Any] = {key: tuple(v) if isinstance(v := values[key], list) else v for key in rules}
+        return cls(**sizes)
 
 
 @dataclass(frozen=True)
@@ -98,18 +136,18 @@ class GoldenCase:
     recipe: Recipe | None = None  # of networks that are filled by formula
 
     @classmethod
-    def from_values(cls, values: Mapping[str, object]) -> Self:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Read one case of a file. Raises `InputError`, which names it, where a key is missing or a value unfit."""
         with naming(str(values["id"])):
+            rules = {key: rule for key, rule in STATED.items() if key in values}
+            of_labels = {"labels": [int, 2**16]} if values["labels"] is not None else {}
+            check_values(values, {"sampler": SAMPLERS, **of_labels, **DRAWING, **rules})
+            drawn: dict[str, Any] = {key: rule(values[key]) for key, rule in DRAWING.items()}
             return cls(
-                str(values["id"]),
-                _one_of("sampler", values["sampler"], SAMPLERS),
-                _labels(values["labels"]),
-                DrawSettings(**{key: _value(values, key, kind) for key, kind in DRAWING.items()}),
-                **{key: _one_of(key, values[key], words) for key, words in WORDS.items() if key in values},
-                **{key: _value(values, key, kind) for key, kind in STATED.items() if key in values},
-                recipe=Recipe.from_values(values) if "patch_nums" in values else None,
-            )
+                str(values["id"]), values["sampler"], tuple(values["labels"]) if of_labels else None,
+                DrawSettings(**drawn), recipe=Recipe.from_values(values) if "patch_nums" in values else None,
+                **{key: values[key] for key in rules},
+            )  # fmt: skip
 
     def as_values(self) -> dict[str, object]:
         flat = asdict(self)
@@ -128,52 +166,6 @@ def naming(case_id: str) -> Iterator[None]:
         raise InputError(f"case {case_id}", "metadata", f"lacks {error}", REMEDY) from None
 
 
-def _labels(labels: object) -> tuple[int, ...] | None:
-    if labels is None:
-        return None
-    if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
-        raise InputError("labels", labels, "must be a list of integers, or null for drawn ones", REMEDY)
-    return tuple(labels)
-
-
-def _one_of(key: str, value: object, words: tuple[str, ...]) -> Any:
-    """Return the word that a case says. Raises `InputError` where it is none of these."""
-    for word in words:
-        if word == value:
-            return word
-    raise InputError(key, value, f"must be one of {', '.join(words)}", REMEDY)
-
-
-def _value(values: Mapping[str, object], key: str, kind: type[Any]) -> Any:
-    """Return ``values[key]``, of exactly this kind; an integer may stand for a float. Raises `InputError`."""
-    value = values[key]
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise InputError(key, value, f"must be of type {kind.__name__}", REMEDY)
-    try:
-        return kind(value)
-    except OverflowError:  # an integer of hundreds of digits
-        raise InputError(key, value, "must be a number that a float holds", REMEDY) from None
-
-
-def check_sizes(values: Mapping[str, object]) -> None:
-    """Refuse single sizes that no recording has. Raises `InputError`, and `KeyError` where one lacks."""
-    for key, most in MOST.items():
-        if key in values and not _is_size(values[key], most):
-            raise _refused({key: values[key]}, f"must be a whole number in 1..{most}")
-    for key, (length, most) in MOST_LISTED.items():
-        sizes = values[key]
-        if not isinstance(sizes, list) or not (1 <= len(sizes) <= length and all(_is_size(v, most) for v in sizes)):
-            shown = f"{key} of {len(sizes)} entries" if isinstance(sizes, list) else f"{key} {sizes!r}"
-            raise _refused(shown, f"must list 1..{length} whole numbers in 1..{most}")
-        if key == "patch_nums" and (tokens := sum(pn * pn for pn in sizes)) > MOST_TOKENS:
-            raise _refused(f"patch_nums of {tokens} tokens", f"must have at most {MOST_TOKENS}")
-    for key in SWITCHES:
-        if type(values[key]) is not bool:
-            raise _refused({key: values[key]}, "must be true or false")
-    if not isinstance(phi := values["phi"], str) or not PHI.fullmatch(phi):
-        raise InputError("phi", phi, 'must read "N shared" (N in 1..99) or "one a scale"', REMEDY)
-
-
 def check_fit(transformers: Iterable[TransformerConfig], vae: AutoencoderConfig) -> None:
     """Refuse sizes that are right one by one and make no networks together. Raises `InputError`."""
     for config in transformers:
@@ -186,10 +178,6 @@ def check_fit(transformers: Iterable[TransformerConfig], vae: AutoencoderConfig)
 
 def _refused(shown: object, rule: str) -> InputError:
     return InputError("sizes", shown, rule, REMEDY)
-
-
-def _is_size(value: object, most: int) -> bool:
-    return type(value) is int and 1 <= value <= most
 
 
 def check_weights(numbers: int) -> None:

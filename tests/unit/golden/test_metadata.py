@@ -11,22 +11,22 @@ import pytest
 from harness.errors import InputError
 from harness.golden import _metadata as metadata
 from harness.golden import _plan as plan
-from harness.golden._metadata import (
-    MOST,
-    MOST_LISTED,
-    MOST_TOKENS,
-    SWITCHES,
-    GoldenCase,
-    check_fit,
-    check_sizes,
-    check_weights,
-)
+from harness.golden._metadata import DRAFT, MOST_TOKENS, SIZES, GoldenCase, Recipe, check_fit, check_weights
 from harness.protocol.pyramid import ScalePyramid
 from tests.helpers import Layout, autoencoder_config, transformer_config
 
 RIGHT: dict[str, Any] = {
-    "patch_nums": [1, 2, 3], "vae_mult": [1, 2], "shared_adaln": False, "l2_norm": True, "phi": "4 shared",
+    "patch_nums": [1, 2, 3], "V": 32, "C": 8, "phi": "4 shared", "vae_ch": 32, "vae_mult": [1, 2], "depth": 2, "D": 64,
+    "H": 2, "shared_adaln": False, "l2_norm": True, "classes": 5,
 }  # fmt: skip
+# largest values; length and largest entry
+MOST = {"V": 65536, "C": 4096, "vae_ch": 4096, "depth": 128, "D": 16384, "H": 1024, "classes": 65536}
+MOST |= {"draft_depth": 128, "draft_D": 16384, "draft_H": 1024}
+MOST_LISTED = {"patch_nums": (64, 128), "vae_mult": (8, 64)}
+
+
+def check_sizes(values: dict[str, Any]) -> Recipe:
+    return Recipe.from_values(values)
 
 
 def refusal(**sizes: object) -> str:
@@ -35,12 +35,16 @@ def refusal(**sizes: object) -> str:
     return str(caught.value)
 
 
+def test_every_size_has_a_limit():
+    assert {*SIZES, *DRAFT} == {*MOST, *MOST_LISTED, "phi", "shared_adaln", "l2_norm"}
+
+
 @pytest.mark.parametrize("key", MOST)
 def test_a_size_lies_between_one_and_its_limit(key: str):
     for right in (1, MOST[key]):
-        check_sizes({**RIGHT, key: right})
+        assert getattr(check_sizes({**RIGHT, key: right}), key) == right
     for wrong in (0, -1, MOST[key] + 1, 2.0, True, "2", None, [2]):
-        told = f"sizes={{{key!r}: {wrong!r}}}: must be a whole number in 1..{MOST[key]}; record it again"
+        told = f"{key}={wrong}: must be a whole number in 1..{MOST[key]}; record it again"
         assert refusal(**{key: wrong}) == told
 
 
@@ -50,33 +54,28 @@ def test_a_list_of_sizes_is_as_long_and_its_entries_as_large_as_their_limits(key
     monkeypatch.setattr(metadata, "MOST_TOKENS", length * most**2)
     for right in ([1], [1, most] * (length // 2)):
         check_sizes({**RIGHT, key: right})
-    wrong: dict[str, object] = {
-        f"{key} of {length + 1} entries": [1] * (length + 1), f"{key} of 0 entries": [],
-        f"{key} of 2 entries": [1, most + 1],
-        f"{key} of 1 entries": [0], f"{key} of 3 entries": [1, 2.0, 3], f"{key} 12": 12, f"{key} '12'": "12",
-    }  # fmt: skip
-    for shown, values in wrong.items():
-        told = f"sizes={shown}: must list 1..{length} whole numbers in 1..{most}; record it again"
-        assert refusal(**{key: values}) == told
+    for wrong in ([1] * (length + 1), [], [1, most + 1], [0], [1, 2.0, 3], 12, "12"):
+        told = f"{key}={wrong}: must be a list of 1..{length}, each a whole number in 1..{most}; record it again"
+        assert refusal(**{key: wrong}) == told
 
 
-@pytest.mark.parametrize("key", SWITCHES)
+@pytest.mark.parametrize("key", ["shared_adaln", "l2_norm"])
 def test_a_switch_is_true_or_false(key: str):
     for right in (True, False):
         check_sizes({**RIGHT, key: right})
     for wrong in (0, 1, None, "no", [True]):
-        assert refusal(**{key: wrong}) == f"sizes={{{key!r}: {wrong!r}}}: must be true or false; record it again"
+        assert refusal(**{key: wrong}) == f"{key}={wrong}: must be of type bool; record it again"
 
 
 def test_phi_is_one_of_its_spellings():
     for right in ("1 shared", "4 shared", "99 shared", "one a scale"):
         check_sizes({**RIGHT, "phi": right})
     for wrong in ("0 shared", "00 shared", "04 shared", "100 shared", "-1 shared", "4 shared.", "4", "", 4, None):
-        told = f'phi={wrong}: must read "N shared" (N in 1..99) or "one a scale"; record it again'
+        told = f"phi={wrong}: must be of the form [1-9][0-9]? shared|one a scale; record it again"
         assert refusal(phi=wrong) == told
 
 
-@pytest.mark.parametrize("key", [*MOST_LISTED, *SWITCHES, "phi"])
+@pytest.mark.parametrize("key", SIZES)
 def test_what_no_network_does_without_is_missed_by_name(key: str):
     with pytest.raises(KeyError, match=key):
         check_sizes({name: value for name, value in RIGHT.items() if name != key})

@@ -108,7 +108,7 @@ def test_a_case_has_one_text_of_what_it_states_in_the_order_of_its_keys():
 def test_a_case_that_cannot_be_understood_is_named(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(save({}, {**GOOD, "cases": canonical([A, replace(B, labels=(0.5,))])}))
-    with pytest.raises(InputError, match=r"^case b: labels=\[0.5\]: must be a list of integers"):
+    with pytest.raises(InputError, match=r"^case b: labels=\[0.5\]: must be a list of 1..65536, each of type int"):
         read_recording(path)
 
 
