@@ -11,10 +11,10 @@ Source: Heusel et al. 2017; torch-fidelity, `inception-v3-compat`; guided-diffus
 import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,41 +31,16 @@ LAYERS = 3  # convolutions
 DATA = Path(str(files("harness.quality") / "data"))
 
 
-class Features(Protocol):
-    """What images are measured by."""
+class Features(nn.Module):
+    """What images in [0, 1] are measured by: here nothing, where a loss in nats alone is asked for."""
 
-    @property
-    def name(self) -> str: ...  # for people
+    name: str = "nothing"  # for people
+    unit: str = ""  # of a Fréchet distance
+    D: int = 0  # number of features
+    classes: int = 0  # that it recognises; 0 = none, and then labels are not judged
 
-    @property
-    def unit(self) -> str: ...  # of a Fréchet distance
-
-    @property
-    def D(self) -> int: ...  # number of features
-
-    @property
-    def classes(self) -> int: ...  # that it recognises; 0 = none, and then labels are not judged
-
-    def to(self, device: torch.device) -> Self:
-        """Return a copy on a device."""
-
-    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return features_BD, and the class of each image where there are classes, of images in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class NoFeatures:
-    """Nothing: where a loss in nats alone is asked for."""
-
-    name: str = "nothing"
-    unit: str = ""
-    D: int = 0
-    classes: int = 0
-
-    def to(self, device: torch.device) -> Self:
-        return self
-
-    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
+    def forward(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features_BD, and the class of each image where there are classes."""
         return image_B3hw.new_zeros(len(image_B3hw), 0), None
 
 
@@ -102,24 +77,21 @@ def head(weights: Mapping[str, Tensor], embedding_BD: Tensor) -> Tensor:
     return F.linear(F.relu(embedding_BD), weights["head.weight"], weights["head.bias"])
 
 
-@dataclass(frozen=True)
-class DigitFeatures:
-    """Features of digits."""
+class DigitFeatures(Features):
+    """Features of digits, of images of their size alone."""
 
-    # those that are trained (scripts/classifier.py), with `mean_D` and `whiten_DD`, which give the features their unit
-    weights: Mapping[str, Tensor] = field(repr=False)
-    name: str = "digits classifier"
-    unit: str = "squared standard deviations of real digits"
-    D: int = D
-    classes: int = CLASSES
+    name, unit, D, classes = "digits classifier", "squared standard deviations of real digits", D, CLASSES
 
-    def to(self, device: torch.device) -> Self:
-        """Return a copy on a device."""
-        return replace(self, weights={name: weight.to(device) for name, weight in self.weights.items()})
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        # those that are trained (scripts/classifier.py), with `mean_D` and `whiten_DD`, which give features their unit
+        self.weights = weights
+
+    def to(self, device: torch.device) -> Self:  # type: ignore[override]  # what else a module takes nobody asks
+        return type(self)({name: weight.to(device) for name, weight in self.weights.items()})
 
     @torch.inference_mode()
-    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features_BD and the digit of each, (B,), of images in [0, 1]. Raises `InputError` for other sizes."""
+    def forward(self, image_B3hw: Tensor) -> tuple[Tensor, Tensor]:
         if tuple(image_B3hw.shape[1:]) != (3, SIDE, SIDE):
             rule = f"must be (3, {SIDE}, {SIDE}) for the {self.name}"
             raise InputError("image", tuple(image_B3hw.shape[1:]), rule, "pass --features FILE for other images")
@@ -145,23 +117,18 @@ ASYMMETRY = 1e-6  # of a stored covariance, as a share of its largest entry: flo
 Build = Callable[[Path], nn.Module]
 
 
-@dataclass(frozen=True)
-class InceptionFeatures:
-    """Features of colour images of any size."""
+class InceptionFeatures(Features):
+    """Features of colour images of any size, rounded to bytes as image files are."""
 
-    network: nn.Module  # takes uint8 images (B,3,h,w), resizes them itself, and returns features_BD first
-    name: str  # says which file
-    D: int = POOL_D  # features
-    unit: str = "that of FID: squared Inception features"
-    classes: int = 0
+    unit = "that of FID: squared Inception features"
 
-    def to(self, device: torch.device) -> Self:
-        """Return it with its network on a device."""
-        return replace(self, network=self.network.to(device))
+    def __init__(self, network: nn.Module, name: str, D: int) -> None:
+        super().__init__()
+        self.network = network  # takes uint8 images (B,3,h,w), resizes them itself, and returns features_BD first
+        self.name, self.D = name, D
 
     @torch.inference_mode()
-    def __call__(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
-        """Return features_BD of images in [0, 1], rounded to bytes as image files are. Raises `InputError`."""
+    def forward(self, image_B3hw: Tensor) -> tuple[Tensor, None]:
         bytes_B3hw = (image_B3hw.float() * 255).round().clamp(0, 255).to(torch.uint8)
         features_BD = self.network(bytes_B3hw)[0].flatten(1)
         if features_BD.shape[1] != self.D:

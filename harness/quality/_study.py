@@ -18,7 +18,7 @@ from harness.protocol import Request, Settings
 from harness.provenance import versions
 from harness.quality._distances import BLOCKS, LEVEL, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
-from harness.quality._features import Features, NoFeatures, Real, load_features, load_real
+from harness.quality._features import Features, Real, load_features, load_real
 from harness.quality._gather import USUAL, Conditions, check_enough, gather
 from harness.quality._rows import Quality, QualityRow, check_loss, judge_quality, measure_rows, quality_verdict, worst
 from harness.rounding import precision
@@ -88,7 +88,7 @@ class Means:
 
 
 # where distances are not asked for: nats need none
-NO_MEANS = Means(NoFeatures(), None)
+NO_MEANS = Means(Features(), None)
 
 
 def digits_means() -> Means:

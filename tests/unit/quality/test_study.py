@@ -17,7 +17,7 @@ from harness.pool._employ import Parallelism
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.quality._draw import BASE, DRAFT, LAW, Source, control_sources, portions
-from harness.quality._features import NoFeatures
+from harness.quality._features import Features
 from harness.quality._gather import Conditions, ImageSet, gather
 from harness.quality._study import Study, decoder_sources, run_study
 from harness.runs._runfile import RunFileOptions
@@ -178,7 +178,7 @@ def test_rows_say_what_the_decoders_are(tmp_path: Path):
 
 def test_a_draft_of_another_width_than_the_target_gives_images():
     models = digits()
-    (made,), _ = gather(models, NoFeatures(), [Source(DRAFT, draft=True)], portions(2, 2, (0, 1), REQUEST), IN_PROCESS)
+    (made,), _ = gather(models, Features(), [Source(DRAFT, draft=True)], portions(2, 2, (0, 1), REQUEST), IN_PROCESS)
     assert models.draft.config.D != models.target.config.D
     assert (made.failed, len(made.features_ND)) == ("", 2)
 
