@@ -218,7 +218,7 @@ def history_page(history: History) -> bytes:
 
 def _over_time(history: History) -> list[object]:
     """Return a grid, a row a decoder on some networks, and where its verdict changed from one run to the next."""
-    lanes, changes = list[page.Lane](), list[tuple[str, ...]]()
+    lanes, changes = list[list[str | page.State]](), list[tuple[str, ...]]()
     ended = sorted((run for run in history.runs if run.ended), key=lambda run: run.ended)
     groups: dict[str, list[RunSummary]] = {}
     for run in ended:
@@ -229,7 +229,7 @@ def _over_time(history: History) -> list[object]:
             page.State(*STATES.get(run.verdict, STATES["none"]), f"{run.verdict}, {run.cells[3]}")
             for run in group[-LATEST:]
         ]
-        lanes.append(page.Lane(name, states + [NOTHING] * (most - len(states)), [f"{len(group):,}"]))
+        lanes.append([name, *states, *[NOTHING] * (most - len(states)), f"{len(group):,}"])
         changes += [
             (run.cells[3], name, f"{before.verdict} to {run.verdict}", f"{before.commit} to {run.commit}", run.cells[0])
             for before, run in pairwise(group)
@@ -237,8 +237,8 @@ def _over_time(history: History) -> list[object]:
         ]
     if not lanes:
         return []
-    heads = [f"{k}" for k in range(1, most + 1)]
-    grid = page.Grid("Verdicts, a row a decoder", "decoder", heads, lanes, ["runs in all"])
+    heads = ["decoder", *map(str, range(1, most + 1)), "runs in all"]
+    grid = page.Sheet("Verdicts, a row a decoder", heads, lanes, kind="grid")
     return [grid, *([page.sheet_of("changes of verdict", sorted(changes, reverse=True))] if changes else [])]
 
 

@@ -107,8 +107,9 @@ def _matrix(hunt: Hunt) -> list[object]:
         bugs = [caught for caught in hunt.found if caught.mutant.family == family]
         laws = laws_for(bugs[0].mutant, hunt.scope)[: max(caught.tried for caught in bugs)]
         heads = [law.id.removeprefix(f"{family}.") for law in laws]
-        rows = [page.Lane(_name(each), [_state(each, k, law.id) for k, law in enumerate(laws)]) for each in bugs]
-        grids.append(page.Grid(f"Family {family}", "planted bug", heads, rows, upright=True))
+        states = {_name(each): [_state(each, k, law.id) for k, law in enumerate(laws)] for each in bugs}
+        rows: list[list[str | page.State]] = [[name, *row] for name, row in states.items()]
+        grids.append(page.Sheet(f"Family {family}", ["planted bug", *heads], rows, kind="grid upright"))
     return grids
 
 

@@ -70,19 +70,29 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a cell that is a letter and a colour says: class of the style, letter, and the letter's meaning."""
+
+    name: str
+    letter: str
+    word: str
+
+
+@dataclass(frozen=True)
 class Sheet:
     """A table."""
 
     caption: str  # what it shows
     head: Sequence[str]  # of the columns
-    rows: Sequence[Sequence[str]]  # as many cells as columns
+    rows: Sequence[Sequence[str | State]]  # as many cells as columns
     texts: int = 1  # how many columns, from the first one on, hold words; the others hold numbers
     bad: Collection[int] = ()  # indices of rows that tell of something wrong; their first cell must say so, too
+    kind: str = ""  # "grid" where states make a picture of it, "grid upright" where their heads are words on end
 
     @property
     def is_wide(self) -> bool:
         """Whether a phone has no room for its columns, and shows a card a row."""
-        return len(self.head) > 4 or self.texts > 2
+        return not self.kind and (len(self.head) > 4 or self.texts > 2)
 
     def without(self, heads: Collection[str]) -> Self:
         """Return the table without columns of numbers, or of words but the first, that have these heads."""
@@ -103,36 +113,6 @@ class Drawing:
     svg: str
     caption: str
     sheet: Sheet | None = None
-
-
-@dataclass(frozen=True)
-class State:
-    """What one cell of a grid says: class of the style, letter, and the letter's meaning."""
-
-    name: str
-    letter: str
-    word: str
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One row of a grid: a state a column, and counts of them."""
-
-    name: str
-    states: Sequence[State]
-    counts: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table that is a picture: a letter and a colour a cell."""
-
-    caption: str  # what it shows
-    corner: str  # head of the rows' names
-    heads: Sequence[str]  # of the columns; `upright` turns long ones
-    rows: Sequence[Lane]  # from top to bottom
-    tails: Sequence[str] = ()  # heads of the counts
-    upright: bool = False  # the heads are words and stand on end
 
 
 @dataclass(frozen=True)

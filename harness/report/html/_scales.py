@@ -8,7 +8,7 @@ from harness.judge import Divergence
 from harness.protocol import Round
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import setting_name
-from harness.report.html._page import PAGES, Drawing, Grid, Lane, Sheet, State, share, sheet_of
+from harness.report.html._page import PAGES, Drawing, Sheet, State, share, sheet_of
 from harness.report.html._plots import Axis, Series, plot
 from harness.runs import SettingResult, Verification
 
@@ -112,14 +112,14 @@ def _listed(result: Verification, kind: str) -> list[Divergence]:
     return [each for s in result.settings for judgement in s.judgements for each in getattr(judgement, kind)]
 
 
-def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Grid:
+def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Sheet:
     """Return the rounds of one image on a time line: a row a round, a column a scale."""
-    lanes = []
+    rows = list[list[str | State]]()
     for number, turn in enumerate(rounds, 1):
         counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
-        states = [_state(si, turn) for si in range(scales)]
-        lanes.append(Lane(f"{number}", states, [f"{count:,}" for count in counts]))
-    return Grid(caption, "round", [f"{si}" for si in range(scales)], lanes, ROUND_COUNTS)
+        states = (_state(si, turn) for si in range(scales))
+        rows.append([f"{number}", *states, *(f"{count:,}" for count in counts)])
+    return Sheet(caption, ["round", *map(str, range(scales)), *ROUND_COUNTS], rows, kind="grid")
 
 
 def _state(si: int, turn: Round) -> State:
