@@ -68,6 +68,9 @@ class Mutant:
             forget_models()
 
 
+Alone = partial(Mutant, alone=True)  # no law of another family may catch it
+
+
 @contextmanager
 def replaced(targets: Mapping[str, object]) -> Iterator[None]:
     """Put other things in the places of attributes ("module:name" or "module:Class.name") for a while."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, judgement, parts, patched, policy, reporting, result_of, telling
+from harness.mutants._mutant import Alone, Mutant, judgement, parts, patched, policy, reporting, result_of, telling
 from harness.protocol import Contract, Trace
 from harness.protocol.noise import CORRECT
 from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
@@ -67,51 +67,49 @@ def _kept_laws(change: Callable[[Tensor], Tensor]) -> Factory:
     return patched(result_of("harness.speculative._round:drafted_proposal", changed))
 
 
+# fmt: off
 ALL_STAND = Mutant("acceptance.all-stand", "every drafted scale is accepted",
     "verification that was computed and never used", judgement(lambda judged, proposal, window: Acceptance(
-        proposal.tokens_bn, torch.ones_like(judged.accepted_bn), torch.ones_like(judged.whole_bs))))  # fmt: skip
+        proposal.tokens_bn, torch.ones_like(judged.accepted_bn), torch.ones_like(judged.whole_bs))))
 FIRST_STANDS = Mutant("acceptance.first-stands", "the first drafted scale is never checked",
     "a comparison shifted by one scale", whole_scales(
-        lambda whole_bs: torch.cat((torch.ones_like(whole_bs[:, :1]), whole_bs[:, 1:]), 1)))  # fmt: skip
+        lambda whole_bs: torch.cat((torch.ones_like(whole_bs[:, :1]), whole_bs[:, 1:]), 1)))
 NONE_STAND = Mutant("acceptance.none-stand", "every round corrects its first scale, right or not",
-    "an inverted mask that the output does not show", whole_scales(torch.zeros_like))  # fmt: skip
+    "an inverted mask that the output does not show", whole_scales(torch.zeros_like))
 NOT_REPLACED = Mutant("acceptance.not-replaced", "the first imperfect scale keeps its wrong tokens",
     "accepted length plus one without a correction",
-    judgement(lambda judged, proposal, window: replace(judged, tokens_bn=proposal.tokens_bn)))  # fmt: skip
+    judgement(lambda judged, proposal, window: replace(judged, tokens_bn=proposal.tokens_bn)))
 BY_RATE = Mutant("acceptance.by-rate", "a scale is accepted when half of its tokens are right",
     "a lossy rule under a lossless claim", policy(
-        lambda true: replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))))  # fmt: skip
+        lambda true: replace(true, accept=partial(accept_by_rate, rule=(is_own_draw, 0.5, False)))))
 SHARED_NOISE = Mutant("acceptance.shared-noise", "contract B: draft and target read the same numbers",
-    "coupled numbers with the rejection rule", _under_law(_shared_noise))  # fmt: skip
-SHARP_BONUS = Mutant("acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
+    "coupled numbers with the rejection rule", _under_law(_shared_noise))
+SHARP_BONUS = Alone("acceptance.sharp-bonus", "contract B: the bonus scale is drawn from another law",
     "a temperature applied once too often", _under_law(lambda true: replace(
-        true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))),
-    alone=True)  # fmt: skip
+        true, extend=lambda used, probs_bnV, window: race(used, probs_bnV * probs_bnV, window))))
 ONE_CALL = Mutant("acceptance.one-call", "one target call is reported, whatever was made",
-    "a counter in the wrong loop; such a report was seen in the wild", reporting(_one_call))  # fmt: skip
+    "a counter in the wrong loop; such a report was seen in the wild", reporting(_one_call))
 GENEROUS = Mutant("acceptance.generous", "corrected tokens are counted as accepted",
     "acceptance counted after the correction", telling(lambda turn: replace(
-        turn, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens, corrected_tokens=0)))  # fmt: skip
-INVERTED = Mutant("acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
-    parts(keep_drafted=lambda u_Bn, draft_Bn, target_Bn: u_Bn * target_Bn < draft_Bn), alone=True)  # fmt: skip
-LENIENT = Mutant("acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
-    parts(keep_drafted=lambda u_Bn, draft_Bn, target_Bn: u_Bn * draft_Bn < 2 * target_Bn), alone=True)  # fmt: skip
-FROM_TARGET = Mutant("acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
-    parts(residual=_from_target), alone=True)  # fmt: skip
-ABSOLUTE = Mutant("acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp",
-    _residual(lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).abs()), alone=True)  # fmt: skip
-NARROW_SHARE = Mutant("acceptance.narrow-share", "one wrong token of more than 512 is forgiven",
+        turn, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens, corrected_tokens=0)))
+INVERTED = Alone("acceptance.inverted", "contract B: kept with probability draft/target", "p and q swapped",
+    parts(keep_drafted=lambda u_Bn, draft_Bn, target_Bn: u_Bn * target_Bn < draft_Bn))
+LENIENT = Alone("acceptance.lenient", "contract B: kept with probability 2·target/draft", "a tuned threshold",
+    parts(keep_drafted=lambda u_Bn, draft_Bn, target_Bn: u_Bn * draft_Bn < 2 * target_Bn))
+FROM_TARGET = Alone("acceptance.from-target", "contract B: redrawn from the target's law", "the residual left out",
+    parts(residual=_from_target))
+ABSOLUTE = Alone("acceptance.absolute", "contract B: |target − draft| for the residual", "abs for clamp",
+    _residual(lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).abs()))
+NARROW_SHARE = Alone("acceptance.narrow-share", "one wrong token of more than 512 is forgiven",
     "a mean in the networks' precision", patched({"harness.speculative._accept:Window.whole":
-    lambda window, accepted_bn: torch.stack([one.bfloat16().mean(1) == 1 for one in window.split(accepted_bn)], 1)}),
-    alone=True)  # fmt: skip
-SMALL_IGNORED = Mutant("acceptance.small-ignored", "contract B: a residual below 0.05 is the target's law",
+    lambda window, accepted_bn: torch.stack([one.bfloat16().mean(1) == 1 for one in window.split(accepted_bn)], 1)}))
+SMALL_IGNORED = Alone("acceptance.small-ignored", "contract B: a residual below 0.05 is the target's law",
     "a guard against dividing by little",
-    _residual(lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).clamp_min(0), least=0.05), alone=True)  # fmt: skip
-ROUNDED_LAWS = Mutant("acceptance.rounded-laws", "contract B: the residual of laws in half precision",
+    _residual(lambda draft_BnV, target_BnV: (target_BnV - draft_BnV).clamp_min(0), least=0.05))
+ROUNDED_LAWS = Alone("acceptance.rounded-laws", "contract B: the residual of laws in half precision",
     "autocast around a difference",
-    _residual(lambda draft_BnV, target_BnV: (target_BnV.half() - draft_BnV.half()).clamp_min(0)),
-    alone=True)  # fmt: skip
+    _residual(lambda draft_BnV, target_BnV: (target_BnV.half() - draft_BnV.half()).clamp_min(0)))
 COOLED = Mutant("acceptance.cooled", "contract B: the draft's laws are kept at another temperature",
-    "a temperature that is divided by once more", _kept_laws(lambda probs_bnV: probs_bnV**1.02))  # fmt: skip
+    "a temperature that is divided by once more", _kept_laws(lambda probs_bnV: probs_bnV**1.02))
 OPENED = Mutant("acceptance.opened", "contract B: the draft's laws are kept without the filter's zeros",
-    "a softmax of what was not filtered", _kept_laws(lambda probs_bnV: probs_bnV + 1e-3))  # fmt: skip
+    "a softmax of what was not filtered", _kept_laws(lambda probs_bnV: probs_bnV + 1e-3))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models import ModelPair
-from harness.mutants._mutant import Mutant, caching, labelled, numbered, of_class, patched, returning
+from harness.mutants._mutant import Alone, Mutant, caching, labelled, numbered, of_class, patched, returning
 from harness.mutants.acceptance import whole_scales
 from harness.protocol import Contract
 from harness.speculative import Buffers, CacheWindow, DecodeState, KVCache
@@ -67,31 +67,31 @@ def _buffers(change: Callable[[ModelPair, Buffers], Buffers]) -> Factory:
     return patched({"harness.speculative._state:Buffers.new": classmethod(new)})
 
 
+# fmt: off
 SHARED_LENGTH = Mutant("batch.shared-length", "one image's rejection shortens everybody's drafts",
-    "a dynamic length kept once for the batch", _grouped(_shared_length))  # fmt: skip
+    "a dynamic length kept once for the batch", _grouped(_shared_length))
 INTERLEAVED = Mutant("batch.interleaved", "cache rows of part of a batch are taken for neighbouring pairs",
-    "another order of the guidance rows", caching(window=returning(KVCache.window, _interleaved)))  # fmt: skip
+    "another order of the guidance rows", caching(window=returning(KVCache.window, _interleaved)))
 AVERAGE = Mutant("batch.average", "a scale is accepted when most images would accept it",
     "acceptance averaged over the batch", whole_scales(
-        lambda whole_bs: (whole_bs.double().mean(0) > 0.5).expand_as(whole_bs)))  # fmt: skip
-NEIGHBOURS_NUMBERS = Mutant("batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
+        lambda whole_bs: (whole_bs.double().mean(0) > 0.5).expand_as(whole_bs)))
+NEIGHBOURS_NUMBERS = Alone("batch.neighbours-numbers", "contract B: an image reads its neighbour's numbers",
     "rows gathered after the batch was reordered; each image still follows the target's law",
-    _numbers(lambda numbers, B: numbers.roll(1, 0), Contract.LAW), alone=True)  # fmt: skip
+    _numbers(lambda numbers, B: numbers.roll(1, 0), Contract.LAW))
 GROWING = Mutant("batch.growing", "numbers depend on the size of the batch",
-    "one generator for whatever batch there is",
-    _numbers(lambda numbers, B: numbers.roll(B - 1, 1), *Contract))  # fmt: skip
-GROWING_LAW = Mutant("batch.growing-law", "contract B: numbers depend on the size of the batch",
+    "one generator for whatever batch there is", _numbers(lambda numbers, B: numbers.roll(B - 1, 1), *Contract))
+GROWING_LAW = Alone("batch.growing-law", "contract B: numbers depend on the size of the batch",
     "one generator for whatever batch there is, which the law does not show",
-    _numbers(lambda numbers, B: numbers.roll(B - 1, 1), Contract.LAW), alone=True)  # fmt: skip
+    _numbers(lambda numbers, B: numbers.roll(B - 1, 1), Contract.LAW))
 FIRST_LABEL = Mutant("batch.first-label", "every image gets the first one's label",
-    "a condition broadcast from one row", labelled(lambda labels: labels[:1] * len(labels)))  # fmt: skip
+    "a condition broadcast from one row", labelled(lambda labels: labels[:1] * len(labels)))
 ONE_CACHE = Mutant("batch.one-cache", "images share a round though the draft has not seen the same scales of them",
-    "a group by the scale alone", _grouped(_one_cache))  # fmt: skip
+    "a group by the scale alone", _grouped(_one_cache))
 LONGEST_CACHE = Mutant("batch.longest-cache", "the draft's longest cache of a group stands for everybody's",
-    "one length a batch", _grouped(_one_cache, level_caches=True))  # fmt: skip
+    "one length a batch", _grouped(_one_cache, level_caches=True))
 LAWS_AS_TARGET = Mutant("batch.laws-as-target", "the draft's laws are kept in the target's precision",
     "one dtype for all buffers; a slice casts, an index does not", _buffers(lambda models, made: replace(
-        made, drafted_probs_BLV=made.drafted_probs_BLV.to(models.target.dtype))))  # fmt: skip
+        made, drafted_probs_BLV=made.drafted_probs_BLV.to(models.target.dtype))))
 INPUTS_AS_DRAFT = Mutant("batch.inputs-as-draft", "inputs are kept in the draft's precision",
     "a buffer that the draft fills first",
-    _buffers(lambda models, made: replace(made, raw_BLC=made.raw_BLC.to(models.draft.dtype))))  # fmt: skip
+    _buffers(lambda models, made: replace(made, raw_BLC=made.raw_BLC.to(models.draft.dtype))))

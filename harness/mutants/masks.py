@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, parts, returned
+from harness.mutants._mutant import Alone, Mutant, parts, returned
 from harness.protocol.pyramid import ScalePyramid
 
 _INF = float("inf")
@@ -49,28 +49,26 @@ def _nine(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *of_tensor
     return mask
 
 
+# fmt: off
 CORNER = Mutant("masks.corner", "the top-left corner of the mask, whatever is cached",
     "the published mask sliced in both axes alike",
-    _mask(lambda level_L, row_n1, column_1K, K: level_L[row_n1 - K] >= level_L[column_1K]),
-    component="mask")  # fmt: skip
+    _mask(lambda level_L, row_n1, column_1K, K: level_L[row_n1 - K] >= level_L[column_1K]), component="mask")
 TOKEN_CAUSAL = Mutant("masks.token-causal", "rows do not see later tokens of their own scale",
-    "the causal mask of language models",
-    _mask(lambda level_L, row_n1, column_1K, K: row_n1 >= column_1K))  # fmt: skip
+    "the causal mask of language models", _mask(lambda level_L, row_n1, column_1K, K: row_n1 >= column_1K))
 OPEN = Mutant("masks.open", "rows see the whole window, later scales too", "no mask, as in a pass over one scale",
-    returned(attention_mask=lambda mask, *window: torch.zeros_like(mask)))  # fmt: skip
+    returned(attention_mask=lambda mask, *window: torch.zeros_like(mask)))
 NO_PREFIX = Mutant("masks.no-prefix", "rows do not see what is cached", "the mask of a hand-off without its prefix",
-    _mask(lambda level_L, row_n1, column_1K, K: (level_L[row_n1] >= level_L[column_1K]) & (column_1K >= K)),
-)  # fmt: skip
+    _mask(lambda level_L, row_n1, column_1K, K: (level_L[row_n1] >= level_L[column_1K]) & (column_1K >= K)))
 EARLIER_ONLY = Mutant("masks.earlier-only", "rows do not see their own scale", "> for >= between levels",
-    _mask(lambda level_L, row_n1, column_1K, K: level_L[row_n1] > level_L[column_1K]))  # fmt: skip
+    _mask(lambda level_L, row_n1, column_1K, K: level_L[row_n1] > level_L[column_1K]))
 CACHED_ONLY = Mutant("masks.cached-only", "rows see the cached scales alone",
     "a window's keys written after its attention",
-    _mask(lambda level_L, row_n1, column_1K, K: (column_1K < K).expand(len(row_n1), -1)))  # fmt: skip
-FINITE = Mutant("masks.finite", "-10,000 in place of -inf", "a habit from half precision",
-    returned(attention_mask=lambda mask, *window: mask.clamp_min(-1e4)), alone=True)  # fmt: skip
-FLAT = Mutant("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
-    returned(attention_mask=lambda mask, *window: mask[0, 0]), alone=True)  # fmt: skip
+    _mask(lambda level_L, row_n1, column_1K, K: (column_1K < K).expand(len(row_n1), -1)))
+FINITE = Alone("masks.finite", "-10,000 in place of -inf", "a habit from half precision",
+    returned(attention_mask=lambda mask, *window: mask.clamp_min(-1e4)))
+FLAT = Alone("masks.flat", "shape (n,K+n) in place of (1,1,n,K+n)", "a shape that only some kernels broadcast",
+    returned(attention_mask=lambda mask, *window: mask[0, 0]))
 LONG = Mutant("masks.long", "from a late window's seventh scale on rows do not see what is cached",
-    "a mask made for six scales", late_rows(6), component="mask")  # fmt: skip
+    "a mask made for six scales", late_rows(6), component="mask")
 OPEN_END = Mutant("masks.open-end", "in a late window of eight scales the last but one sees the last",
-    "a mask made for seven scales", returned(attention_mask=_nine), component="mask")  # fmt: skip
+    "a mask made for seven scales", returned(attention_mask=_nine), component="mask")

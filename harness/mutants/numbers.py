@@ -13,7 +13,7 @@ from harness.models.var import before, layer_norm
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer, phi_index
 from harness.models.var.transformer import Transformer
-from harness.mutants._mutant import Mutant, arguments_of, given, patched, result_of
+from harness.mutants._mutant import Alone, Mutant, arguments_of, given, patched, result_of
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import Acceptance, Window
 
@@ -55,50 +55,46 @@ def _of_drafted(judged: Acceptance, rows_RnV: Tensor, window: Window) -> tuple[A
     return judged, rows_RnV[:, : window.span.stop - window.span.start], window
 
 
-TICKS = Mutant("numbers.ticks", "the ticks of four φ for any number of them", "a constant of the published size",
-    shared={_QUANTIZER + "phi_index": _ticks}, alone=True)  # fmt: skip
-PARTS = Mutant("numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick",
-    shared={_QUANTIZER + "phi_index": lambda si, S, n: min(n - 1, si * n // S)}, alone=True)  # fmt: skip
+# fmt: off
+TICKS = Alone("numbers.ticks", "the ticks of four φ for any number of them", "a constant of the published size",
+    shared={_QUANTIZER + "phi_index": _ticks})
+PARTS = Alone("numbers.parts", "φ by equal parts of the scales", "integer division for a nearest tick",
+    shared={_QUANTIZER + "phi_index": lambda si, S, n: min(n - 1, si * n // S)})
 HALF_PHI = Mutant("numbers.half-phi", "φ in half precision", "autocast around the quantiser",
-    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.float16)))  # fmt: skip
+    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.float16)))
 BROAD_PHI = Mutant("numbers.bfloat-phi", "φ in bfloat16", "the networks' precision for the quantiser's",
-    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.bfloat16)))  # fmt: skip
-HIGHEST = Mutant("numbers.highest", "the highest index of a tie", "<= for < in a search",
-    shared={_QUANTIZER + "Quantizer.encode": _highest}, alone=True)  # fmt: skip
-UNCLAMPED = Mutant("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
-    shared={_VAE + "decode": lambda vae, f_hat: (vae.latent_to_raw_image(f_hat) + 1) / 2}, alone=True)  # fmt: skip
+    shared=result_of(_QUANTIZER + "Quantizer.phi", _rounded(torch.bfloat16)))
+HIGHEST = Alone("numbers.highest", "the highest index of a tie", "<= for < in a search",
+    shared={_QUANTIZER + "Quantizer.encode": _highest})
+UNCLAMPED = Alone("numbers.unclamped", "pixels are not clamped", "a clamp left to whoever saves the file",
+    shared={_VAE + "decode": lambda vae, f_hat: (vae.latent_to_raw_image(f_hat) + 1) / 2})
 BYTES = Mutant("numbers.bytes", "pixels are those of 8 bits", "an image that was saved and read again",
-    shared=result_of(_VAE + "decode", lambda pixels, *of: (255 * pixels).round() / 255))  # fmt: skip
-HALF_WEIGHTS = Mutant("numbers.half-weights", "weights take a detour through half precision",
-    "a checkpoint saved to save space", shared={_TRANSFORMER + "to": _by_way_of(torch.float16, Transformer.to)},
-    alone=True)  # fmt: skip
-NARROW = Mutant("numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
-    shared={_VAE + "to": _by_way_of(torch.bfloat16, Autoencoder.to)}, alone=True)  # fmt: skip
-GELU = Mutant("numbers.gelu", "GELU by the error function", "the library's default",
+    shared=result_of(_VAE + "decode", lambda pixels, *of: (255 * pixels).round() / 255))
+HALF_WEIGHTS = Alone("numbers.half-weights", "weights take a detour through half precision",
+    "a checkpoint saved to save space", shared={_TRANSFORMER + "to": _by_way_of(torch.float16, Transformer.to)})
+NARROW = Alone("numbers.narrow", "the quantiser's weights are rounded to bfloat16", "one `.to` for all three networks",
+    shared={_VAE + "to": _by_way_of(torch.bfloat16, Autoencoder.to)})
+GELU = Alone("numbers.gelu", "GELU by the error function", "the library's default",
     shared={_BLOCK + "feed_forward": lambda h_RnD, w: F.linear(
-        F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias)}, alone=True)  # fmt: skip
-SHIFTS = Mutant("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
+        F.gelu(F.linear(h_RnD, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias)})
+SHIFTS = Alone("numbers.shifts", "shift1 and shift2 change places", "the order of another block",
     shared=result_of(_TRANSFORMER + "condition", lambda condition, *of_labels: replace(
-        condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))),
-    alone=True)  # fmt: skip
-NORM = Mutant("numbers.norm", "layer norm with eps 1e-3", "another library's default",
-    shared={_BLOCK + "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-3)}, alone=True)  # fmt: skip
-NARROW_HEAD = Mutant("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",
-    shared={_TRANSFORMER + "logits": _narrow_head}, alone=True)  # fmt: skip
-DRAFTED_FINITE = Mutant("numbers.drafted-finite", "logits of a bonus scale may be NaN",
-    "a check of what was drafted, before the bonus",
-    patched(arguments_of(_ROUND + "round_numbers", _of_drafted)), alone=True)  # fmt: skip
-HALF_FINITE = Mutant("numbers.half-finite", "unconditional logits may be NaN",
+        condition, blocks=tuple((a, b, c, d, f, e) for a, b, c, d, e, f in condition.blocks))))
+NORM = Alone("numbers.norm", "layer norm with eps 1e-3", "another library's default",
+    shared={_BLOCK + "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-3)})
+NARROW_HEAD = Alone("numbers.narrow-head", "the head's norm in the network's precision", "a cast one call too late",
+    shared={_TRANSFORMER + "logits": _narrow_head})
+DRAFTED_FINITE = Alone("numbers.drafted-finite", "logits of a bonus scale may be NaN",
+    "a check of what was drafted, before the bonus", patched(arguments_of(_ROUND + "round_numbers", _of_drafted)))
+HALF_FINITE = Alone("numbers.half-finite", "unconditional logits may be NaN",
     "a check of one half of the guidance rows",
-    patched(arguments_of("harness.speculative._accept:finite_flag", lambda rows_RnV: (rows_RnV.chunk(2)[0],))),
-    alone=True)  # fmt: skip
-KEYS = Mutant("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
+    patched(arguments_of("harness.speculative._accept:finite_flag", lambda rows_RnV: (rows_RnV.chunk(2)[0],))))
+KEYS = Alone("numbers.keys", "keys are not brought to length 1", "a norm of the queries alone",
     shared=result_of(_BLOCK + "before", lambda normed, x_RnD, six, w, l2_norm: (
-        normed[0], before(x_RnD, six, w, False)[1], normed[2])), alone=True)  # fmt: skip
-UNCUT = Mutant("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
-    shared={"harness.models.var.transformer:MAX_SCALE_MUL": 1e9}, alone=True)  # fmt: skip
-CODE_FINITE = Mutant("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",
-    patched({"harness.speculative.sampler:check_finite": lambda state: None}), alone=True)  # fmt: skip
-DRAFT_FINITE = Mutant("numbers.draft-finite", "a draft that decides alone may have NaN for logits",
-    "a check of the target's passes alone", patched(result_of(_ROUND + "propose_scale", lambda *of: None)),
-    alone=True)  # fmt: skip
+        normed[0], before(x_RnD, six, w, False)[1], normed[2])))
+UNCUT = Alone("numbers.uncut", "a head's length has no upper end", "an exponential without its clamp",
+    shared={"harness.models.var.transformer:MAX_SCALE_MUL": 1e9})
+CODE_FINITE = Alone("numbers.code-finite", "logits that nobody waited for may be NaN", "a check at each wait alone",
+    patched({"harness.speculative.sampler:check_finite": lambda state: None}))
+DRAFT_FINITE = Alone("numbers.draft-finite", "a draft that decides alone may have NaN for logits",
+    "a check of the target's passes alone", patched(result_of(_ROUND + "propose_scale", lambda *of: None)))

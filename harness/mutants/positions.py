@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Condition, Network
-from harness.mutants._mutant import Mutant, parts, returned
+from harness.mutants._mutant import Alone, Mutant, parts, returned
 from harness.protocol.pyramid import ScalePyramid
 
 
@@ -63,24 +63,23 @@ def _six_cut(scales: list[Tensor], window_BnX: Tensor, pyramid: ScalePyramid, fi
     return scales
 
 
+# fmt: off
 OFFSET = Mutant("positions.offset", "windows after the first sit one scale earlier",
     "a window counted from what is cached instead of from the pyramid", returned(build_combined_query=_offset),
-    component="positions")  # fmt: skip
+    component="positions")
 FIRST_LEVEL = Mutant("positions.first-level", "all rows of a window get its first scale's level",
-    "a level looked up once per pass, right while a pass was one scale",
-    query_levels(lambda si, first: first))  # fmt: skip
+    "a level looked up once per pass, right while a pass was one scale", query_levels(lambda si, first: first))
 HALF = Mutant("positions.half", "unconditional rows lack their position term",
-    "the term added before the rows were doubled, to one half", returned(build_combined_query=_half))  # fmt: skip
-ZERO_LEAKS = Mutant("positions.zero-leaks", "position 0 also gets a raw input",
-    "a buffer that happens to be zero, until it is reused", returned(build_combined_query=_zero_leak),
-    alone=True)  # fmt: skip
-LAST_AXIS = Mutant("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
+    "the term added before the rows were doubled, to one half", returned(build_combined_query=_half))
+ZERO_LEAKS = Alone("positions.zero-leaks", "position 0 also gets a raw input",
+    "a buffer that happens to be zero, until it is reused", returned(build_combined_query=_zero_leak))
+LAST_AXIS = Alone("positions.last-axis", "splits along the last axis but one", "an axis counted from the wrong end",
     parts(split_logits_by_scale=lambda window, pyramid, first, last: list(
-        window.split(pyramid.draws.counts[first : last + 1], -2))), alone=True)  # fmt: skip
+        window.split(pyramid.draws.counts[first : last + 1], -2))))
 BACKWARDS = Mutant("positions.backwards", "a window's rows are cut as if the fine scales came first",
-    "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards))  # fmt: skip
+    "scale sizes in the order of another loop", parts(split_logits_by_scale=_backwards))
 SIX_LEVELS = Mutant("positions.six-levels", "from a late window's seventh scale on rows have the sixth's level",
     "a table of the usual size", query_levels(lambda si, first: min(si, first + 5) if first else si),
-    component="positions")  # fmt: skip
+    component="positions")
 SIX_CUT = Mutant("positions.six-cut", "the last scale of a late window of eight begins one scale early",
-    "a loop of a fixed length", returned(split_logits_by_scale=_six_cut))  # fmt: skip
+    "a loop of a fixed length", returned(split_logits_by_scale=_six_cut))

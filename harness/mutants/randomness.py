@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, numbered, parts, passed, wrapped
+from harness.mutants._mutant import Alone, Mutant, numbered, parts, passed, wrapped
 from harness.protocol import Request
 from harness.protocol.noise import ACCEPT, NoiseBefore, Reading, SeededNoise
 from harness.speculative.parts import PARTS
@@ -111,47 +111,48 @@ def _nucleus(summed: Callable[[Tensor], Tensor], keep_likeliest: bool = True) ->
     return parts(filter_logits=filter_logits)
 
 
+# fmt: off
 REDRAWN = Mutant("randomness.redrawn", "the target draws numbers of its own",
-    "a generator advanced by the draft before the target reads it", numbered(_redrawn), component="draw")  # fmt: skip
+    "a generator advanced by the draft before the target reads it", numbered(_redrawn), component="draw")
 WRONG_SCALE = Mutant("randomness.wrong-scale", "the target reads the numbers of the scale before",
-    "an index into a window taken for the scale", numbered(_wrong_scale), component="draw")  # fmt: skip
+    "an index into a window taken for the scale", numbered(_wrong_scale), component="draw")
 CALL_ORDER = Mutant("randomness.call-order", "numbers depend on what was read before them",
     "one generator read as it comes", numbered(
-        lambda decoder, request, noise: lambda E_BlV, *at: E_BlV.roll(len(noise.ledger.readers), -1)))  # fmt: skip
-CONSUMED = Mutant("randomness.consumed", "numbers that were read before are not read again",
-    "a generator without addresses", numbered(_consumed), alone=True)  # fmt: skip
+        lambda decoder, request, noise: lambda E_BlV, *at: E_BlV.roll(len(noise.ledger.readers), -1)))
+CONSUMED = Alone("randomness.consumed", "numbers that were read before are not read again",
+    "a generator without addresses", numbered(_consumed))
 FIRST_AGAIN = Mutant("randomness.first-again", "the last scale is decided by the first scale's numbers",
-    "a buffer of numbers that is too short", _last(lambda noise, *at: noise.exponential(0, *at)))  # fmt: skip
+    "a buffer of numbers that is too short", _last(lambda noise, *at: noise.exponential(0, *at)))
 GREEDY_LAST = Mutant("randomness.greedy-last", "the last scale is decided without numbers",
     "argmax where quality counts most",
-    _last(lambda noise, *at: torch.ones(noise.request.B, 1, noise.V, device=noise.device)))  # fmt: skip
+    _last(lambda noise, *at: torch.ones(noise.request.B, 1, noise.V, device=noise.device)))
 SORTED_RACE = Mutant("randomness.sorted-race", "numbers belong to ranks, not to tokens",
-    "a draw after a filter that sorted the tokens", parts(draw=_sorted_race))  # fmt: skip
-PLAIN_RACE = Mutant("randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
-    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV / E_BnV).argmax(-1)), alone=True)  # fmt: skip
-LOG_RACE = Mutant("randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms",
-    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV.log() - E_BnV.log()).argmax(-1)), alone=True)  # fmt: skip
+    "a draw after a filter that sorted the tokens", parts(draw=_sorted_race))
+PLAIN_RACE = Alone("randomness.plain-race", "E = 0 yields NaN, and argmax takes it", "probs/E as the formula reads",
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV / E_BnV).argmax(-1)))
+LOG_RACE = Alone("randomness.log-race", "log probs − log E, NaN where both are zero", "a race in logarithms",
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV.log() - E_BnV.log()).argmax(-1)))
 PRODUCT = Mutant("randomness.product", "argmax(probs · E)", "the wrong race",
-    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV * E_BnV).argmax(-1)))  # fmt: skip
+    parts(draw=lambda probs_BnV, E_BnV: (probs_BnV * E_BnV).argmax(-1)))
 OWN_NUMBERS = Mutant("randomness.own-numbers", "the last token of a draw is one of the global generator",
-    "a library call with a default generator", parts(draw=_own_numbers))  # fmt: skip
-JITTER = Mutant("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
-    parts(draw=_jitter), alone=True)  # fmt: skip
-EXACTLY_K = Mutant("randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th",
-    "indices in place of a threshold", parts(filter_logits=_exactly_k), alone=True)  # fmt: skip
-ABOVE_KTH = Mutant("randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
-    parts(filter_logits=_above_kth), alone=True)  # fmt: skip
+    "a library call with a default generator", parts(draw=_own_numbers))
+JITTER = Alone("randomness.jitter", "ties are broken by the global generator", "noise against exact ties",
+    parts(draw=_jitter))
+EXACTLY_K = Alone("randomness.exactly-k", "top-k keeps k tokens, whatever ties with the k-th",
+    "indices in place of a threshold", parts(filter_logits=_exactly_k))
+ABOVE_KTH = Alone("randomness.above-kth", "top-k drops what ties with the k-th", "> for >= at the threshold",
+    parts(filter_logits=_above_kth))
 NUCLEUS_FIRST = Mutant("randomness.nucleus-first", "top-p before top-k", "the order of another library",
     parts(filter_logits=lambda logits, top_k, top_p: PARTS.filter_logits(
-        PARTS.filter_logits(logits, 0, top_p), top_k, 0.0)))  # fmt: skip
+        PARTS.filter_logits(logits, 0, top_p), top_k, 0.0)))
 NOTHING_LEFT = Mutant("randomness.nothing-left", "a tiny top_p drops every token", "a nucleus that may be empty",
-    _nucleus(lambda probs_BnV: probs_BnV.cumsum(-1), keep_likeliest=False))  # fmt: skip
+    _nucleus(lambda probs_BnV: probs_BnV.cumsum(-1), keep_likeliest=False))
 TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is off", "a test of 1 − top_p",
-    filtered(lambda top_k, top_p, V: (top_k, top_p if 1 - top_p < 1 else 0.0)))  # fmt: skip
+    filtered(lambda top_k, top_p, V: (top_k, top_p if 1 - top_p < 1 else 0.0)))
 MOST_AND_ONE = Mutant("randomness.most-and-one", "a top_k above half of all tokens keeps one more",
     "the dropped ones selected in place of the kept",
-    filtered(lambda top_k, top_p, V: (min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)))  # fmt: skip
+    filtered(lambda top_k, top_p, V: (min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)))
 HALF_SUM = Mutant("randomness.half-sum", "a nucleus is summed in half precision", "autocast around the filter",
-    _nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1)))  # fmt: skip
+    _nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1)))
 THOUSANDTHS = Mutant("randomness.thousandths", "a nucleus counts thousandths", "probabilities kept as whole numbers",
-    _nucleus(lambda probs_BnV: (1000 * probs_BnV).round().cumsum(-1) / 1000))  # fmt: skip
+    _nucleus(lambda probs_BnV: (1000 * probs_BnV).round().cumsum(-1) / 1000))

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import Mutant, of_class, patched, result_of, wrapped
+from harness.mutants._mutant import Alone, Mutant, of_class, patched, result_of, wrapped
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
 from harness.speculative import DecodeState, Side
@@ -99,35 +99,31 @@ def _last_lost(scales: Any, state: DecodeState, parts: Any, first: int, chosen: 
     return scales
 
 
+# fmt: off
 STALE_CONDITION = Mutant("reuse.stale-condition", "the condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size", _stale_condition("draft", "target"), component="condition")  # fmt: skip
-STALE_DRAFT = Mutant("reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
-    "a cache keyed by the batch size, which no token shows", _stale_condition("draft"), alone=True)  # fmt: skip
+    "a cache keyed by the batch size", _stale_condition("draft", "target"), component="condition")
+STALE_DRAFT = Alone("reuse.stale-draft", "the draft's condition is that of an earlier batch of the same size",
+    "a cache keyed by the batch size, which no token shows", _stale_condition("draft"))
 STALE_LENGTHS = Mutant("reuse.stale-lengths", "dynamic draft lengths outlive a decode",
-    "a list made in the constructor", _beginning(_stale_lengths))  # fmt: skip
+    "a list made in the constructor", _beginning(_stale_lengths))
 FIRST_CFG = Mutant("reuse.first-cfg", "the first request's guidance value holds for good",
-    "a constant of a recorded pass", _first("cfg"), component="guidance")  # fmt: skip
+    "a constant of a recorded pass", _first("cfg"), component="guidance")
 FIRST_FILTER = Mutant("reuse.first-filter", "the first request's filter holds for good",
-    "a constant of a recorded pass", _first("top_k", "top_p"))  # fmt: skip
+    "a constant of a recorded pass", _first("top_k", "top_p"))
 SAME_NOISE = Mutant("reuse.same-noise", "a batch size keeps the numbers that it first met",
-    "static buffers, never refilled", wrapped(_same_noise), component="condition")  # fmt: skip
+    "static buffers, never refilled", wrapped(_same_noise), component="condition")
 REMEMBERED = Mutant("reuse.remembered", "a decode is looked up by labels and seed alone",
-    "a cache key that forgets settings", wrapped(_remembered))  # fmt: skip
-UNKEPT_BONUS = Mutant("reuse.unkept-bonus", "without kept tensors bonus tokens are not counted",
-    "a count inside `if keep`", _unkept(_RECORD, lambda turn, *of: replace(turn, bonus_tokens=0)),
-    alone=True)  # fmt: skip
-UNKEPT_F_HAT = Mutant("reuse.unkept-f-hat", "without kept tensors the final f_hat is halved",
-    "a buffer that only a diagnosis copies", _unkept("harness.speculative._state:accumulate_scales", _last_lost),
-    alone=True)  # fmt: skip
-UNKEPT_COUNTS = Mutant("reuse.unkept-counts", "without kept tensors corrected tokens count as accepted",
+    "a cache key that forgets settings", wrapped(_remembered))
+UNKEPT_BONUS = Alone("reuse.unkept-bonus", "without kept tensors bonus tokens are not counted",
+    "a count inside `if keep`", _unkept(_RECORD, lambda turn, *of: replace(turn, bonus_tokens=0)))
+UNKEPT_F_HAT = Alone("reuse.unkept-f-hat", "without kept tensors the final f_hat is halved",
+    "a buffer that only a diagnosis copies", _unkept("harness.speculative._state:accumulate_scales", _last_lost))
+UNKEPT_COUNTS = Alone("reuse.unkept-counts", "without kept tensors corrected tokens count as accepted",
     "two paths of one count", _unkept(_RECORD, lambda turn, *of: replace(
-        turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)),
-    alone=True)  # fmt: skip
+        turn, corrected_tokens=0, accepted_tokens=turn.accepted_tokens + turn.corrected_tokens)))
 CONDITION_SET = Mutant("reuse.condition-set", "the condition is kept on the network by the set of labels",
-    "a memo whose key is sorted",
-    patched({"harness.speculative._state:Side.condition": property(_by_set)}))  # fmt: skip
-KEPT_LABELS = Mutant("reuse.kept-labels", "labels are drawn once for a batch size", "a memo by shape",
-    _beginning(_kept_labels), alone=True)  # fmt: skip
-LAST_CLASS_LOST = Mutant("reuse.last-class-lost", "drawn labels never name the last class",
-    "randint's end taken off twice", _beginning(_last_class_lost),
-    alone=True)  # fmt: skip
+    "a memo whose key is sorted", patched({"harness.speculative._state:Side.condition": property(_by_set)}))
+KEPT_LABELS = Alone("reuse.kept-labels", "labels are drawn once for a batch size", "a memo by shape",
+    _beginning(_kept_labels))
+LAST_CLASS_LOST = Alone("reuse.last-class-lost", "drawn labels never name the last class",
+    "randint's end taken off twice", _beginning(_last_class_lost))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import speculative
 from harness.decoders import Factory
-from harness.mutants._mutant import Mutant, arguments_of, patched, policy, production, reporting, telling
+from harness.mutants._mutant import Alone, Mutant, arguments_of, patched, policy, production, reporting, telling
 from harness.protocol import Trace
 from harness.protocol.noise import ACCEPT
 from harness.protocol.pyramid import ScalePyramid
@@ -140,70 +140,63 @@ def _draft_rows(trace: Trace) -> None:
     trace.draft_calls = [len(rounds) for rounds in trace.rounds]
 
 
-REVERSED_KL = Mutant("rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
-    _judging(speculative.accept_by_kl, _reversed), alone=True)  # fmt: skip
-SUMMED_KL = Mutant("rules.summed-kl", "the sum of KL over a scale", "sum for mean",
-    _judging(speculative.accept_by_kl, _summed), alone=True)  # fmt: skip
-HALF_BOUND = Mutant("rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
-    policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))), alone=True)  # fmt: skip
-PARTIAL_LOST = Mutant("rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
-    policy(lambda true: _rule("match", _not_partial)(_rule("kl", _not_partial)(true))), alone=True)  # fmt: skip
-ALWAYS_PARTIAL = Mutant("rules.always-partial", "tokens that pass stay in a rejected scale, always",
-    "a default that wins", policy(_rule("match", lambda rule: (*rule[:-1], True))), alone=True)  # fmt: skip
-OWN_MATCH = Mutant("rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
-    policy(_rule("match", lambda rule: (speculative.is_own_draw, *rule[1:]))), alone=True)  # fmt: skip
-FILTERED_TOP = Mutant("rules.filtered-top", "a filtered token counts as one of the K most likely",
-    "a tie at probability 0",
-    _top(lambda drafted, probs, k: _of_drafted(probs, drafted) >= _kth(probs, k)), alone=True)  # fmt: skip
-STRICT_TOP = Mutant("rules.strict-top", "the K-th most likely token is none of K", "> for >=",
-    _top(lambda drafted, probs, k: _of_drafted(probs, drafted) > _kth(probs, k)), alone=True)  # fmt: skip
-TOP_BY_INDEX = Mutant("rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
-    _top(_top_by_index), alone=True)  # fmt: skip
-TOP_OFF = Mutant("rules.top-off", "K+1 most likely tokens", "an index counted from 0",
-    policy(_rule("topk-match", lambda r: (partial(speculative.is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))),
-    alone=True)  # fmt: skip
-STRICT_RATE = Mutant("rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
-    policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))), alone=True)  # fmt: skip
-KEPT_BY_TEST = Mutant("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
-    _judging(speculative.accept_by_rate, _kept_by_test), alone=True)  # fmt: skip
-ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <",
-    policy(_one_late))  # fmt: skip
-BORDER = Mutant("rules.border", "a bonus scale is taken at the border of `collaborative`",
+# fmt: off
+REVERSED_KL = Alone("rules.reversed-kl", "KL(draft, target)", "the arguments of another library",
+    _judging(speculative.accept_by_kl, _reversed))
+SUMMED_KL = Alone("rules.summed-kl", "the sum of KL over a scale", "sum for mean",
+    _judging(speculative.accept_by_kl, _summed))
+HALF_BOUND = Alone("rules.half-bound", "BOUND is taken in bits", "a logarithm of base 2",
+    policy(_rule("kl", lambda rule: (rule[0] * 0.6931, rule[1]))))
+PARTIAL_LOST = Alone("rules.partial-lost", "+partial is parsed and ignored", "an option that is never passed on",
+    policy(lambda true: _rule("match", _not_partial)(_rule("kl", _not_partial)(true))))
+ALWAYS_PARTIAL = Alone("rules.always-partial", "tokens that pass stay in a rejected scale, always",
+    "a default that wins", policy(_rule("match", lambda rule: (*rule[:-1], True))))
+OWN_MATCH = Alone("rules.own-match", "`match` compares with the target's own draw", "two tests that change places",
+    policy(_rule("match", lambda rule: (speculative.is_own_draw, *rule[1:]))))
+FILTERED_TOP = Alone("rules.filtered-top", "a filtered token counts as one of the K most likely",
+    "a tie at probability 0", _top(lambda drafted, probs, k: _of_drafted(probs, drafted) >= _kth(probs, k)))
+STRICT_TOP = Alone("rules.strict-top", "the K-th most likely token is none of K", "> for >=",
+    _top(lambda drafted, probs, k: _of_drafted(probs, drafted) > _kth(probs, k)))
+TOP_BY_INDEX = Alone("rules.top-by-index", "of tokens tied with the K-th some are none of K", "topk's indices",
+    _top(_top_by_index))
+TOP_OFF = Alone("rules.top-off", "K+1 most likely tokens", "an index counted from 0",
+    policy(_rule("topk-match", lambda r: (partial(speculative.is_in_top, k=r[0].keywords["k"] + 1), *r[1:]))))
+STRICT_RATE = Alone("rules.strict-rate", "more than RATE, where at least RATE is expected", "> for >=",
+    policy(_rule("match", lambda rule: (rule[0], rule[1] + 1e-9, rule[2]))))
+KEPT_BY_TEST = Alone("rules.kept-by-test", "what passes the test counts as kept", "a count of another mask",
+    _judging(speculative.accept_by_rate, _kept_by_test))
+ENTRY_OFF = Mutant("rules.entry-off", "the labour changes hands one scale late", "<= for <", policy(_one_late))
+BORDER = Alone("rules.border", "a bonus scale is taken at the border of `collaborative`",
     "a check of the first scale alone", patched(arguments_of(
         "harness.speculative.sampler:run_round", lambda state, parts, policy, window, bonus: (
-            state, parts, policy if policy.trusts(window.first) else replace(policy, trusted=(0, 0)), window, bonus))),
-    alone=True)  # fmt: skip
-HIGH_IGNORED = Mutant("rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
-    patched(_after(lambda rule, S: S, lambda rule, length: max(length - 1, rule.low))), alone=True)  # fmt: skip
-LOW_IGNORED = Mutant("rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)",
-    patched(_after(_high, lambda rule, length: max(length - 1, 1))), alone=True)  # fmt: skip
-RESET = Mutant("rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
-    patched(_after(_high, lambda rule, length: rule.low)), alone=True)  # fmt: skip
-SHIFTED = Mutant("rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
-    patched({_LENGTH + "count": _shifted}), alone=True)  # fmt: skip
+            state, parts, policy if policy.trusts(window.first) else replace(policy, trusted=(0, 0)), window, bonus))))
+HIGH_IGNORED = Alone("rules.high-ignored", "a dynamic length grows beyond HIGH", "a bound that is parsed and dropped",
+    patched(_after(lambda rule, S: S, lambda rule, length: max(length - 1, rule.low))))
+LOW_IGNORED = Alone("rules.low-ignored", "a dynamic length shrinks below LOW", "max(1, …)",
+    patched(_after(_high, lambda rule, length: max(length - 1, 1))))
+RESET = Alone("rules.reset", "a rejection puts a dynamic length back to LOW", "another rule of another paper",
+    patched(_after(_high, lambda rule, length: rule.low)))
+SHIFTED = Alone("rules.shifted", "a schedule is read one scale off", "an index counted from the last final scale",
+    patched({_LENGTH + "count": _shifted}))
 MORE_ROWS = Mutant("rules.more-rows", "every round counts a target row too many",
-    "a bonus row that was never submitted",
-    telling(lambda turn: replace(turn, target_rows=turn.target_rows + 1)))  # fmt: skip
+    "a bonus row that was never submitted", telling(lambda turn: replace(turn, target_rows=turn.target_rows + 1)))
 DRAFT_CALLS = Mutant("rules.draft-calls", "the draft's passes are counted by round", "a counter in the outer loop",
-    reporting(_draft_rows))  # fmt: skip
-COIN_OF_MEAN = Mutant("rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers",
-    "one number a scale wanted, l at hand", shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]),
-    alone=True)  # fmt: skip
-COIN_OF_WINDOW = Mutant("rules.coin-of-window", "one coin a window", "a draw outside the loop over scales",
-    shared=_coin(lambda scales: [scales[0][:, 0] for _ in scales]), alone=True)  # fmt: skip
+    reporting(_draft_rows))
+COIN_OF_MEAN = Alone("rules.coin-of-mean", "a bench's coin is the mean of a scale's numbers",
+    "one number a scale wanted, l at hand", shared=_coin(lambda scales: [u_bl.mean(1) for u_bl in scales]))
+COIN_OF_WINDOW = Alone("rules.coin-of-window", "one coin a window", "a draw outside the loop over scales",
+    shared=_coin(lambda scales: [scales[0][:, 0] for _ in scales]))
 WHOLE_OF_GROUP = Mutant("rules.whole-of-group", "an accepted scale keeps its tokens if all images accept it",
-    "all() without a dimension",
-    patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}))  # fmt: skip
-ONE_BEYOND = Mutant("rules.one-beyond", "a dynamic length ends one above HIGH", "<= for < at a bound",
-    patched(_after(lambda rule, S: min(S, _high(rule, S) + 1), lambda rule, length: max(length - 1, rule.low))),
-    alone=True)  # fmt: skip
-HALVED = Mutant("rules.halved", "a rejection halves a dynamic length", "the rule of another protocol",
-    patched(_after(_high, lambda rule, length: max(length // 2, rule.low))), alone=True)  # fmt: skip
+    "all() without a dimension", patched({"harness.speculative._accept:Acceptance.tokens_by_scale": _whole_of_group}))
+ONE_BEYOND = Alone("rules.one-beyond", "a dynamic length ends one above HIGH", "<= for < at a bound",
+    patched(_after(lambda rule, S: min(S, _high(rule, S) + 1), lambda rule, length: max(length - 1, rule.low))))
+HALVED = Alone("rules.halved", "a rejection halves a dynamic length", "the rule of another protocol",
+    patched(_after(_high, lambda rule, length: max(length // 2, rule.low))))
 BONUS_IGNORED = Mutant("rules.bonus-ignored", "a bonus scale is asked for and never taken",
-    "an option dropped on the way",
-    lambda models, settings: production(models, replace(settings, bonus=False)))  # fmt: skip
+    "an option dropped on the way", lambda models, settings: production(models, replace(settings, bonus=False)))
 FEW_ROWS = Mutant("rules.few-rows", "a round without a draft counts one row", "a row for a pass",
-    telling(lambda turn: turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows))))  # fmt: skip
+    telling(lambda turn: turn if turn.drafted else replace(turn, target_rows=min(1, turn.target_rows))))
+# fmt: on
 _ROUND = "harness.speculative._round:"
 
 
@@ -242,17 +235,18 @@ def _of_code(**changes: Any) -> Any:
     return policy(lambda true: true if true.speculates else replace(true, **changes))
 
 
+# fmt: off
 FILLED_SHORT = Mutant("rules.filled-short", "the draft that takes over has never seen scale 0",
-    "a cache taken for filled", patched({_ROUND + "draft_generate_batch": _filled_short}))  # fmt: skip
+    "a cache taken for filled", patched({_ROUND + "draft_generate_batch": _filled_short}))
 INPUTS_LOST = Mutant("rules.inputs-lost", "the draft that takes over fills its cache from empty inputs",
-    "inputs that only drafts keep", patched({_ROUND + "draft_generate_batch": _inputs_lost}))  # fmt: skip
+    "inputs that only drafts keep", patched({_ROUND + "draft_generate_batch": _inputs_lost}))
 RESTARTED = Mutant("rules.restarted", "guidance begins at t = 0 again where the draft takes over",
-    "an index counted from ENTRY", patched({_ROUND + "propose_scale": _restarted}))  # fmt: skip
-OWN_STREAM = Mutant("rules.own-stream", "the draft that takes over draws with numbers of its own",
-    "the stream of a rejection sampler", _of_code(propose=speculative.race_alone), alone=True)  # fmt: skip
+    "an index counted from ENTRY", patched({_ROUND + "propose_scale": _restarted}))
+OWN_STREAM = Alone("rules.own-stream", "the draft that takes over draws with numbers of its own",
+    "the stream of a rejection sampler", _of_code(propose=speculative.race_alone))
 TARGET_GREEDY = Mutant("rules.target-greedy", "the target that decides alone takes the most likely tokens",
-    "a draw left out", _of_code(extend=speculative.most_likely))  # fmt: skip
+    "a draw left out", _of_code(extend=speculative.most_likely))
 DRAFTED_ANYWAY = Mutant("rules.drafted-anyway", "scales that the target decides alone are drafted all the same",
-    "another policy's loop", _of_code(speculates=True))  # fmt: skip
-FILLED_ALONG = Mutant("rules.filled-along", "the draft makes a pass for every scale that the target decides",
-    "one loop for both", patched({"harness.speculative.sampler:run_round": _filled_along}), alone=True)  # fmt: skip
+    "another policy's loop", _of_code(speculates=True))
+FILLED_ALONG = Alone("rules.filled-along", "the draft makes a pass for every scale that the target decides",
+    "one loop for both", patched({"harness.speculative.sampler:run_round": _filled_along}))

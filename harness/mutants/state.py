@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Network
-from harness.mutants._mutant import Mutant, caching, labelled, parts, reporting, returned, wrapped
+from harness.mutants._mutant import Alone, Mutant, caching, labelled, parts, reporting, returned, wrapped
 from harness.protocol import Request, Trace
 from harness.protocol.noise import Noise
 from harness.protocol.pyramid import ScalePyramid
@@ -106,40 +106,40 @@ def _first_nan(f_hat_SBCPP: Tensor) -> Tensor:
     return f_hat_SBCPP
 
 
+# fmt: off
 TWICE = Mutant("state.twice", "every scale is added to f_hat twice",
-    "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")  # fmt: skip
+    "accumulated in verification and again in the update", parts(accumulate=twice), component="f_hat")
 IN_PLACE = Mutant("state.in-place", "accumulation writes into its argument",
     "+= to save memory, while the draft works on the same map",
-    returned(accumulate=lambda after, before, *scale: before.copy_(after)))  # fmt: skip
+    returned(accumulate=lambda after, before, *scale: before.copy_(after)))
 LAST_LOST = Mutant("state.last-lost", "the last scale never reaches f_hat",
     "accumulation inside `if there is a next scale`",
     returned(accumulate=lambda after, before, idx_Bl, si, quantizer, pyramid: (
-        after if si + 1 < pyramid.S else before.clone())))  # fmt: skip
+        after if si + 1 < pyramid.S else before.clone())))
 BILINEAR = Mutant("state.bilinear", "next inputs are resized bilinearly", "the default of the resizing call",
-    parts(next_input=_bilinear))  # fmt: skip
-ALIAS = Mutant("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
+    parts(next_input=_bilinear))
+ALIAS = Alone("state.alias", "the last scale's input is f_hat's memory", "a shortcut where no resizing is needed",
     returned(next_input=lambda raw_BlC, f_hat_BCPP, si, pyramid: (
-        f_hat_BCPP.flatten(2).mT if pyramid.patch_nums[si] == pyramid.P else raw_BlC)), alone=True)  # fmt: skip
+        f_hat_BCPP.flatten(2).mT if pyramid.patch_nums[si] == pyramid.P else raw_BlC)))
 STALE_INPUT = Mutant("state.stale-input", "after a correction the next input is still the draft's",
-    "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))  # fmt: skip
+    "inputs kept from drafting", parts(update_state_with_accepted_tokens=stale_input))
 STALE = Mutant("state.stale", "cache slots keep what a rejected scale wrote",
-    "a slot taken for valid because it was written", parts(new_cache=_Stale), component="cache")  # fmt: skip
+    "a slot taken for valid because it was written", parts(new_cache=_Stale), component="cache")
 NO_ROLLBACK = Mutant("state.no-rollback", "caches are never rolled back",
-    "a rollback that was forgotten for one network",
-    caching(rollback=lambda cache, image, length: None), component="crash")  # fmt: skip
+    "a rollback that was forgotten for one network", caching(rollback=lambda cache, image, length: None),
+    component="crash")
 ROLLED_FORWARD = Mutant("state.rolled-forward", "a rollback may lengthen a cache",
     "length = n for length = min(length, n)", caching(
-        rollback=lambda cache, image, length: cache.lengths.__setitem__(image, length)))  # fmt: skip
-REUSED = Mutant("state.reused", "an exception leaves the caches full for the next decode",
-    "buffers emptied at the end, not at the start", wrapped(_reused), alone=True)  # fmt: skip
-SHARED_BUFFERS = Mutant("state.shared-buffers", "a trace's tensors change with the next decode",
-    "static buffers, as CUDA graphs need them, handed out", wrapped(_shared_buffers),
-    alone=True)  # fmt: skip
-CLAMPED = Mutant("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
-    labelled(lambda labels: tuple(min(label, 3) for label in labels)), alone=True)  # fmt: skip
-MODULO = Mutant("state.modulo", "a label out of range wraps around", "an index taken modulo the table",
-    labelled(lambda labels: tuple(label % 4 for label in labels)), alone=True)  # fmt: skip
+        rollback=lambda cache, image, length: cache.lengths.__setitem__(image, length)))
+REUSED = Alone("state.reused", "an exception leaves the caches full for the next decode",
+    "buffers emptied at the end, not at the start", wrapped(_reused))
+SHARED_BUFFERS = Alone("state.shared-buffers", "a trace's tensors change with the next decode",
+    "static buffers, as CUDA graphs need them, handed out", wrapped(_shared_buffers))
+CLAMPED = Alone("state.clamped", "a label out of range is decoded as the last class", "clamp in place of a check",
+    labelled(lambda labels: tuple(min(label, 3) for label in labels)))
+MODULO = Alone("state.modulo", "a label out of range wraps around", "an index taken modulo the table",
+    labelled(lambda labels: tuple(label % 4 for label in labels)))
 KEPT_NAN = Mutant("state.kept-nan", "a channel of the kept f_hat is NaN after the last scale", "a buffer never written",
-    _kept(_first_nan), component="f_hat")  # fmt: skip
+    _kept(_first_nan), component="f_hat")
 KEPT_EARLY = Mutant("state.kept-early", "f_hat is kept before its scale is added", "a copy one line too early",
-    _kept(lambda f_hat_SBCPP: f_hat_SBCPP.roll(1, 0)), component="f_hat")  # fmt: skip
+    _kept(lambda f_hat_SBCPP: f_hat_SBCPP.roll(1, 0)), component="f_hat")

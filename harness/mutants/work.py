@@ -1,6 +1,6 @@
 """Planted bugs of work: passes over what was computed before, and caches that keep less than they may."""
 
-from harness.mutants._mutant import Mutant, updating
+from harness.mutants._mutant import Alone, updating
 from harness.speculative import DecodeState
 
 
@@ -9,8 +9,9 @@ def _round_again(state: DecodeState, image: int, first: int, finished: int, trie
         state.target.cache.rollback(image, state.pyramid.begin(first))
 
 
-ROUND_AGAIN = Mutant("work.round-again", "a round that ends in a correction is computed again",
-    "a rollback to the round's begin, for what was accepted", updating(_round_again), alone=True)  # fmt: skip
-SHORT_DRAFT = Mutant("work.short-draft", "the draft's cache forgets the last final scale", "a count of whole scales",
+# fmt: off
+ROUND_AGAIN = Alone("work.round-again", "a round that ends in a correction is computed again",
+    "a rollback to the round's begin, for what was accepted", updating(_round_again))
+SHORT_DRAFT = Alone("work.short-draft", "the draft's cache forgets the last final scale", "a count of whole scales",
     updating(lambda state, image, first, finished, tried: state.draft.cache.rollback(
-        image, state.pyramid.begin(first + finished - 1))), alone=True)  # fmt: skip
+        image, state.pyramid.begin(first + finished - 1))))
