@@ -138,12 +138,10 @@ def weight_digests(models: ModelPair) -> dict[str, str]:
 def platform_of(models: ModelPair) -> dict[str, Any]:
     """Return where a run is made: device, kernels, and sixteen numbers of its generator, which others may not draw."""
     return {
-        "device": models.device.type,
-        "name": device_name(models.device),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
+        "device": models.device.type, "name": device_name(models.device),
+        "kernels": torch.backends.cpu.get_cpu_capability(), "system": f"{platform.system()} {platform.machine()}",
         "numbers": list(generator_probe(models.device)),
-    }
+    }  # fmt: skip
 
 
 def forced(models: ModelPair, request: Request, rows: list[int], tokens_bL: form.Tokens, greedy: bool) -> tuple[

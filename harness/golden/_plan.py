@@ -24,10 +24,8 @@ PLATFORMS = ("cpu", "cuda")  # classes of which goldens are recorded, every file
 ALONE = {"infinity": "cpu"}  # what one class alone has
 
 PLAIN, FILTERED, SMOOTH = (
-    DrawSettings(100, 1.5),
-    DrawSettings(101, 3.0, 7, 0.9),
-    DrawSettings(102, 1.0, more_smooth=True),
-)
+    DrawSettings(100, 1.5), DrawSettings(101, 3.0, 7, 0.9), DrawSettings(102, 1.0, more_smooth=True),
+)  # fmt: skip
 MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
 
 

@@ -249,13 +249,9 @@ def random_pair(name: str, device: torch.device | str = "cpu", seed: int = 0) ->
 
 
 def load_pair(
-    draft: Path | str,
-    target: Path | str,
-    vae: Path | str,
-    name: str = "custom",
-    patch_nums: tuple[int, ...] | None = None,
-    heads: tuple[int, ...] = (),
-) -> ModelPair:
+    draft: Path | str, target: Path | str, vae: Path | str, name: str = "custom",
+    patch_nums: tuple[int, ...] | None = None, heads: tuple[int, ...] = (),
+) -> ModelPair:  # fmt: skip
     """Load three checkpoints: files, folders of shards, FILE::ENTRY, or hf://OWNER/NAME/FILE (docs/checkpoints.md).
 
     `patch_nums` are the sides of the scales, where the files do not tell; `heads` are the attention's, where they do

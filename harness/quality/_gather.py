@@ -95,13 +95,9 @@ class ImageSet:
 
 
 def gather(
-    models: ModelPair,
-    features: Features,
-    sources: Sequence[Source],
-    requests: Sequence[Request],
-    conditions: Conditions = USUAL,
-    progress: Callable[[int], None] = lambda images: None,
-) -> tuple[list[ImageSet], int]:
+    models: ModelPair, features: Features, sources: Sequence[Source], requests: Sequence[Request],
+    conditions: Conditions = USUAL, progress: Callable[[int], None] = lambda images: None,
+) -> tuple[list[ImageSet], int]:  # fmt: skip
     """Draw every portion of every source; `progress` gets the images of a decode or portion, once all of a resumed run.
 
     Returns the sets, of what was drawn until a signal came, and that signal, or 0. Raises `InputError` for what is

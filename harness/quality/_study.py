@@ -138,12 +138,9 @@ def decoder_sources(factory: str, settings: Sequence[Settings]) -> list[Source]:
 
 
 def run_study(
-    models: ModelPair,
-    means: Means,
-    study: Study,
-    conditions: Conditions = USUAL,
+    models: ModelPair, means: Means, study: Study, conditions: Conditions = USUAL,
     progress: Callable[[int], None] = lambda images: None,
-) -> Measured:
+) -> Measured:  # fmt: skip
     """Draw what is asked, and measure it; `conditions` and `progress` as of `gather`.
 
     Raises `InputError` for labels or filters that the networks do not have, and as `gather` and `measure_rows` do, and

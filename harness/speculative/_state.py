@@ -273,13 +273,9 @@ def _empty_intermediates(models: ModelPair, request: Request) -> Intermediates:
 
 
 def update_state_with_accepted_tokens(
-    state: DecodeState,
-    parts: LatentParts,
-    images: list[int],
-    first: int,
-    tokens_by_scale: list[Tensor],
+    state: DecodeState, parts: LatentParts, images: list[int], first: int, tokens_by_scale: list[Tensor],
     finished: list[int],
-) -> None:
+) -> None:  # fmt: skip
     """Make scales first..first+finished-1 of every image final, and roll both caches back to them.
 
     The images are one group, whose round began at scale `first`; `tokens_by_scale` are final tokens (b,l) of every
