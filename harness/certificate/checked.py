@@ -36,7 +36,7 @@ from harness.protocol.noise import Noise
 from harness.provenance import versions
 from harness.rounding import Budget, joint_budget
 from harness.runs import Decode, Exercised, LawsTried, Task, VerifyWork, misstated, only_said, requests_for
-from harness.schema import record_of, typed
+from harness.schema import record_of
 
 
 class CheckAnswer(StrEnum):
@@ -119,7 +119,7 @@ def check_statement(made: form.Certificate, file: str = "") -> list[Request]:
     What was exercised, and planted bugs, are those of the version that made it: another one is not judged.
     """
     with _holding(file or made.root):
-        requests = [typed(request_of(values)) for values in made.requests]
+        requests = [request_of(values) for values in made.requests]
         stated = record_of(Exercised, {**made.exercised})
         laws = None if made.laws is None else record_of(LawsTried, {**made.laws})
         settings = _settings(made, ())

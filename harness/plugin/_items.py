@@ -6,11 +6,13 @@ has verdict, component and the line that replays it as properties, however it en
 """
 
 import inspect
+import json
 import shlex
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -138,7 +140,7 @@ def add_properties(
         item.user_properties[:] = [*others, *properties]
     report.user_properties = list(item.user_properties)
     if report.when == "call" and SEEN in item.stash:
-        setattr(report, ROW, item.stash[SEEN].to_json())
+        setattr(report, ROW, json.dumps(asdict(item.stash[SEEN])))
 
 
 def mark_known(items: Sequence[pytest.Item], known: Mapping[str, str]) -> None:

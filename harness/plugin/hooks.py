@@ -7,6 +7,7 @@ and page say what all items saw; of a run that checked no law they say nothing.
 """
 
 import inspect
+import json
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -118,8 +119,9 @@ class Gathered:
         text = getattr(report, ROW, None)
         if text is not None:
             from harness.report import CheckRow
+            from harness.schema import record_of
 
-            row = CheckRow.from_json(text)
+            row = record_of(CheckRow, json.loads(text))
             self.rows[row.id] = row
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

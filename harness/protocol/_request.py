@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.protocol.pyramid import ScalePyramid
+from harness.schema import record_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,12 +310,8 @@ def request_values(request: Request) -> dict[str, object]:
 
 
 def request_of(values: Mapping[str, object]) -> Request:
-    """Return the request of values that `request_values` gave to JSON. Raises `TypeError` for other names."""
-    words: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    """Return the request of values that `request_values` gave to JSON. Raises `TypeError` for others."""
+    words: dict[str, Any] = {**values}
     for name in words.keys() & set(_TEXTS):
-        words[name] = tuple(Rows.of(numbers) for numbers in words[name])
-    if "filters" in words:
-        words["filters"] = tuple((top_k, top_p) for top_k, top_p in words["filters"])
-    if "scale_guidance" in words:
-        words["scale_guidance"] = ScaleGuidance(**words["scale_guidance"])
-    return Request(**words)  # which values they are is checked by their users
+        words[name] = tuple(map(Rows.of, words[name]))
+    return record_of(Request, words)

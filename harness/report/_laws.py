@@ -1,9 +1,7 @@
 """Laws and hunts for planted bugs: records that travel between processes, lines in the terminal, a hunt as JSON."""
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import dataclass
 
 from rich.console import Console
 
@@ -14,7 +12,6 @@ from harness.provenance import versions
 from harness.report._tables import Column, name_column, print_table, prose_column
 from harness.report._terminal import say
 from harness.rounding import precision
-from harness.schema import record_of
 from harness.wording import count_of
 
 
@@ -36,13 +33,6 @@ class CheckRow:
     case: str = ""  # the smallest that breaks it
     replay: str = ""  # the line that shows it again
     known: str = ""  # why it is known to fail; empty where it is not
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return record_of(cls, json.loads(text))
 
     @property
     def state(self) -> str:
