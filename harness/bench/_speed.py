@@ -134,8 +134,6 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class Speed:
-    """One run of `bench`."""
-
     models: str  # name of the pair
     mode: str  # dtype, or TF32
     draft_dtype: str  # of the draft
@@ -147,7 +145,6 @@ class Speed:
 
     @property
     def title(self) -> str:
-        """Mode in words."""
         same = self.draft_dtype == ("float32" if self.mode == "TF32" else self.mode)
         named = self.mode if same else f"{self.mode}, draft {self.draft_dtype}"
         launched = "CUDA graphs" if self.graphs else "kernel by kernel"

@@ -56,8 +56,6 @@ class Decoded:
 
 @dataclass(frozen=True)
 class SettingStated:
-    """One setting."""
-
     contract: str  # A, B or C
     draft_len: int | str
     bonus: bool

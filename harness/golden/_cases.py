@@ -171,8 +171,6 @@ NOT_RECORDED = float("nan")
 
 @dataclass
 class CaseResult:
-    """The judgement on one case."""
-
     id: str  # of the case
     request: Request  # what was drawn
     draws: int = 0  # tokens recorded; identical + ties + wrong ones + not judged
@@ -291,8 +289,6 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Allowances:
-    """What one case may be off by."""
-
     logits_S: tuple[float, ...]  # largest difference of a guided logit from float64, by scale
     f_hat: float  # largest difference from the recorded f_hat, after any scale
     image: float  # largest difference from the recorded image

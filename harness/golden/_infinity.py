@@ -91,12 +91,10 @@ class InfinityCase:
 
     @property
     def config(self) -> InfinityConfig:
-        """Sizes of the network."""
         return transformer.infinity_config(self.models.target)
 
     @property
     def codec(self) -> InfinityAutoencoder:
-        """The autoencoder."""
         assert isinstance(self.models.vae, InfinityAutoencoder)
         return self.models.vae
 

@@ -181,8 +181,6 @@ def stale_entries(recording: Recording) -> list[str]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a group of cases comes from."""
-
     cases: tuple[str, ...]  # ids
     reason: str  # why they were recorded
     commit: str  # that recorded them

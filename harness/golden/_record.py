@@ -137,8 +137,6 @@ WHOLE_FILE = "(file)"  # the id of a change that concerns a whole file
 
 @dataclass(frozen=True)
 class Change:
-    """How one case changes."""
-
     id: str  # of the case; `WHOLE_FILE` for a whole file
     # added, removed, settings, form (other tensors, shapes or dtypes), values; of a file: weights, changed by hand
     what: str

@@ -81,8 +81,6 @@ TOSSES = 2  # pairs of moves that a filter is tried with
 
 @dataclass(frozen=True)
 class Choices:
-    """The soft choices of one run."""
-
     score_BLV: Tensor  # logits after guidance times (1 + si/(S-1)), plus G, in units of τ; filtered codes too
     kept_BLV: Tensor  # codes that pass the filter
     best_BL2: Tensor  # the two best of those

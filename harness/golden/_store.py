@@ -47,8 +47,6 @@ SAMPLERS = "pass a recording of samplers (encoder and published-sizes recordings
 
 @dataclass(frozen=True)
 class Recording:
-    """One file."""
-
     path: Path  # where it lies
     metadata: Mapping[str, str]  # strings, `cases` left out
     cases: tuple[AnyStated, ...]  # what was asked for

@@ -30,14 +30,11 @@ def production(models: ModelPair, settings: Settings, used: Parts = PARTS) -> Sp
 
 
 def options_of(settings: Settings) -> DecoderOptions:
-    """Return the options that settings name."""
     return DecoderOptions(settings.draft_len, settings.bonus, parse_policy(settings.policy))
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One planted bug."""
-
     id: str  # family of the laws that must catch it, and a word
     change: str  # what it does differently, one clause
     origin: str  # where such a bug comes from, one clause

@@ -36,8 +36,6 @@ FEWEST = 4  # cases of a costly law, where so many are asked for
 
 @dataclass(frozen=True)
 class PluginOptions:
-    """What pytest's options say."""
-
     name: str  # of the decoder's factory
     factory_options: tuple[tuple[str, str], ...]  # (name, value) for the factory, the checkout among them
     scope: Scope  # of the laws' cases

@@ -41,7 +41,6 @@ class Estimate:
 
     @property
     def half(self) -> float:
-        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
     @property

@@ -36,8 +36,6 @@ NONE = ""  # no factory: sequential decoding
 
 @dataclass(frozen=True)
 class Source:
-    """One set of images."""
-
     name: str  # for people; no two sources of a run share one
     factory: str = NONE  # builds the decoder, ``package.module:factory``; `NONE` = sequential decoding
     settings: Settings = Settings()  # noqa: RUF009  # frozen; of the decoder

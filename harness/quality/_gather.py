@@ -69,8 +69,6 @@ class DrawnFile(runs.GrowingFile):
 
 @dataclass(frozen=True)
 class Conditions:
-    """How images are drawn."""
-
     parallelism: Parallelism = ALONE  # who does it
     store: runs.RunFileOptions = runs.UNKEPT  # where what is drawn is kept
     terms: Terms = runs.TERMS  # how decoders under test run
@@ -81,8 +79,6 @@ USUAL = Conditions()
 
 @dataclass(frozen=True)
 class ImageSet:
-    """All images of one source."""
-
     source: Source  # which
     contract: str  # letter of what it claims; empty for the draft
     labels_N: Tensor  # what was asked for, int64

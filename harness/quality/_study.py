@@ -29,8 +29,6 @@ SCHEMA = 2  # docs/quality.md describes it
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of `quality`."""
-
     models: str  # name of the pair
     device: str  # where it was drawn
     cfg: float  # guidance value

@@ -35,8 +35,6 @@ Change = tuple[str, str, str]  # what, in the first run, in the second
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one run came to."""
-
     file: Path  # its run file
     verdict: str  # a `Verdict`, UNFINISHED, or UNREADABLE
     ended: float = 0.0  # when its last batch was judged, seconds since 1970; 0 = none was

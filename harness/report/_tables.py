@@ -27,8 +27,6 @@ Rows = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Column:
-    """One column."""
-
     head: str  # words that stand above it, with the unit; broken between words
     spare: int = 0  # 0 = it is always shown; the largest is left out first
     right: bool = True  # numbers stand on the right, names on the left

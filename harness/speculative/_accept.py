@@ -34,7 +34,6 @@ class Window:
 
     @property
     def scales(self) -> range:
-        """Scale indices of the window."""
         return range(self.first, self.last + 1)
 
     @property

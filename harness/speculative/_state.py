@@ -223,7 +223,6 @@ class DecodeState(Buffers):
 
     @property
     def pyramid(self) -> ScalePyramid:
-        """Scales."""
         return self.target.network.pyramid
 
     @classmethod

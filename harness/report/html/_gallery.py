@@ -39,8 +39,6 @@ class Tile:
 
 @dataclass(frozen=True)
 class PicturePair:
-    """One image of both sides."""
-
     title: str
     text: str
     tiles: tuple[Tile, ...]

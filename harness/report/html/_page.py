@@ -80,8 +80,6 @@ class State:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table."""
-
     caption: str  # what it shows
     head: Sequence[str]  # of the columns
     rows: Sequence[Sequence[str | State]]  # as many cells as columns
