@@ -104,7 +104,7 @@ def _signature(function: Any) -> str:
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(function))).splitlines()
     node = ast.parse("\n".join(source)).body[0]
     assert isinstance(node, ast.FunctionDef)
-    return "\n".join(source[: node.body[0].lineno - 1]).rstrip(" :")
+    return "\n".join(source[: node.body[0].lineno - 1]).removesuffix("  # fmt: skip").rstrip(" :")
 
 
 def _code(text: str) -> str:
