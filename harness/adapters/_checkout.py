@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import InputError, text_of
-from harness.models import var_config
-from harness.models.network import Network
+from harness.models import Network, var_config
 from harness.models.var.autoencoder import Autoencoder
 
 PACKAGES = {

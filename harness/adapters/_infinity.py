@@ -29,8 +29,7 @@ from harness.errors import ImageError, InputError
 from harness.models import ModelPair, mode_name
 from harness.models.infinity.autoencoder import InfinityAutoencoder
 from harness.models.infinity.transformer import InfinityConfig, infinity_config
-from harness.protocol import Request, Rows
-from harness.protocol.noise import Noise
+from harness.protocol import Noise, Request, Rows
 
 MODULE = "infinity.models.infinity"
 DRAWS = "sample_with_top_k_top_p_also_inplace_modifying_logits_"

@@ -20,8 +20,7 @@ from harness.adapters._probe import PartQuestion, Probe, ProbeSide, require_clos
 from harness.adapters._published import Sampler
 from harness.adapters._recorder import SAMPLER, Recorder, SeenDraw, SeenPass, SeenWrite, SharedNumbers
 from harness.judge import Broken, PartLaw, PartVerdict, require
-from harness.protocol import Request, Trace
-from harness.protocol.noise import TOKEN
+from harness.protocol import TOKEN, Request, Trace
 from harness.reference import block_causal, draw, filter_logits, guide, hand_off_mask, next_input
 from harness.rounding import Budget
 

@@ -25,10 +25,8 @@ from harness.adapters._recorder import Recorder, SharedNumbers
 from harness.errors import InputError
 from harness.judge import INPUT_ULPS, Broken, PartLaw, PartVerdict, require
 from harness.models.network import Network
-from harness.protocol import Intermediates, Request
-from harness.protocol.pyramid import ScalePyramid
-from harness.reference import accumulate, guidance_labels, scale_input
-from harness.reference.sequential import sample_sequential
+from harness.protocol import Intermediates, Request, ScalePyramid
+from harness.reference import accumulate, guidance_labels, sample_sequential, scale_input
 from harness.rounding import Budget
 from harness.wording import count_of
 

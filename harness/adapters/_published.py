@@ -20,8 +20,7 @@ from harness.adapters._recorder import Recorder, SharedNumbers, check_numbers, c
 from harness.adapters._traces import check_image, trace_of
 from harness.errors import InputError
 from harness.models import ModelPair, autocast_of, autocasting, mode_name
-from harness.protocol import Contract, Request, Trace
-from harness.protocol.noise import Noise
+from harness.protocol import Contract, Noise, Request, Trace
 from harness.wording import count_of
 
 OF_CODE = "published code: "  # what a remark on what the code is, and not on what it left behind, begins with

@@ -20,9 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harness.errors import InputError
-from harness.protocol import Request
-from harness.protocol.noise import SMOOTH, TOKEN, Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import SMOOTH, TOKEN, Noise, Request, ScalePyramid
 from harness.wording import count_of
 
 SAMPLER = "sample_with_top_k_top_p_"

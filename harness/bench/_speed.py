@@ -18,10 +18,8 @@ from harness.clock import Times, median_ms, times_of
 from harness.errors import HarnessError
 from harness.files import compact, finite
 from harness.judge import Evidence, judge
-from harness.models import ModelPair
-from harness.models.network import Network
-from harness.protocol import Request, Trace
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import ModelPair, Network
+from harness.protocol import Request, ScalePyramid, Trace
 from harness.provenance import versions
 from harness.reference.sequential import sample_sequential
 from harness.rounding import joint_budget, precision

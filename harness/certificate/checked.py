@@ -31,8 +31,7 @@ from harness.errors import HarnessError, InputError, shortened, text_of
 from harness.golden import same_generator
 from harness.judge import Evidence, exponentials, judge_along, margins_of_differing_tokens
 from harness.models import ModelPair
-from harness.protocol import Contract, Request, Settings, Trace, request_of
-from harness.protocol.noise import Noise
+from harness.protocol import Contract, Noise, Request, Settings, Trace, request_of
 from harness.provenance import versions
 from harness.rounding import Budget, joint_budget
 from harness.runs import Decode, Exercised, LawsTried, Task, VerifyWork, misstated, only_said, requests_for

@@ -23,11 +23,9 @@ from harness.files import finite
 from harness.golden import content_digest, generator_probe
 from harness.judge import Judgement, margin_bound
 from harness.models import ModelPair
-from harness.protocol import Request, Trace, request_values
-from harness.protocol.noise import TOKEN, Noise, RowsOf
+from harness.protocol import TOKEN, Noise, Request, RowsOf, Trace, request_values
 from harness.provenance import device_name, versions
-from harness.reference import filter_logits
-from harness.reference.sequential import sample_sequential
+from harness.reference import filter_logits, sample_sequential
 from harness.rounding import Budget, precision
 from harness.runs import COUNTS, JudgedRow, Verification, code_of, source_files
 from harness.schema import record_of

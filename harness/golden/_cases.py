@@ -21,15 +21,12 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.golden._metadata import GoldenCase, Recipe, check_batch, check_fit, check_weights, naming
 from harness.judge import Divergence, Verdict, exponentials, margins_of_differing_tokens, worst_verdict
-from harness.models import ModelPair, load_digits, var_config
-from harness.models.network import Network, TransformerConfig
+from harness.models import ModelPair, Network, TransformerConfig, load_digits, var_config
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import count_scalars, filled_weights
 from harness.models.var.transformer import Transformer, transformer_shapes
-from harness.protocol import Request, Trace
-from harness.protocol.pyramid import ScalePyramid
-from harness.reference import HandOff, sample_handoff
-from harness.reference.sequential import sample_sequential
+from harness.protocol import Request, ScalePyramid, Trace
+from harness.reference import HandOff, sample_handoff, sample_sequential
 from harness.rounding import BUDGET_MARGIN, Budget, quick_budget
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.wording import count_of

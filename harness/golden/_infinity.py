@@ -23,11 +23,8 @@ from harness.models.infinity import autoencoder, transformer
 from harness.models.infinity.autoencoder import InfinityAutoencoder, from_map
 from harness.models.infinity.transformer import InfinityConfig
 from harness.models.var.sizes import count_scalars, filled_weights
-from harness.protocol import Request, Rows, ScaleGuidance
-from harness.protocol.noise import TOKEN
-from harness.protocol.pyramid import ScalePyramid
-from harness.reference import draw, family_of, filter_logits, teacher_forced
-from harness.reference.sequential import sample_sequential
+from harness.protocol import TOKEN, Request, Rows, ScaleGuidance, ScalePyramid
+from harness.reference import draw, family_of, filter_logits, sample_sequential, teacher_forced
 
 FORMAT = "infinity-recorded-1"
 SAMPLERS = ("sequential", "teacher")

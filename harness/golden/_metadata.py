@@ -15,8 +15,7 @@ from typing import Any, Self
 from harness.errors import InputError
 from harness.models.network import TransformerConfig
 from harness.models.var.autoencoder import GROUPS, AutoencoderConfig
-from harness.protocol import ORDERS, NoiseOrder
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import ORDERS, NoiseOrder, ScalePyramid
 
 SAMPLERS = ("sequential", "test3", "speculative")
 SIDES = ("draft", "target")

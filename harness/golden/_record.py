@@ -43,8 +43,7 @@ from harness.models import ModelPair
 from harness.models.infinity.transformer import InfinityConfig
 from harness.protocol import Settings, Trace
 from harness.provenance import device_name, git_says, versions
-from harness.reference import HandOff, family_of, sample_cachefree, sample_handoff
-from harness.reference.sequential import sample_sequential
+from harness.reference import HandOff, family_of, sample_cachefree, sample_handoff, sample_sequential
 from harness.rounding import quick_budget
 from harness.speculative.sampler import build_decoder
 

@@ -34,11 +34,8 @@ from harness.golden._cases import (
     smooth_rounding,
 )
 from harness.judge import largest_difference
-from harness.models import ModelPair
-from harness.models.network import Around, Condition, Network
-from harness.protocol import Request, Trace
-from harness.protocol.noise import SMOOTH
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import Around, Condition, ModelPair, Network
+from harness.protocol import SMOOTH, Request, ScalePyramid, Trace
 from harness.reference import filter_logits, next_input
 
 Nudge = Callable[[Tensor], Tensor]  # logits_RlV of a whole scale -> the same, moved

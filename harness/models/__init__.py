@@ -15,6 +15,7 @@ from harness.models._pair import (
     var_config,
 )
 from harness.models.mode import AUTOCAST, MODES, autocast_of, autocasting, mode_name, parse_mode, product_dtype
+from harness.models.network import Around, Cache, Codec, Condition, Network, TransformerConfig
 
 # by these names code outside knows the modules of VAR
 for _name in ("autoencoder", "sizes", "transformer"):

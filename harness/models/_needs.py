@@ -9,8 +9,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from harness.protocol import Sizes
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import ScalePyramid, Sizes
 
 
 class NetworkConfig(Sizes, Protocol):

@@ -20,9 +20,7 @@ from harness.models.var import autoencoder, check_compiler, load_autoencoder, lo
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE, random_weights
 from harness.models.var.transformer import Transformer
-from harness.protocol import Request, Rows, ScaleGuidance
-from harness.protocol.noise import RecordedNumbers, SeededNoise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import RecordedNumbers, Request, Rows, ScaleGuidance, ScalePyramid, SeededNoise
 
 # Of the draft of `--models digits-close`: every number of accepted scales from none to all of a window is then common.
 DIGITS = Path(str(files("harness.models") / "digits"))  # the trained pair that ships

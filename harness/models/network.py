@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.models._needs import Codec, NetworkConfig  # noqa: F401  # what else a sampler needs
-from harness.protocol import ScaleGuidance
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import ScaleGuidance, ScalePyramid
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.laws import forget_models
 from harness.models import ModelPair
-from harness.protocol import Implementation, Request, Round, Settings, Trace
-from harness.protocol.noise import Noise, NoiseBefore, Reading, SeededNoise
+from harness.protocol import Implementation, Noise, NoiseBefore, Reading, Request, Round, SeededNoise, Settings, Trace
 from harness.speculative import Acceptance, DecodeState, KVCache, Policy, Proposal, Window, parse_policy
 from harness.speculative.parts import PARTS, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder

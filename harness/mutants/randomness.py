@@ -9,8 +9,7 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.mutants._mutant import Alone, Mutant, numbered, parts, passed, wrapped
-from harness.protocol import Request
-from harness.protocol.noise import ACCEPT, NoiseBefore, Reading, SeededNoise
+from harness.protocol import ACCEPT, NoiseBefore, Reading, Request, SeededNoise
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder
 

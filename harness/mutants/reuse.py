@@ -7,8 +7,7 @@ from typing import Any
 from harness.decoders import Factory
 from harness.models.network import Condition
 from harness.mutants._mutant import Alone, Mutant, of_class, patched, result_of, wrapped
-from harness.protocol import Request, Trace
-from harness.protocol.noise import Noise
+from harness.protocol import Noise, Request, Trace
 from harness.speculative import DecodeState, Side
 from harness.speculative.sampler import SpeculativeDecoder
 

@@ -14,9 +14,7 @@ from torch import Tensor
 from harness import speculative
 from harness.decoders import Factory
 from harness.mutants._mutant import Alone, Mutant, arguments_of, patched, policy, production, reporting, telling
-from harness.protocol import Trace
-from harness.protocol.noise import ACCEPT
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import ACCEPT, ScalePyramid, Trace
 from harness.speculative import Acceptance, DecodeState, DraftLength, Pass, Policy, Proposal, Window
 from harness.speculative.parts import PARTS, Parts
 

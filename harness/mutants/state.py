@@ -10,9 +10,7 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.models.network import Network
 from harness.mutants._mutant import Alone, Mutant, caching, labelled, parts, reporting, returned, wrapped
-from harness.protocol import Request, Trace
-from harness.protocol.noise import Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Noise, Request, ScalePyramid, Trace
 from harness.speculative import CacheWindow, KVCache
 from harness.speculative.parts import PARTS
 from harness.speculative.sampler import SpeculativeDecoder

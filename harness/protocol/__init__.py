@@ -17,3 +17,18 @@ from harness.protocol._request import (
     unguided,
 )
 from harness.protocol._trace import Intermediates, Round, Trace
+from harness.protocol.noise import (
+    ACCEPT,
+    CORRECT,
+    DRAFT,
+    SMOOTH,
+    TOKEN,
+    ExclusiveNoise,
+    Noise,
+    NoiseBefore,
+    Reading,
+    RecordedNumbers,
+    RowsOf,
+    SeededNoise,
+)
+from harness.protocol.pyramid import ScalePyramid

@@ -22,8 +22,7 @@ from harness.judge import Judgement, malformed, nats_of, undrawn
 from harness.models import ModelPair
 from harness.protocol import Contract, Request, Settings, Trace
 from harness.quality._features import Features
-from harness.reference import filter_logits
-from harness.reference.sequential import sample_sequential
+from harness.reference import filter_logits, sample_sequential
 from harness.rounding import joint_budget
 from harness.runs import Task
 from harness.speculative import parse_policy

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import NonFiniteError
-from harness.protocol import Contract, Round
-from harness.protocol.noise import Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Contract, Noise, Round, ScalePyramid
 from harness.speculative._state import DecodeState, pick
 from harness.speculative.parts import Parts
 

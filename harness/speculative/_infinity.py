@@ -15,8 +15,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models.infinity.transformer import InfinityConfig, infinity_config
 from harness.models.network import Condition, Network
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 
 
 def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Condition:

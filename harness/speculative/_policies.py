@@ -21,8 +21,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.numerals import real, whole
-from harness.protocol import Contract
-from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN
+from harness.protocol import ACCEPT, CORRECT, DRAFT, TOKEN, Contract
 from harness.speculative._accept import Acceptance, Policy, Proposal, Window
 from harness.speculative.parts import Parts
 

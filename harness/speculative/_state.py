@@ -18,11 +18,8 @@ from typing import Any, Protocol, Self, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 
-from harness.models import ModelPair
-from harness.models.network import Codec, Condition, Network
-from harness.protocol import Intermediates, Request, Round
-from harness.protocol.noise import Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import Codec, Condition, ModelPair, Network
+from harness.protocol import Intermediates, Noise, Request, Round, ScalePyramid
 
 
 class KVCache:

@@ -13,8 +13,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models.network import Condition, Network
 from harness.models.var.quantizer import Quantizer
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 
 
 def condition_rows(network: Network, request: Request, labels_B: Tensor) -> Condition:

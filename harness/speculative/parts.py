@@ -18,8 +18,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models.network import Condition, Network
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 from harness.speculative import _infinity as infinity
 from harness.speculative import _state as state
 from harness.speculative import _steps as steps

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from harness.errors import InputError
-from harness.models import ModelPair
-from harness.models.network import Network
-from harness.protocol import Contract, Request, Settings, Trace
-from harness.protocol.noise import ExclusiveNoise, Noise
+from harness.models import ModelPair, Network
+from harness.protocol import Contract, ExclusiveNoise, Noise, Request, Settings, Trace
 from harness.speculative._accept import Policy, Window, check_finite
 from harness.speculative._draft_length import DraftLength
 from harness.speculative._policies import COUPLED, check_against, parse_policy

@@ -21,8 +21,7 @@ from harness.models.infinity.transformer import InfinityConfig, InfinityTransfor
 from harness.models.state_dicts import Kind, load_network, tensors_of
 from harness.models.var import checkpoint as var
 from harness.numerals import whole
-from harness.protocol import Rows
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Rows, ScalePyramid
 
 TRANSFORMER = Kind(
     "Infinity transformer", ("text_norm.weight", "text_proj_for_ca.0.weight", "cfg_uncond"), ("zero_k_bias",)

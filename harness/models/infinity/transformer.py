@@ -20,8 +20,7 @@ from harness.errors import InputError
 from harness.models.network import Cache, Condition, Network, StoredNetwork
 from harness.models.var import layer_norm
 from harness.models.var.transformer import MAX_SCALE_MUL, Converted
-from harness.protocol import Request, ScaleGuidance
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScaleGuidance, ScalePyramid
 
 EPS, BASE, MOST_SIDE, LEVELS = 1e-6, 10000.0, 128, 15
 

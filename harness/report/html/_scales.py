@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.judge import Divergence
-from harness.protocol import Round
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Round, ScalePyramid
 from harness.report import setting_name
 from harness.report.html._page import PAGES, Drawing, Sheet, State, share, sheet_of
 from harness.report.html._plots import Axis, Series, plot

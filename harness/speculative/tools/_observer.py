@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.files import write_whole
-from harness.models import ModelPair
-from harness.models.network import Around, Cache, Condition, Network
+from harness.models import Around, Cache, Condition, ModelPair, Network
 from harness.speculative import DecodeState, KVCache
 from harness.speculative.parts import Parts
 
