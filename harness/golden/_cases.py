@@ -113,6 +113,13 @@ class RecordedCase:
         span, step = self.models.pyramid.span(si), LOGITS_STEP if self.logits == "some" and si >= LOGITS_DENSE else 1
         return slice(span.start, span.stop, step)
 
+    def tensors(self, run: Trace) -> dict[str, Tensor]:
+        """Return what is recorded of a run besides its tokens and rounds, by name, in the order of its making."""
+        shown, scales = run.shown, self.models.pyramid
+        made = {f"logits/{si}": shown.guided_BLV[:, self.logits_at(si)] for si in scales if self.logits != "none"}
+        made |= {f"f_hat/{si}": shown.f_hat_SBCPP[si] for si in scales if self.f_hats}
+        return made | {"f_hat": run.f_hat_BCPP, "image": self.models.vae.decode(run.f_hat_BCPP)}
+
     def shapes(self) -> TensorShapes:
         """Return dtype and shape of every tensor of the case but `rounds`, whose length the decode decides."""
         pyramid, vae, B = self.models.pyramid, self.models.vqvae.config, self.request.B

@@ -8,6 +8,7 @@ Source: spec §7, §8; design §5, §6.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.golden._cases import (
-    NOT_RECORDED,
     Allowances,
     CaseResult,
     FileResult,
@@ -195,18 +195,13 @@ def _name_swapped(case: RecordedCase, recording: Recording, free_BL: Tensor, res
 def _judge_tensors(
     case: RecordedCase, recorded: dict[str, Tensor], run: Trace, allowed: Allowances, result: CaseResult
 ) -> None:
-    pyramid, most, shown, deltas, logits = case.models.pyramid, allowed.f_hat, run.shown, list[float](), [NOT_RECORDED]
-
-    def judge(name: str, made: Tensor, most: float, scale: int) -> float:
-        return result.compare(name, made, recorded[name], most, scale)
-
-    if case.logits != "none":
-        made = {si: shown.guided_BLV[:, case.logits_at(si)] for si in pyramid}
-        logits = [judge(f"logits/{si}", made[si], 2 * allowed.logits_S[si], si) for si in pyramid]
-    if case.f_hats:
-        deltas = [judge(f"f_hat/{si}", shown.f_hat_SBCPP[si], most, si) for si in pyramid]
-        if not torch.equal(recorded[f"f_hat/{pyramid.S - 1}"], recorded["f_hat"]):
-            result.defect("f_hat", f"f_hat is not f_hat/{pyramid.S - 1}", pyramid.S - 1)
-    deltas.append(judge("f_hat", run.f_hat_BCPP, most, pyramid.S - 1))
-    result.delta_logits, result.delta_f_hat = max(logits), max(deltas)
-    result.delta_image = judge("image", case.models.vae.decode(run.f_hat_BCPP), allowed.image, -1)
+    last, deltas = case.models.pyramid.S - 1, defaultdict[str, list[float]](list)
+    if case.f_hats and not torch.equal(recorded[f"f_hat/{last}"], recorded["f_hat"]):
+        result.defect("f_hat", f"f_hat is not f_hat/{last}", last)
+    for name, made in case.tensors(run).items():
+        kind, _, scale = name.partition("/")
+        si = int(scale or last)
+        most = {"logits": 2 * allowed.logits_S[si], "f_hat": allowed.f_hat, "image": allowed.image}[kind]
+        deltas[kind].append(result.compare(name, made, recorded[name], most, -1 if kind == "image" else si))
+    for kind, each in deltas.items():
+        setattr(result, f"delta_{kind}", max(each))

@@ -229,16 +229,7 @@ def produce(case: AnyCase) -> list[tuple[str, Tensor]]:
     if isinstance(case, InfinityCase):
         return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in produce_infinity(case).items()]
     trace = case.run()
-    tensors = {
-        "tokens": trace.tokens_BL.to(torch.int16),
-        "f_hat": trace.f_hat_BCPP,
-        "image": case.models.vae.decode(trace.f_hat_BCPP),
-    }
-    for si in case.models.pyramid:
-        if case.f_hats:
-            tensors[f"f_hat/{si}"] = trace.shown.f_hat_SBCPP[si]
-        if case.logits != "none":
-            tensors[f"logits/{si}"] = trace.shown.guided_BLV[:, case.logits_at(si)]
+    tensors = {"tokens": trace.tokens_BL.to(torch.int16), **case.tensors(trace)}
     if case.sampler == "speculative":
         tensors["rounds"] = rounds(trace)
     return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in tensors.items()]
