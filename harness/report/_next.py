@@ -97,17 +97,16 @@ def next_step(result: Verification) -> NextStep | None:
 
 
 def repeat_step(result: Verification) -> NextStep | None:
-    """Return what decodes the first defect's image without others, or its batch; None where nothing does."""
+    """Return what decodes the batch of the first defect without others; None where nothing does."""
     first = result.first_divergence
     if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
         return None
-    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
     searched = first.component == "crash" or result.against or (result.line and "--locate" not in str(result.line))
-    if result.plan.images == 1:  # it was decoded alone
+    if result.plan.decodes == 1:  # it was decoded alone
         return None if searched else ("name the line of code", result.alone + LOCATE)
-    what = "decode only the image" if first.image >= 0 else "decode only the batch"
+    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
     shows = "" if searched else " and name the line of code"
-    return f"{what} of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
+    return f"decode only the batch of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
 
 
 def _design(result: Verification) -> str:

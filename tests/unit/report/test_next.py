@@ -48,7 +48,7 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
     needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
-    only, names = "decode only the image of the first defect", " and name the line of code"
+    only, names = "decode only the batch of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
     for line, searched in (("not searched (about 2 min); --locate does it", False), ("x", True)):
@@ -57,11 +57,11 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
         assert repeat_step(result) == repeat
         steps = [next_step(result), repeat]  # what is not looked at yet is looked at first
         assert next_steps(result) == (steps if searched else steps[::-1])
-    alone, task = result.alone, result.plan.tasks[0]
+    task = result.plan.tasks[0]
     result.plan = replace(result.plan, tasks=(replace(task, request=task.request.only([0])),))
     assert repeat_step(result) is None  # it was decoded alone, and its line is searched
     result.line = "not searched (about 2 min); --locate does it"
-    assert repeat_step(result) == ("name the line of code", f"{alone} --locate")
+    assert repeat_step(result) == ("name the line of code", f"{result.alone} --locate")
     result.record = replace(result.record, recipe=None)
     assert repeat_step(result) is None
 
