@@ -93,6 +93,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         word = "interrupted" if result.stopped else "not finished"
         lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
         lost *= result.tried > result.images
+        if result.met and not result.first_divergence:
+            lost += f"; their first defect: {result.met}"
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     steps = [] if quiet else next_steps(result)
     hint = "" if any(what == ASK for what, _ in steps) else result.exercised.hint  # one command is enough
