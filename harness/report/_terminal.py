@@ -76,7 +76,10 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     if not (quiet or is_empty):
         measured = columns_of("stated" if result.is_its_word else "measured")
         columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
-        print_table(console, _title(result), columns, _rows(result, verbose))
+        rows = _rows(result, verbose)
+        known = [k for k in range(len(columns)) if any(row[k] != "-" for row in rows)]
+        columns, rows = [columns[k] for k in known], [[row[k] for k in known] for row in rows]
+        print_table(console, _title(result), columns, rows)
         for text in _details(result) if verbose else ():
             say(console, text)
         if result.laws is not None:
@@ -213,7 +216,10 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
     if verbose or len(passed) < 2:
         passed = []
     counted = _counted(result)
-    rows = [_row(setting_name(each), [each], counted) for each in result.settings if each not in passed]
+    # a decoder that never drafts is asked one length, of which it makes nothing
+    idle = "draft_len=1" if result.record and result.record.terms.sequential and len(result.settings) == 1 else "\0"
+    rows = [_row(setting_name(each).replace(idle, "sequential"), [each], counted)
+            for each in result.settings if each not in passed]  # fmt: skip
     if passed:
         words = sorted({setting.verdict.value for setting in passed})
         rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))
@@ -234,9 +240,9 @@ def rounds_of(settings: Sequence[SettingResult], none: str = "-") -> list[str]:
 
 def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
     """Return what one setting came to, or several of them together."""
-    once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
     counts = [str(sum(setting.total(count) for setting in settings)) for count in counted]
-    ours, theirs = sum(setting.seconds for setting in settings), sum(seconds for _, seconds in once)
+    # decoded once for all settings, the reference counts for each of them: the same images on both sides
+    ours, theirs = (sum(getattr(each, name) for each in settings) for name in ("seconds", "reference_seconds"))
     return [words, *counts, *rounds_of(settings), f"{ours:.1f}", f"{theirs:.1f}"]
 
 
