@@ -27,6 +27,7 @@ ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "gr
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 COLUMNS = dict(zip(COUNTS, columns_of("counts"), strict=True))
 MOST_CHANGES = 4
+LONG_S = 30.0  # of judging, which searches the cause of every wrong image: some seconds of a core each
 MOST_NAMED = 6  # of broken laws; of what was not exercised, where a verdict is one line
 VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
@@ -92,6 +93,10 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
         _say_first_divergence(result, console)
+        searched = result.seconds - result.decode_seconds
+        if result.verdict is Verdict.DEFECT and searched > LONG_S:
+            tip = "--fail-fast stops at the first batch with a defect"
+            say(console, f"the search for what is wrong took {searched:.0f} s, image after image; {tip}")
     if not result.is_whole:
         word = "interrupted" if result.stopped else "not finished"
         lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
