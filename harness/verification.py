@@ -226,10 +226,14 @@ def _decoded(
     with watch("images", decodes.plan.images, later=later) as bar:
         try:
             result = verified(
-                models, decodes, parallelism, store, lambda step: bar.advance(step.images, step.defects, off=step.off)
+                models,
+                decodes,
+                parallelism,
+                store,
+                lambda step: bar.advance(step.images, step.defects, off=step.off, first=step.first),
             )
         except RunInterrupted as stop:
-            stop.result.batches, stop.result.tried = batches, bar.done
+            stop.result.batches, stop.result.tried, stop.result.met = batches, bar.done, bar.first
             raise
     result.batches = batches
     return result

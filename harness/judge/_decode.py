@@ -142,19 +142,21 @@ def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
 
 
 def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
-    """Place a wrong tensor at its scale's worst position."""
+    """Place a wrong tensor at its scale's worst position: of guided logits, or of f_hat where these are right."""
     a, b = evidence.actual.shown, evidence.expected.shown
     si, pyramid = wrong.scale, evidence.models.pyramid
     span = pyramid.draws.span(si)
     delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)
-    offset = int(delta_l.argmax())
+    offset, far_PP = int(delta_l.argmax()), (a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().amax(0)
+    if bool(delta_l.max() <= 2 * evidence.allowance(si).logits):  # what is left of them is rounding
+        (h, w), (y, x) = pyramid.sides[si], divmod(int(far_PP.argmax()), far_PP.shape[1])
+        offset = pyramid.channels * (y * h // far_PP.shape[0] * w + x * w // far_PP.shape[1])
     labels, (position, channel) = evidence.request.labels, pyramid.place(span.start + offset)
     actual, expected = (int(side.tokens_BL[image, span][offset]) for side in (evidence.actual, evidence.expected))
-    delta_f_hat = float((a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().max())
     return Divergence(
         wrong.component, wrong.detail, **evidence.request.where(image), label=labels[image] if labels else -1,
         scale=si, position=position, channel=channel, actual=actual, expected=expected,
-        delta_logits=float(delta_l[offset]), delta_f_hat=delta_f_hat,
+        delta_logits=float(delta_l[offset]), delta_f_hat=float(far_PP.max()),
     )  # fmt: skip
 
 

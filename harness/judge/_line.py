@@ -30,7 +30,7 @@ from harness.reference import block_causal
 TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
-ELSEWHERE = ", of a right value that belongs elsewhere: another half, scale or position"
+ELSEWHERE = ", of a right value that belongs elsewhere"
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
 
@@ -265,7 +265,7 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
-        return step and (step, ELSEWHERE)
+        return step and (step, ELSEWHERE * bool(self.along_any.is_known(rows).all()))
 
     def _taken(self, pending: Rows) -> Found | None:
         steps = self.along_final.steps

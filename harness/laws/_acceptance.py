@@ -44,14 +44,20 @@ def _rejected(decoded: Trace, case: Case) -> bool:
     return any(turn.corrected for turn in decoded.turns)
 
 
+def _require_right(actual: Trace, case: Case, where: str = "") -> None:
+    """Refuse a decode that the judge finds wrong, by the component that it names."""
+    evidence = Evidence(
+        case.models, case.request, actual, case.sequential(), quick_budget(case.models), case.settings.greedy
+    )
+    for defect in judge(evidence, drafts=False).defects[:1]:
+        require(False, f"{where}{defect}", defect.component)
+
+
 @law("acceptance.token-identical", "decode", "accept", contract=Contract.TOKENS, wide=False)
 def _token_identical(subject: Subject, case: Case) -> bool:
     """Same seed, same tokens as sequential target decoding (ties certified)."""
-    expected, budget = case.sequential(), quick_budget(case.models)
     actual = subject.decode(case)
-    evidence = Evidence(case.models, case.request, actual, expected, budget, case.settings.greedy)
-    for defect in judge(evidence, drafts=False).defects[:1]:
-        require(False, str(defect), defect.component)
+    _require_right(actual, case)
     return _rejected(actual, case)
 
 
@@ -256,6 +262,8 @@ def real(subject: Subject, case: Case) -> bool:
     )  # fmt: skip
     decoded, request, where = subject.decode(case), case.request, f"{case.pyramid.L} tokens an image"
     tokens_BL, rounds = decode_by_policy(case.models, request, case.noise(), case.policy, str(case.length), case.bonus)
+    if not torch.equal(decoded.tokens_BL, tokens_BL):
+        _require_right(decoded, case, f"{where}: ")  # names a component
     require_tokens(decoded.tokens_BL, tokens_BL, where)
     if subject.follows(case):
         require_rounds(decoded.rounds, rounds, where)

@@ -5,7 +5,9 @@ Nothing passes by not having been tried: a law that was never exercised, or most
 is imported when cases are drawn: no other command waits for it.
 """
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,11 +68,20 @@ _CAUSES = (
 
 
 def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
-    """Return the broken laws, first those that point to the fewest parts, of these causes before consequences."""
+    """Return the broken laws: first those that point to one part, causes before consequences; of the others first those
+    with a part that many broken laws watch, and few that hold.
+    """
+    rows, broken, held = list(rows), Counter[str](), Counter[str]()
+    for row in rows:
+        (broken if row.violation else held).update(row.law.watches if row.violation or row.exercised else ())
 
-    def place(row: LawResult) -> tuple[int, int]:
+    def place(row: LawResult) -> tuple[float, ...]:
         parts = (row.violation.part,) if row.violation and row.violation.part else row.law.watches
-        return len(parts), _CAUSES.index(parts[0]) if parts[0] in _CAUSES else len(_CAUSES)
+        if len(parts) == 1:
+            return 0, _CAUSES.index(parts[0]) if parts[0] in _CAUSES else len(_CAUSES)
+        # as programs are searched for faulty lines (Ochiai)
+        most = max(broken[part] / math.sqrt(broken[part] + held[part]) for part in parts if part != "decode")
+        return 1, -most, len(parts)
 
     return sorted((row for row in rows if row.violation is not None), key=place)
 
@@ -85,7 +96,7 @@ def isolated_parts(row: LawResult, rows: Sequence[LawResult]) -> tuple[str, ...]
         return (row.violation.part,)
     parts = row.law.watches
     for other in most_specific(rows):
-        common = tuple(part for part in parts if part in other.law.watches)
+        common = tuple(part for part in parts if part in other.law.watches and part != "decode")
         if len(other.law.watches) < len(row.law.watches) and common:
             parts = common
     alone = {each.law.watches for each in rows if each.violation is None and each.exercised}

@@ -4,7 +4,7 @@ import re
 import shlex
 
 from harness.decoders import OWN_DECODER
-from harness.judge import Verdict
+from harness.judge import Divergence, Verdict
 from harness.protocol import Contract
 from harness.runs import Verification, recipe_words
 
@@ -13,6 +13,7 @@ SPEED = ("graphs", "compile")  # which a covering design takes none of
 PLAIN = {*SPEED, "implementation", "contract", "sequential", "strict", "may_differ_from", "timeout", "memory",
          "in_process", "budgets", "device"}  # fmt: skip
 LOCATE = " --locate"
+OF_ALL = ("crash", "process", "f_hat")  # wrong at any scale, whatever is left out
 ASK = "ask what was not exercised"
 RAISED = re.compile(r" in [^,]+, ([^\s,]+:\d+)")  # of a crash, file and line
 
@@ -64,14 +65,7 @@ def next_step(result: Verification) -> NextStep | None:
     record, exercised, verdict = result.record, result.exercised, result.verdict
     first = result.first_divergence
     if verdict is Verdict.DEFECT and first is not None:
-        if result.claims is not None and result.claims.broken:
-            return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)", ""
-        raised = RAISED.search(first.detail) if first.component == "crash" else None
-        what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
-        if before := result.before_the_crash:
-            what = f"what was wrong before it crashed: {before.component}"
-        law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
-        return f"{'compare' if result.against else 'mend'} {what}{law}; then ask again", ""
+        return _mend(result, first), ""
     if record is None or record.recipe is None:
         return None
     if not result.is_whole:
@@ -96,18 +90,34 @@ def next_step(result: Verification) -> NextStep | None:
     return "keep it right: ask it in your tests (extra [pytest])", f"pytest --sdvar-implementation {shlex.quote(name)}"
 
 
+def _mend(result: Verification, first: Divergence) -> str:
+    """Return what to change after a defect."""
+    if result.claims is not None and result.claims.broken:
+        return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)"
+    raised = RAISED.search(first.detail) if first.component == "crash" else None
+    what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
+    if before := result.before_the_crash:
+        what = f"what was wrong before it crashed: {before.component}"
+    is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None
+    is_lossy = result.contract == Contract.QUALITY.value and not is_asked
+    if is_lossy and first.scale > 0 and first.component not in OF_ALL:
+        option = f"--may-differ-from {first.scale} (docs/accelerators.md)"
+        what += f", or, if it leaves work out on purpose from scale {first.scale} on, say so: {option}"
+    law = " (its line ends in the call that replays the case)" if result.laws and result.laws.broken else ""
+    return f"{'compare' if result.against else 'mend'} {what}{law}; then ask again"
+
+
 def repeat_step(result: Verification) -> NextStep | None:
-    """Return what decodes the first defect's image without others, or its batch; None where nothing does."""
+    """Return what decodes the batch of the first defect without others; None where nothing does."""
     first = result.first_divergence
     if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
         return None
-    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
     searched = first.component == "crash" or result.against or (result.line and "--locate" not in str(result.line))
-    if result.plan.images == 1:  # it was decoded alone
+    if result.plan.decodes == 1:  # it was decoded alone
         return None if searched else ("name the line of code", result.alone + LOCATE)
-    what = "decode only the image" if first.image >= 0 else "decode only the batch"
+    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
     shows = "" if searched else " and name the line of code"
-    return f"{what} of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
+    return f"decode only the batch of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
 
 
 def _design(result: Verification) -> str:

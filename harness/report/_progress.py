@@ -19,6 +19,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from harness.judge import Divergence
 from harness.wording import count_of
 
 PLAIN_S = 60.0  # between two lines in a log
@@ -51,6 +52,7 @@ class LongWork:
         self.unit, self.total, self.done, self.defects, self.quiet, self.told = unit, total, 0, 0, quiet, told
         self.later, self._begun = later, time.monotonic()
         self._said = self._begun  # when a line was said last
+        self.first: Divergence | None = None  # the first defect
         self._ended, self._saying = threading.Event(), threading.Lock()
         self._first, self._since = 0, self._begun  # the steps that were done first, and when they were
         column = BarColumn(max(5, min(40, console.width - BESIDE)))
@@ -86,8 +88,14 @@ class LongWork:
             self._said = now
             print(self.line(), file=sys.stderr, flush=True)
 
-    def advance(self, count: int = 1, defects: int = 0, task: str = "", off: int = 0) -> None:
-        """Count what was done since, and take `off` what need not be; `task` is what is in hand now, not the unit."""
+    def advance(
+        self, count: int = 1, defects: int = 0, task: str = "", off: int = 0, first: Divergence | None = None
+    ) -> None:
+        """Count what was done since, and take `off` what need not be; `task` is what is in hand now, not the unit.
+
+        `first` is of the `defects`.
+        """
+        self.first = self.first or first
         if not self.done:
             self._first, self._since = count, time.monotonic()
         self.done, self.defects, self.total = self.done + count, self.defects + defects, self.total - off
@@ -103,7 +111,7 @@ class LongWork:
         self.told()
 
     def line(self) -> str:
-        found = count_of(self.defects, "defect")
+        found = count_of(self.defects, "defect") + (f", the first {self.first.brief}" if self.first else "")
         if not self.done:
             return f"0 of {self.total} {self.unit}, {time.monotonic() - self._begun:.0f} s so far"
         return f"{self.done} of {self.total} {self.unit}, {self._pace()}, {self._left()} left, {found}"

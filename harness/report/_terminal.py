@@ -27,6 +27,7 @@ ANSWERS = {Answer.STILL: "bold red", Answer.OTHER: "bold red", Answer.FIXED: "gr
 WRONG_PARTS = (PartVerdict.BROKEN, PartVerdict.CRASHED)
 COLUMNS = dict(zip(COUNTS, columns_of("counts"), strict=True))
 MOST_CHANGES = 4
+LONG_S = 30.0  # of judging, which searches the cause of every wrong image: some seconds of a core each
 MOST_NAMED = 6  # of broken laws; of what was not exercised, where a verdict is one line
 VERDICT_LINES = 3  # of a terminal, for the verdict and what was not exercised
 LINES = 24  # nothing asks how high it is
@@ -76,7 +77,10 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
     if not (quiet or is_empty):
         measured = columns_of("stated" if result.is_its_word else "measured")
         columns = [name_column("setting"), *(COLUMNS[count] for count in _counted(result)), *measured]
-        print_table(console, _title(result), columns, _rows(result, verbose))
+        rows = _rows(result, verbose)
+        known = [k for k in range(len(columns)) if any(row[k] != "-" for row in rows)]
+        columns, rows = [columns[k] for k in known], [[row[k] for k in known] for row in rows]
+        print_table(console, _title(result), columns, rows)
         for text in _details(result) if verbose else ():
             say(console, text)
         if result.laws is not None:
@@ -89,10 +93,16 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         for name, why in result.not_compared.items():
             say(console, f"not compared: {name} ({why})")
         _say_first_divergence(result, console)
+        searched = result.seconds - result.decode_seconds
+        if result.verdict is Verdict.DEFECT and searched > LONG_S:
+            tip = "--fail-fast stops at the first batch with a defect"
+            say(console, f"the search for what is wrong took {searched:.0f} s, image after image; {tip}")
     if not result.is_whole:
         word = "interrupted" if result.stopped else "not finished"
         lost = f"; {result.tried} were decoded, and a request is kept once all its settings are judged"
         lost *= result.tried > result.images
+        if result.met and not result.first_divergence:
+            lost += f"; their first defect: {result.met}"
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     steps = [] if quiet else next_steps(result)
     hint = "" if any(what == ASK for what, _ in steps) else result.exercised.hint  # one command is enough
@@ -211,7 +221,10 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
     if verbose or len(passed) < 2:
         passed = []
     counted = _counted(result)
-    rows = [_row(setting_name(each), [each], counted) for each in result.settings if each not in passed]
+    # a decoder that never drafts is asked one length, of which it makes nothing
+    idle = "draft_len=1" if result.record and result.record.terms.sequential and len(result.settings) == 1 else "\0"
+    rows = [_row(setting_name(each).replace(idle, "sequential"), [each], counted)
+            for each in result.settings if each not in passed]  # fmt: skip
     if passed:
         words = sorted({setting.verdict.value for setting in passed})
         rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))
@@ -232,9 +245,9 @@ def rounds_of(settings: Sequence[SettingResult], none: str = "-") -> list[str]:
 
 def _row(words: str, settings: list[SettingResult], counted: list[str]) -> list[str]:
     """Return what one setting came to, or several of them together."""
-    once = {(row.task, row.reference_seconds) for setting in settings for row in setting.rows}  # decoded for them all
     counts = [str(sum(setting.total(count) for setting in settings)) for count in counted]
-    ours, theirs = sum(setting.seconds for setting in settings), sum(seconds for _, seconds in once)
+    # decoded once for all settings, the reference counts for each of them: the same images on both sides
+    ours, theirs = (sum(getattr(each, name) for each in settings) for name in ("seconds", "reference_seconds"))
     return [words, *counts, *rounds_of(settings), f"{ours:.1f}", f"{theirs:.1f}"]
 
 

@@ -203,7 +203,7 @@ def read_bundle(path: Path) -> KeptCase:
 
 
 def repeat_line(case: KeptCase) -> str:
-    """Return the command line that shows the image of a case, or those of its seed where it names none.
+    """Return the command line that decodes the batch of a case; where seeds have other images, its own seed's.
 
     Its run's recipe holds the options that are not the usual ones; an empty text is a flag.
     """
@@ -211,14 +211,16 @@ def repeat_line(case: KeptCase) -> str:
     words = recipe_words(case.record.recipe or {}, settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []
     words += ["--draft-noise", f"{case.draft_noise!r}"] if case.draft_noise is not None else []
-    # one image, or all those of a seed where they are drawn together
-    labels, address = request.labels or (), (case.defect.seed, case.defect.image)
-    rows = [b for b, (seed, _) in enumerate(request.addresses) if seed == case.defect.seed]
-    if request.order == "image" and address in request.addresses:
-        rows = [request.addresses.index(address)]
-    words += ["--seeds", str(case.defect.seed), "--labels", ",".join(str(labels[b]) for b in rows)]
-    ids = [request.addresses[b][1] for b in rows]
-    words += ["--images", ",".join(map(str, ids))] if ids != list(range(len(ids))) else []
+    by_seed = dict[int, list[tuple[int, int]]]()  # what a fault needs may be the batch, so that no image is left out
+    for (seed, image), label in zip(request.addresses, request.labels or (), strict=True):
+        by_seed.setdefault(seed, []).append((label, image))
+    seeds = list(by_seed)
+    if any(drawn != by_seed[seeds[0]] for drawn in by_seed.values()):
+        seeds = [case.defect.seed if case.defect.seed in by_seed else seeds[0]]
+    labels, ids = zip(*by_seed[seeds[0]], strict=True)
+    words += ["--seeds", _numbers(seeds), "--labels", _numbers(labels)]
+    words += ["--images", _numbers(ids)] if ids != tuple(range(len(ids))) else []
+    words += ["--batch", str(count)] if (count := len(seeds) * len(ids)) > 1 else []
     words += ["--noise", "batch"] if request.order == "batch" else []
     for name, usual in USUAL.items():
         if getattr(request, name) != usual:
@@ -228,6 +230,13 @@ def repeat_line(case: KeptCase) -> str:
     policy = settings.policy or (against.settings[0].policy if against else "")  # published code has none
     words += ["--policy", policy] if policy not in ("", "coupled") else []
     return shlex.join(words)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Write numbers as options take them, a range where they are several in turn."""
+    first, count = numbers[0], len(numbers)
+    is_range = count > 2 and tuple(numbers) == tuple(range(first, first + count))
+    return f"{first}:{first + count}" if is_range else ",".join(map(str, numbers))
 
 
 def recipe_words(recipe: Mapping[str, str], settings: Settings) -> list[str]:

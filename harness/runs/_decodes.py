@@ -54,12 +54,14 @@ class Step:
     images: int
     defects: int = 0
     off: int = 0
+    first: Divergence | None = None  # of the defects
 
     @classmethod
     def of(cls, rows: Sequence[JudgedRow]) -> Self:
         done = [row.judgement for row in rows if not row.refused]
         off = sum(row.judgement.images for row in rows if row.refused)
-        return cls(sum(each.images for each in done), sum(each.count("defects") for each in done), off)
+        first = next((defect for each in done for defect in each.defects), None)
+        return cls(sum(each.images for each in done), sum(each.count("defects") for each in done), off, first)
 
 
 class RunInterrupted(StopSignal):

@@ -156,8 +156,11 @@ class Exercised:
         """Return the same with the first `most` words of every list, how many more there are, and a hint."""
         clauses = [f"not exercised: {_listed(self.missing, most, hint)}"] if self.missing else []
         by_why: dict[str, list[str]] = {}
+        needs = {aspect.word: {*aspect.declines} for aspect in ASPECTS}
         for word, why in self.not_done.items():
-            by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
+            # what combines things goes without saying where one of them is not done
+            if not any(needs.get(other, set()) < needs.get(word, set()) for other in self.not_done if needs.get(other)):
+                by_why.setdefault(why if why != DECLARED else "declined by the decoder", []).append(word)
         return "; ".join([*clauses, *(f"{why}: {_listed(words, most)}" for why, words in by_why.items())])
 
     def brief(self, hint: str = "") -> str:

@@ -40,7 +40,7 @@ class Coverage:
     rounds: int = 0  # of all images
     judged: int = 0  # rounds in which the target judged a draft
     accepted: Counter[int] = field(default_factory=Counter)  # rounds by number of drafted scales that were accepted
-    whole: int = 0  # rounds whose draft of several scales was accepted
+    whole: int = 0  # rounds whose draft of several scales, not the first two alone, was accepted
     partial: int = 0  # rounds whose draft was partly accepted
     corrected: int = 0  # rounds that replaced a drafted scale
     late: int = 0  # those after an accepted scale, before another round: its passes meet what they left
@@ -57,6 +57,7 @@ class Coverage:
         rejects = any(turn.accepted < turn.drafted for turn in trace.turns)
         together = len(trace.rounds) > 1 and rejects and not diverged
         coverage = cls(decodes=1, diverged=int(diverged), together=int(together))
+        beyond = min(3, trace.scale_writes_BS.shape[-1])  # the few tokens of two first scales may agree by chance
         for rounds in trace.rounds:
             coverage.rounds += len(rounds)
             for turn in rounds:
@@ -64,7 +65,7 @@ class Coverage:
                     continue
                 coverage.judged += turn.target_rows > 0
                 coverage.accepted[turn.accepted] += 1
-                coverage.whole += turn.accepted == turn.drafted > 1
+                coverage.whole += turn.accepted == turn.drafted > 1 and turn.first + turn.drafted >= beyond
                 coverage.partial += 0 < turn.accepted < turn.drafted
                 coverage.corrected += turn.corrected
                 coverage.late += turn.corrected and turn.accepted > 0 and turn is not rounds[-1]

@@ -115,8 +115,14 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
     requests = [*(request.only([row]) for row in rows[:1]), request]
     try:
         with closing(start_runner(models, case.implementation, [settings], request.B, case.terms)) as runner:
-            lines = (line for asked in requests if (line := runner.line(0, asked, settings.greedy)))
-            return next(lines, "not found: no value of a plain run that is recorded is wrong")
+            for k, asked in enumerate(requests):
+                line = runner.line(0, asked, settings.greedy)
+                if k and isinstance(line, CodeLine) and asked.B > 1:
+                    told = f"only in its batch of {asked.B}: alone the image is right"
+                    return replace(line, tried="; ".join(filter(None, (told, line.tried))))
+                if line:
+                    return line
+            return "not found: no value of a plain run that is recorded is wrong"
     except InputError as error:
         return f"not searched: {error}"
 

@@ -47,6 +47,7 @@ class Verification:
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
     tried: int = 0  # decodes of such a run, those among them that were not kept
+    met: Divergence | None = None  # the first defect of these decodes
     unfinished: int = 0  # tasks that nobody has judged: of a run that goes on, was killed, or ended at its first defect
     plan: Plan = field(default_factory=lambda: Plan((), ()))
     record: RunHeader | None = None  # what repeats the run; None where nothing was decoded

@@ -16,6 +16,7 @@ from harness.commands.init import TEMPLATE
 from harness.decoders import Terms
 from harness.judge import Verdict
 from harness.protocol import Request, Settings
+from harness.reference.sequential import sample_sequential
 from tests.docs.pages import ROOT, blocks
 from tests.helpers import command, tiny
 from tests.unit.judge.planted_lines import module_of
@@ -23,6 +24,39 @@ from tests.unit.judge.planted_lines import module_of
 DRAWS = 40_000
 DRAW = "    def draw("
 (SAMPLED,) = (text for text in blocks(ROOT / "docs" / "own-decoder.md", "python") if text.startswith("def draw("))
+
+
+(FORMULAS,) = (text for text in blocks(ROOT / "docs" / "own-decoder.md", "python") if "def f_hat_of(" in text)
+
+
+def far_from_the_reference(text: str) -> float:
+    """Return how far f_hat and inputs of the page's formulas are from the reference's, at most."""
+    names: dict[str, Any] = {"F": torch.nn.functional}
+    exec(compile(text, "own-decoder.md", "exec"), names)
+    models, request = tiny(), Request((0, 2), 3)
+    run = sample_sequential(models.target, models.vae, request, models.noise(request))
+    shown, pyramid, network = run.shown, models.pyramid, models.target
+    tokens, far = [run.tokens_BL[:, pyramid.span(si)] for si in pyramid], 0.0
+    for si in pyramid:
+        f_hat_BCPP = names["f_hat_of"](models, tokens[: si + 1])
+        far = max(far, float((f_hat_BCPP - shown.f_hat_SBCPP[si]).abs().max()))
+        if si + 1 < pyramid.S:
+            span = pyramid.span(si + 1)
+            x_BlD = network.embed(names["raw_input_of"](models, f_hat_BCPP, si + 1))
+            x_BlD = x_BlD + network.lvl_SD[si + 1] + network.pos_LD[span]
+            far = max(far, float((x_BlD.repeat(2, 1, 1) - shown.x_RLD[:, span]).abs().max()))
+    return far
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("", ""), ("bicubic", "bilinear"), ("area", "bicubic"),
+     ("= f_hat_BCPP +", "="), ("phi(codes_BCpp, si", "phi(codes_BCpp, 0")],
+)  # fmt: skip
+def test_the_pages_formulas_are_the_references_and_a_mistake_in_one_is_seen(old: str, new: str):
+    assert old in FORMULAS
+    far = far_from_the_reference(FORMULAS.replace(old, new) if old else FORMULAS)
+    assert (far > 1e-3) if old else (far < 1e-5)
 
 
 def sampled(folder: Path, example: str) -> ModuleType:

@@ -118,7 +118,7 @@ def test_the_command_line_repeats_what_it_found(
     line += ["--against-checkout", str(right), "--against-option", "exit_num=2", "--seeds", "3:5", "--labels", "0,1"]
     assert command(monkeypatch, *line, "--run", str(tmp_path / "run.db"), "--workers", workers) == 1
     out = capsys.readouterr().out.splitlines()
-    starts = "first difference", "then: decode only the image"
+    starts = "first difference", "then: decode only the batch"
     first, after = (next(text for text in out if text.startswith(word)) for word in starts)
     words = shlex.split(after.partition("): ")[2])
     assert [word for word in words if word.startswith("--")].count("--option") == 2  # exit_num, and the role

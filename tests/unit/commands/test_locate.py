@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from harness.verification import Question
 from tests.helpers import Layout, tiny
 from tests.published.checkout import make
 from tests.unit.commands.running import run
-from tests.unit.judge.planted_lines import TEN
+from tests.unit.judge.planted_lines import TEMPLATE, TEN
 
 SMALL = ("--seeds", "1", "--labels", "0", "--draft-len", "2")
 
@@ -61,6 +62,29 @@ def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_ho
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
     assert "line: not searched (about 1 min); --locate does it" in (said := capsys.readouterr().out)
     assert "next: name the line of code: sdvar-harness verify " in said
+
+
+def test_a_fault_of_a_batch_is_repeated_with_its_batch_and_the_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    planted = "raw_1lC * (2 if self.request.B > 1 else 1)"
+    old = "network.embed(raw_1lC)"
+    assert old in TEMPLATE
+    tested = written(monkeypatch, tmp_path, TEMPLATE.replace(old, f"network.embed({planted})"), "batch_decoder")
+    drawn = ("--seeds", "4:6", "--labels", "1,0", "--batch", "2", "--draft-len", "2")
+    assert run(monkeypatch, "verify", *tested, *pair, *drawn, "--no-locate") == 1
+    said = capsys.readouterr().out.splitlines()
+    first = next(line for line in said if line.startswith("first defect: "))
+    step = next(line for line in said if line.startswith("next: decode only the batch of the first defect"))
+    words = shlex.split(step.partition("): ")[2])
+    assert words[-9:] == [*["--seeds", "4", "--labels", "1,0", "--batch", "2", "--draft-len", "2", "--locate"]]
+    assert run(monkeypatch, *words[1:]) == 1  # a command that decodes one image says IDENTICAL
+    said = capsys.readouterr().out.splitlines()
+    assert next(line for line in said if line.startswith("first defect: ")) == first
+    line = next(line for line in said if line.startswith("line: "))
+    assert planted in line
+    assert "; only in its batch of 2: alone the image is right" in line
+    assert run(monkeypatch, "verify", *tested, *pair, "--seeds", "4", "--labels", "1", "--draft-len", "2") == 0
 
 
 def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

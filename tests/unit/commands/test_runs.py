@@ -72,7 +72,7 @@ def test_the_first_defect_comes_with_the_line_that_shows_it_alone(
     report = tmp_path / "r.json"
     words = ("--seeds", "3:6", "--labels", "2,1", "--draft-len", "3,2", "--cfg", "2", "--top-k", "6")
     assert command(monkeypatch, "verify", *pair, *OFFSET, *words, "--json", str(report)) == 1
-    starts = ("first defect", "line", "next", "then: decode only the image")  # unasked: the decode is short
+    starts = ("first defect", "line", "next", "then: decode only the batch")  # unasked: the decode is short
     first, code, after, alone = (line for line in capsys.readouterr().out.splitlines() if line.startswith(starts))
     assert "positions.py" in code
     document = json.loads(report.read_text())

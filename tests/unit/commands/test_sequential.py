@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from harness import Request, Trace, build_decoder, verify
 from harness.commands.verify import VerifyDecoding, VerifyJudging, other_for, settings_tested
 from harness.decoders import Terms
 from harness.protocol import Settings
+from harness.report import show_verification
 from harness.verification import LENGTHS, Question, usual_settings
 from tests.helpers import Layout, command, tiny
 
@@ -52,3 +58,38 @@ def test_the_share_of_tokens_that_differ_says_what_it_is_of(monkeypatch: pytest.
         r"draft_len=2: of all tokens of an image \d+\.\d% are others than in sequential decoding of the same seed, mean"
     )
     assert re.search(said, capsys.readouterr().out)
+
+
+def told(factory, settings: list[Settings], sequential: bool) -> tuple[str, list[str]]:
+    """Return the head and the row of the terminal's table, of two images."""
+    asked, terms = [Request((0,), 0), Request((1,), 1)], Terms(in_process=True, sequential=sequential)
+    log = io.StringIO()
+    result = verify(tiny(Layout((1, 2, 3))), factory, settings, asked, terms=terms)
+    for number, row in enumerate(row for setting in result.settings for row in setting.rows):
+        row.__dict__.update(seconds=2.0 + number, reference_seconds=1.0)
+    show_verification(result, Console(file=log, width=300, soft_wrap=True, markup=False, highlight=False), False)
+    lines = log.getvalue().partition("\n\n")[0].splitlines()
+    return " ".join(" ".join(lines[1:-2]).split()), lines[-1].split()
+
+
+def without_rounds(models, settings):
+    decoder = build_decoder(models, settings)
+
+    def decode(request, noise) -> Trace:
+        return replace(decoder.decode(request, noise), rounds=[])
+
+    return SimpleNamespace(contract="token-identical", decode=decode)
+
+
+def test_the_table_of_a_sequential_decoder_has_no_draft_length_and_no_empty_column():
+    head, row = told(without_rounds, [Settings(1)], True)
+    assert (row[0], "accepted" in head, "-" in row) == ("sequential", False, False)
+    head, row = told(build_decoder, [Settings(1)], False)
+    assert (row[0], "accepted" in head) == ("draft_len=1", True)
+
+
+def test_both_times_of_a_row_are_of_the_same_decodes():
+    """Beside what four decodes took stands what the reference takes for four, though it ran twice."""
+    head, row = told(build_decoder, [Settings(1), Settings(2)], False)
+    assert head.index("decoder") < head.index("reference")
+    assert row[-2:] == [f"{2 + 3 + 4 + 5:.1f}", "4.0"]

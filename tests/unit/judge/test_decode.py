@@ -62,6 +62,21 @@ def test_a_wrong_tensor_is_placed_at_the_worst_position_of_its_scale():
     assert _judge_tensors(unlabelled, {0: None, 1: WrongTensor(2, "guidance", "why")})[0].label == -1
 
 
+@pytest.mark.parametrize(
+    ("scale", "pixel", "position"), [(2, (1, 2), 10), (1, (2, 0), 3), (1, (0, 2), 2), (0, (2, 2), 0)]
+)
+def test_a_wrong_f_hat_is_placed_where_it_is_wrong_and_not_where_right_logits_were_rounded(
+    scale: int, pixel: tuple[int, int], position: int
+):
+    assert MODELS.pyramid.patch_nums == (1, 2, 3)
+    found = evidence()
+    for rounded in (0.0, 1e-7):  # a batch sums in another order than an image alone
+        kept(found).guided_BLV[1, 6, 2] += rounded
+        kept(found).f_hat_SBCPP[scale, 1, 0, *pixel] += 0.25
+        (wrong,) = _judge_tensors(found, {0: None, 1: WrongTensor(scale, "f_hat", "why")})
+        assert wrong.position == position
+
+
 def test_the_tokens_of_a_wrong_tensor_are_both_sides():
     found, _ = swapped(evidence(), 0, 13)
     (wrong,) = _judge_tensors(found.along(), {0: WrongTensor(2, "draw", "why"), 1: None})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from harness.decoders._in_process import search_line
-from harness.judge._line import CodeLine, LineSearch
+from harness.judge._line import CodeLine, LineSearch, Search
+from harness.judge._recorder import rows_of
 from harness.judge._wrong_decode import WrongDecode
 from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
@@ -177,6 +179,19 @@ HANDED_ON = {
     ),
     "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 tokens of scale 0"),
 }
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_value_is_called_right_elsewhere_where_the_reference_has_it_alone(known: bool):
+    made, due = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    wrong: Any = SimpleNamespace(is_tokens=False, actual=made, expected=due)
+    step = SimpleNamespace(stack=("a line",), outputs=[rows_of(made)], inputs=[], name="add")
+    streams: Any = (
+        SimpleNamespace(is_known=lambda rows: torch.full((len(rows.hash_N),), known)),
+        SimpleNamespace(steps=[step]),
+    )
+    found = Search(*streams, right=streams[0], weights=[], close=0.0, rejected=[], counts=(1,)).elsewhere(wrong)
+    assert found == (step, ", of a right value that belongs elsewhere" * known)
 
 
 @pytest.mark.parametrize(("id", "case", "text", "wrong"), HANDED_ON.values(), ids=HANDED_ON)

@@ -17,9 +17,10 @@ from harness.laws._conformance import LAWS, LawWork, inspect_parts, summed_up
 from harness.laws._engine import CaseList, LawResult, Report, fixed_cases, isolated_parts, most_specific, try_law
 from harness.laws._law import Law, Subject, Violation
 from harness.mutants import masks, positions
-from harness.mutants._mutant import parts, policy
+from harness.mutants._mutant import parts, policy, returned
 from harness.protocol import Contract
 from harness.protocol.noise import SeededNoise
+from harness.protocol.pyramid import ScalePyramid
 from harness.speculative import Proposal, Window
 from harness.speculative._policies import accept_rejection
 
@@ -67,6 +68,34 @@ def test_the_most_specific_law_comes_first_and_a_traceback_before_all():
     assert Report(rows).violations[0] is crashed.violation
     assert isolated_parts(crashed, rows) == ("draw",)
     assert pickle.loads(pickle.dumps(crashed.violation)).part == "draw"
+
+
+def test_of_laws_of_several_parts_the_first_is_of_a_part_that_other_broken_laws_watch_too():
+    real, future, long = (
+        row("decode", "accept", "trace"),
+        row("decode", "mask", "query"),
+        row("decode", "mask", "cache", "x"),
+    )
+    held = [row("trace", "decode", broken=False), *(row("accept", broken=False) for _ in range(4))]
+    assert most_specific([real, future, long, *held]) == [future, long, real]
+    assert most_specific([real, future, *held]) == [future, real]  # trace is cleared in part by a law that holds
+    assert most_specific([future, real, row("mask", "query", broken=False)]) == [real, future]
+    # not the decode that all watch
+    assert isolated_parts(future, [row("decode", "accept"), future, *held]) == ("mask", "query")
+
+
+def open_if_long(mask: Tensor, pyramid: ScalePyramid, first: int, last: int, *_: Any) -> Tensor:
+    return mask.clamp_min(0) if last > first + 6 else mask
+
+
+def test_a_law_on_large_pyramids_names_the_judges_component():
+    """A mask that is wrong in windows of seven scales or more is no matter of accepting, or of the trace."""
+    law = next(each for each in LAWS if each.id == "acceptance.real")
+    case = Case(V=3, depth=1, seed=4, weights=1)
+    assert law.check(Subject(build_decoder), case) is not None
+    with pytest.raises(Violation, match="tokens an image: component mask") as broken:
+        law.check(Subject(returned(attention_mask=open_if_long)), case)
+    assert broken.value.part == "mask"
 
 
 def no_draw(*_: Any) -> Tensor:

@@ -48,7 +48,7 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
     needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
-    only, names = "decode only the image of the first defect", " and name the line of code"
+    only, names = "decode only the batch of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
     for line, searched in (("not searched (about 2 min); --locate does it", False), ("x", True)):
@@ -57,11 +57,11 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
         assert repeat_step(result) == repeat
         steps = [next_step(result), repeat]  # what is not looked at yet is looked at first
         assert next_steps(result) == (steps if searched else steps[::-1])
-    alone, task = result.alone, result.plan.tasks[0]
+    task = result.plan.tasks[0]
     result.plan = replace(result.plan, tasks=(replace(task, request=task.request.only([0])),))
     assert repeat_step(result) is None  # it was decoded alone, and its line is searched
     result.line = "not searched (about 2 min); --locate does it"
-    assert repeat_step(result) == ("name the line of code", f"{alone} --locate")
+    assert repeat_step(result) == ("name the line of code", f"{result.alone} --locate")
     result.record = replace(result.record, recipe=None)
     assert repeat_step(result) is None
 
@@ -78,6 +78,38 @@ def crashes(models, settings):
     """A decoder that raises."""
     raise_in_decode = SimpleNamespace(contract="token-identical", decode=lambda request, noise: [][len([0])])
     return raise_in_decode
+
+
+def skips(models, settings):
+    """A decoder of contract C whose target computes scale 1 otherwise."""
+    decoder = build_decoder(models, replace(settings, policy="match:0.5"))
+
+    def decode(request, noise):
+        trace = decoder.decode(request, noise)
+        rows_RLV = trace.shown.rows_RLV.clone()
+        rows_RLV[:, 1:] *= 1.5
+        return replace(trace, intermediates=replace(trace.shown, rows_RLV=rows_RLV))
+
+    return SimpleNamespace(contract="quality-preserving", decode=decode)
+
+
+def test_a_lossy_decoder_is_told_of_the_option_for_what_it_leaves_out_and_what_the_search_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    result = made(tmp_path, skips)
+    option = (
+        ", or, if it leaves work out on purpose from scale 1 on, say so: --may-differ-from 1 (docs/accelerators.md)"
+    )
+    assert option in after(result)[0]
+    assert "search for what is wrong took" not in shown(result)
+    monkeypatch.setattr("harness.report._terminal.LONG_S", 0.0)
+    cost = r"the search for what is wrong took \d+ s, image after image; --fail-fast stops at the first batch"
+    assert re.search(cost, shown(result))
+    assert not re.search(cost, shown(made(tmp_path)))
+    assert result.record is not None
+    result.record = replace(result.record, terms=replace(result.record.terms, may_differ_from=2))
+    assert "--may-differ-from" not in after(result)[0]
+    assert "--may-differ-from" not in after(made(tmp_path, OFFSET))[0]  # claims the tokens
 
 
 def test_of_a_crash_the_file_and_line_are_mended_and_its_batch_is_repeated(tmp_path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
+from harness.judge._verdict import Divergence
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.report._progress import Later, LongWork, watch_of
@@ -36,13 +37,13 @@ def test_a_log_gets_a_line_at_the_first_step_and_one_a_minute(clock: list[float]
     with LongWork("images", 400) as work:
         for _ in range(8):
             clock[0] += 20.0
-            work.advance(20, defects=1)
+            work.advance(20, defects=1, first=Divergence("mask", "", 0, scale=3))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "20 of 400 images, 1.0 a second, at most 6:20 left, 1 defect",
-        "80 of 400 images, 1.0 a second, 5:20 left, 4 defects",
-        "140 of 400 images, 1.0 a second, 4:20 left, 7 defects",
+        "20 of 400 images, 1.0 a second, at most 6:20 left, 1 defect, the first mask, scale 3",
+        "80 of 400 images, 1.0 a second, 5:20 left, 4 defects, the first mask, scale 3",
+        "140 of 400 images, 1.0 a second, 4:20 left, 7 defects, the first mask, scale 3",
     ]
     with LongWork("images", 400, quiet=True) as work:
         clock[0] += 100.0

@@ -61,6 +61,15 @@ def never(made: Coverage) -> list[str]:
     return [word for word, count in CLAIMS.items() if not count(made)]
 
 
+def test_a_draft_of_the_first_two_scales_is_no_accepted_draft_of_several():
+    def whole(S: int, *turns: tuple[int, int, bool]) -> int:
+        return Coverage.of(replace(trace(rounds(*turns)), scale_writes_BS=torch.ones(1, S))).whole
+
+    assert [whole(5, (first, 2, False)) for first in (0, 1, 3)] == [0, 1, 1]
+    assert whole(2, (0, 2, False)) == 1  # of two scales there are no others
+    assert whole(5, (1, 1, False)) == 0
+
+
 def test_every_claim_is_exercised_by_a_round_of_its_kind_and_by_no_other():
     made = Coverage()
     made.add([Coverage.of(trace(rounds((0, 2, False))))])

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from rich.console import Console
 
 from harness import InputError, ModelPair, Request, SeededNoise, Settings, Terms, Trace, Verdict, build_decoder, verify
+from harness.errors import StopSignal
+from harness.mutants.positions import OFFSET
 from harness.protocol import DECLINES, ScaleGuidance, declined
-from harness.report import show_verification
+from harness.report import LongWork, show_verification
 from harness.report.html import run_page
 from harness.report.html._run import Seen
-from harness.runs import RunFileOptions, Verification, recorded_result
+from harness.runs import RunFileOptions, RunInterrupted, Verification, recorded_result
 from harness.runs import _exercised as module
 from harness.runs._exercised import ASPECTS, BY_SCALE, KINDS, TOGETHER, Decode, Exercised, why_untested
 from harness.verification import Question, answer_question
@@ -117,7 +120,8 @@ def test_of_a_long_list_a_line_in_a_log_names_the_first_and_counts_the_others():
     few = Exercised(missing={"laws": "--laws 2"}, not_done=dict.fromkeys(missing[:7], "refused"))
     said = few.first_of(6, few.hint)
     assert said.startswith("not exercised: laws (--laws 2); refused: top-k alone, top-p alone, ")
-    assert all(word in said for word in missing[:7])
+    joined = {"top-k and top-p together", BY_SCALE}  # without top-k or top-p they go without saying
+    assert [word for word in missing[:7] if word not in said] == [word for word in missing[:7] if word in joined] != []
     assert few.first_of(6).startswith("not exercised: laws; refused: ")
 
 
@@ -155,6 +159,21 @@ def test_a_run_that_kept_nothing_has_no_table_of_zeros():
     lines = told(result, quiet=False).splitlines()
     assert lines[0].startswith("interrupted: 0 of 1 image judged; 3 were decoded, and a request is kept once all its")
     assert [lines[1], len(lines)] == ["INCONCLUSIVE nothing was judged", 2]
+
+
+def test_an_interrupted_run_names_the_first_defect_of_a_request_that_is_not_finished():
+    def stops() -> None:
+        raise StopSignal(2)
+
+    question = Question(OFFSET, (Settings(1), Settings(2)), (ONE,), HERE)
+    with pytest.raises(RunInterrupted) as stopped:
+        answer_question(MODELS, question, watch=partial(LongWork, quiet=True, told=stops))
+    result = stopped.value.result
+    assert (result.images, result.tried) == (0, 1)
+    line = told(result, quiet=False).splitlines()[0]
+    assert "; their first defect: component positions (" in line
+    result.met = None
+    assert "first defect" not in told(result, quiet=False)
 
 
 def test_several_requests_and_settings_ask_what_they_differ_in():
@@ -197,7 +216,7 @@ def test_what_a_decoder_declares_is_not_asked_counted_apart_and_costs_nothing():
     }  # fmt: skip
     assert result.exercised.declared == 2 * len(result.settings)
     assert result.exercised.refused == 0
-    assert "declined by the decoder: top-p alone" in told(result)
+    assert "; declined by the decoder: top-p alone, bonus scales\n" in told(result)  # and nothing that nobody declared
     assert not any(setting.settings.bonus for setting in result.settings)
     assert any(isinstance(setting.settings.draft_len, str) for setting in result.settings)
 
@@ -251,7 +270,7 @@ def test_images_that_never_part_are_seen_and_cost_nothing():
     assert {word: why for word, why in result.exercised.not_done.items() if word in parting} == dict.fromkeys(
         parting, TOGETHER
     )
-    assert f"{TOGETHER}: images that diverge" in told(result)
+    assert f"{TOGETHER}: images that diverge\n" in told(result)
 
 
 def test_few_batches_that_never_part_prove_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol.noise import CORRECT, TOKEN, NoiseError, RecordedNumbers
 from harness.rounding._budget import SHIPPED_BUDGETS
-from harness.runs._case import KEY, KeptCase, cases_of, is_bundle, read_bundle, write_bundle
+from harness.runs._case import KEY, KeptCase, cases_of, is_bundle, read_bundle, repeat_line, write_bundle
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import Identity
 from harness.runs._plan import Plan
@@ -140,3 +140,19 @@ def test_what_is_no_bundle_is_one_line(content: bytes, tmp_path: Path):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(InputError, match=r"file=.*(holds no record of a run|is empty|is a text)"):
         read_bundle(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"seeds": (5, 5, 6), "images": (0, 1, 0)}, "--seeds 5 --labels 0,1 --batch 2"),  # seeds have other images
+        ({"seeds": (5, 6, 7), "images": (3, 3, 3), "labels": (1, 1, 1)}, "--seeds 5:8 --labels 1 --images 3 --batch 3"),
+        ({}, "--seeds 5 --labels 0:3 --batch 3"),
+        ({"images": (4, 2, 9)}, "--seeds 5 --labels 0:3 --images 4,2,9 --batch 3"),
+    ],
+)
+def test_the_line_that_repeats_a_case_decodes_its_batch(asked: dict[str, object], words: str, recorded: Path):
+    (case,) = cases_of(recorded)
+    request = replace(PLAN.tasks[0].request, **{"seeds": None, "images": None} | asked)
+    line = repeat_line(replace(case, request=request))
+    assert f" {words} --draft-len 3" in line
