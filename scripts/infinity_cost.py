@@ -27,7 +27,7 @@ from harness.protocol import Rows, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget, set_precision
-from harness.runs._plan import bytes_of_an_image, bytes_of_networks
+from harness.runs._plan import bytes_of_a_run, bytes_of_networks
 from harness.runs._work import resident_bytes
 from harness.speculative.sampler import peak_bytes
 from scripts.evidence_cost import clock
@@ -83,11 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     numbers = count_scalars(infinity_shapes(models.target.config))
     print(f"{models.title}: {numbers:,} parameters a network, {models.pyramid.draws.L:,} draws an image; "
           f"made in {clock(models) - begin:.1f} s", flush=True)  # fmt: skip
-    on_cuda, networks, each = models.device.type == "cuda", bytes_of_networks(models), bytes_of_an_image(models)
+    on_cuda, networks = models.device.type == "cuda", bytes_of_networks(models)
+    run = bytes_of_a_run(models, given.images)
     # on a CPU all memory of the process is seen, Python and its packages, too
-    stated = networks + given.images * each + (0 if on_cuda else own)
-    print(f"stated: {stated / 2**30:.2f} GiB at most, of networks {networks / 2**30:.2f}, of an image "
-          f"{each / 2**30:.2f}", flush=True)  # fmt: skip
+    stated = networks + run + (0 if on_cuda else own)
+    print(f"stated: {stated / 2**30:.2f} GiB at most; networks {networks / 2**30:.2f}, images {run / 2**30:.2f}",
+          flush=True)  # fmt: skip
     plain = models.unrounded()  # as the harness's own decoder is judged
     for turn in ("first", "second"):
         since = clock(models)

@@ -17,6 +17,7 @@ import torch
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.models.infinity.autoencoder import infinity_layers
+from harness.models.network import Network
 from harness.protocol import Request, Settings
 from harness.rounding import bytes_of_a_pass, free_on_cuda
 from harness.wording import count_of
@@ -130,18 +131,28 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
 
 
 def bytes_of_an_image(models: ModelPair) -> int:
-    """Return what an image takes at most while it is decoded and judged, roughly, besides the networks."""
+    """Return what an image of a batch takes at most while it is decoded and judged, roughly."""
     pyramid, config = models.pyramid, models.target.config
     # logits, laws, numbers and their like, of both sides, by draw; inputs by position
     shown = 4 * (24 * pyramid.draws.L * config.V + 16 * pyramid.L * config.D)
-    target, draft = (  # keys and values of two rows
-        4 * network.config.depth * pyramid.L * network.config.D * network.dtype.itemsize
-        for network in (models.target, models.draft)
-    )
+    target, draft = _bytes_of_keys(models.target), _bytes_of_keys(models.draft)
+    # beside the reference's keys there are the decoder's, or once more the target's, or pixels
+    most = max(target + draft + bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models))
+    return shown + target + most
+
+
+def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
+    """Return what decoding and judging a batch takes at most, or before it measuring rounding on two images.
+
+    Naming the part that made a wrong value goes through passes with other keys, and may take more.
+    """
     narrow, wide = (bytes_of_a_pass(models, dtype) for dtype in (torch.float32, torch.float64))
-    # Beside the reference's keys there are the decoder's, or once more the target's, or pixels; before any of them
-    # rounding is measured, on two images.
-    return shown + max(2 * target + draft + narrow, target + _bytes_of_pixels(models), 2 * max(target + narrow, wide))
+    return max(images * bytes_of_an_image(models), 2 * (_bytes_of_keys(models.target) + narrow), 2 * wide)
+
+
+def _bytes_of_keys(network: Network) -> int:
+    """Return what keys and values of an image take, in two rows."""
+    return 4 * network.config.depth * network.pyramid.L * network.config.D * network.dtype.itemsize
 
 
 def _bytes_of_pixels(models: ModelPair) -> int:
@@ -165,7 +176,7 @@ def memory_note(models: ModelPair, own_process: bool) -> str:
 
     Raises `InputError` where not even one image fits.
     """
-    device, need = models.device, bytes_of_an_image(models)
+    device, need = models.device, bytes_of_a_run(models)
     free = free_on_cuda(device) if device.type == "cuda" else available_bytes()
     if own_process:  # on a CPU they are written down for it, too
         need += bytes_of_networks(models) * (1 if device.type == "cuda" else 2)

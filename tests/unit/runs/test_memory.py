@@ -17,7 +17,7 @@ from harness.models.var.sizes import PUBLISHED, PUBLISHED_VAE
 from harness.protocol import Request, Settings
 from harness.protocol.pyramid import ScalePyramid
 from harness.runs import _plan as module
-from harness.runs._plan import bytes_of_an_image, bytes_of_networks, memory_note
+from harness.runs._plan import bytes_of_a_run, bytes_of_an_image, bytes_of_networks, memory_note
 from harness.verification import verify
 from tests.helpers import command, digits, tiny, twins
 
@@ -26,7 +26,7 @@ GIB = 2**30
 
 def sizes_alone(target: Any, draft: Any, vae: Any, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Return a pair that has sizes and no weights."""
-    small, large = (SimpleNamespace(config=config, dtype=dtype) for config in (draft, target))
+    small, large = (SimpleNamespace(config=config, dtype=dtype, pyramid=config.pyramid) for config in (draft, target))
     codec = SimpleNamespace(config=vae, dtype=torch.float32)
     return SimpleNamespace(draft=small, target=large, vae=codec, pyramid=target.pyramid, device=torch.device(device))
 
@@ -58,7 +58,8 @@ def test_the_statement_grows_with_scales_depth_dtype_and_pixels():
     sizes = [bytes_of_an_image(infinity(f"1.0/{size}")) for size in ("0.06M", "0.25M", "0.60M", "1M")]
     assert sizes == sorted(set(sizes))
     assert bytes_of_an_image(infinity("1.0/1M", dtype=torch.bfloat16)) < sizes[-1]
-    assert bytes_of_an_image(infinity("1.0/0.25M", "cuda")) > sizes[1]  # where float64 holds all scores
+    assert bytes_of_a_run(infinity("1.0/0.25M", "cuda")) > sizes[1]  # where float64 holds all scores
+    assert bytes_of_a_run(infinity("1.0/1M"), 3) == 3 * sizes[-1]
     large, small = PUBLISHED["d30"], PUBLISHED["d16"]
     plain = bytes_of_an_image(sizes_alone(large, small, PUBLISHED_VAE))
     assert bytes_of_an_image(sizes_alone(large, replace(small, depth=32), PUBLISHED_VAE)) > plain
@@ -74,7 +75,7 @@ def test_weights_that_two_networks_share_count_once():
 @pytest.mark.parametrize(("times", "said"), [(5, False), (3, True), (1, True)])
 def test_an_image_that_takes_more_than_a_quarter_is_told(monkeypatch: pytest.MonkeyPatch, times: int, said: bool):
     models = digits()
-    monkeypatch.setattr(module, "available_bytes", lambda: times * bytes_of_an_image(models))
+    monkeypatch.setattr(module, "available_bytes", lambda: times * bytes_of_a_run(models))
     note = memory_note(models, own_process=False)
     assert bool(note) is said
     assert not said or note.endswith("GiB free on cpu")
@@ -85,7 +86,7 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_decoded(monkey
     monkeypatch.setattr(module, "available_bytes", lambda: 20 * GIB)
     with pytest.raises(InputError, match=r"memory=20.0 GiB free on cpu: is less than the 3\d.\d GiB that an image"):
         memory_note(models, own_process=False)
-    monkeypatch.setattr(module, "available_bytes", lambda: bytes_of_an_image(digits()) + 1000)
+    monkeypatch.setattr(module, "available_bytes", lambda: bytes_of_a_run(digits()) + 1000)
     assert memory_note(digits(), own_process=False)
     with pytest.raises(InputError, match="memory="):  # its process has networks of its own
         memory_note(digits(), own_process=True)
@@ -98,9 +99,12 @@ def test_verify_tells_it_on_stderr_and_refuses_with_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     asked = "verify", "--draft-len", "2", "--seeds", "0", "--labels", "0", "--laws", "0"
-    monkeypatch.setattr(module, "available_bytes", lambda: 3 * bytes_of_an_image(digits()))
+    monkeypatch.setattr(module, "available_bytes", lambda: 3 * bytes_of_a_run(digits()))
     assert command(monkeypatch, *asked) == 0
-    assert "an image takes 0.1 GiB at most while it is decoded and judged, of 0.4 GiB free" in capsys.readouterr().err
+    assert (
+        "an image takes 0.1 GiB at most while it is decoded and judged, of 0.3 GiB free on cpu"
+        in capsys.readouterr().err
+    )
     assert command(monkeypatch, *asked, "--quiet") == 0
     assert "an image takes" not in capsys.readouterr().err
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
