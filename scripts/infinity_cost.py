@@ -3,14 +3,14 @@
     python -m scripts.infinity_cost --device cuda                     # the 2B sizes at 1.0/0.25M, one image a decode
     python -m scripts.infinity_cost --sizes tiny --schedule 1.0/0.06M  # the same in a minute on a CPU
 
-Status 1 where judging takes more than `--most` of the decodes that it judges, or where the right decoder is not right.
+Status 1 where judging takes more than `--most` of the decodes that it judges, where the right decoder is not right, or
+where more memory was taken than was stated before, or less than half of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +27,13 @@ from harness.protocol import Rows, ScaleGuidance
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget, set_precision
+from harness.runs._plan import bytes_of_a_run, bytes_of_networks
+from harness.runs._work import resident_bytes
+from harness.speculative.sampler import peak_bytes
 from scripts.evidence_cost import clock
+
+FACTOR = 2  # by which less memory may be taken than is stated
+LOADED = 0.15 * 2**30  # bytes of what a process on a CPU loads as it works, and of holes between tensors
 
 # depth, D, H, C, text width, longest text, chunks, ch and multipliers of the autoencoder
 SIZES = {
@@ -71,13 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--most", type=float, default=0.15, help="judging's share of the decodes that is allowed")
     given = parser.parse_args(arguments)
     set_precision(False)
-    begin = time.perf_counter()
+    begin, own = time.perf_counter(), resident_bytes()
     models = random_infinity(given.sizes, given.schedule, given.device)
     rows = given.rows or min(64, SIZES[given.sizes][5])
     requests = [request_of(models, rows, given.images, k, places) for k, places in enumerate(((0,), (0,), (-1,)))]
     numbers = count_scalars(infinity_shapes(models.target.config))
     print(f"{models.title}: {numbers:,} parameters a network, {models.pyramid.draws.L:,} draws an image; "
           f"made in {clock(models) - begin:.1f} s", flush=True)  # fmt: skip
+    on_cuda, networks = models.device.type == "cuda", bytes_of_networks(models)
+    run = bytes_of_a_run(models, given.images)
+    # on a CPU all memory of the process is seen, Python and its packages, too
+    stated = networks + run + (0 if on_cuda else own + LOADED)
+    print(f"stated: {stated / 2**30:.2f} GiB at most; networks {networks / 2**30:.2f}, images {run / 2**30:.2f}",
+          flush=True)  # fmt: skip
     plain = models.unrounded()  # as the harness's own decoder is judged
     for turn in ("first", "second"):
         since = clock(models)
@@ -96,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     share, said = result.seconds / result.decode_seconds - 1, json.loads(result.to_json())
     print(f"{result.verdict.value}: {said['draws']:,} draws, {said['ties']} ties; decoder and reference "
           f"{result.decode_seconds:.1f} s, judging {share:.1%} on top, at most {given.most:.0%}")  # fmt: skip
-    if models.device.type == "cuda":
-        print(f"most memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {torch.cuda.get_device_name()}")
-    else:  # in KiB on Linux; of everything, Python and its packages too
-        print(f"most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of the process")
+    seen = peak_bytes(models.device)
+    where = f"on {torch.cuda.get_device_name()}" if on_cuda else "of the process"
+    print(f"most memory: {seen / 2**30:.2f} GiB {where}, {seen / stated:.0%} of what was stated")
     print(f"all: {clock(models) - begin:.0f} s")
-    sys.exit(share > given.most or result.verdict not in (Verdict.IDENTICAL, Verdict.TIE))
+    is_right = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
+    sys.exit(share > given.most or not is_right or not stated / FACTOR <= seen <= stated)
 
 
 if __name__ == "__main__":

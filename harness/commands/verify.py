@@ -6,6 +6,7 @@ One module: what each option means is read off the options beside it, and no oth
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -25,9 +26,11 @@ from harness.processes import started_ahead
 
 if TYPE_CHECKING:
     from harness.decoders import Other, Runner
+    from harness.models import ModelPair
     from harness.protocol import Settings
     from harness.quality import Means, Study
     from harness.runs import RunFileOptions, Verification
+    from harness.verification import Question
 
 DRAFT_LENGTHS = "1,2,5,10"
 LAW_CASES = 2
@@ -178,6 +181,7 @@ def _verified(
     laws = usual_laws(cover, terms) if judging.laws is None else judging.laws
     question = Question(name, tuple(settings), (), terms, cover, laws)
     made_up = cover and loss is None and images.texts is None and "texts" in pair.target.config.reads
+    tell_memory(pair, question, outputs)
     requests, why = ([], "") if made_up else batches_for(pair, images, apart=not question.in_process)
     if loss is not None:
         check_claim(judging, lambda: start_runner(pair, name, settings[:1], 1, replace(terms, against=None)))
@@ -199,6 +203,15 @@ def _verified(
 
             write_certificate(partial(certificate_of, result, pair), paths, outputs, key)
     return status or result.verdict.exit_status
+
+
+def tell_memory(pair: ModelPair, question: Question, outputs: VerifyOutputs) -> None:
+    """Say on stderr what memory an image takes, where that is much. Raises `InputError` where one does not fit."""
+    from harness.runs import memory_note
+
+    note = "" if outputs.cluster else memory_note(pair, not question.in_process)
+    if note and not outputs.quiet:
+        print(note, file=sys.stderr)
 
 
 def write(

@@ -51,7 +51,7 @@ def teacher_forced(
     n = pyramid.end(scales - 1)
     mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
     positions = family.positions(network, 0, scales - 1)
-    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(), mask_11nn, positions)
+    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(grows=False), mask_11nn, positions)
     rows_RnV = network.logits(hidden_RnD, condition)
     by_scale = [rows_RnV[:, pyramid.draws.span(si)] for si in range(scales)]
     guided = [family.guide(rows_RlV, request.guidance, si, pyramid.S) for si, rows_RlV in enumerate(by_scale)]

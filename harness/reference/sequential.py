@@ -18,17 +18,19 @@ from harness.reference._steps import draw, family_of, filter_logits
 
 
 class GrowingCache:
-    """Keys and values of all positions so far, one concatenation a step."""
+    """Keys and values of all positions so far, one concatenation a step; one that does not grow keeps no new ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, grows: bool = True) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._grows = grows
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
         """Append and return all keys and values, (R,H,K+n,c) each."""
         if layer in self.layers:
             k_old, v_old = self.layers[layer]
             k_RHnc, v_RHnc = torch.cat((k_old, k_RHnc), 2), torch.cat((v_old, v_RHnc), 2)
-        self.layers[layer] = (k_RHnc, v_RHnc)
+        if self._grows:
+            self.layers[layer] = (k_RHnc, v_RHnc)
         return k_RHnc, v_RHnc
 
     def cut(self, rows_r: Tensor | slice, length: int) -> Self:

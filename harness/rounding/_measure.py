@@ -6,6 +6,7 @@ under test has no part in it, so that no failing run can widen what it is judged
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -137,7 +138,8 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     noise = models.noise(request)
     run = sample_sequential(models.target, models.vae, request, noise)
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
-    wide = models.compiled(False).wide()
+    target, vae = models.target.converted(torch.float64), models.vae.to(models.device, torch.float64)
+    wide = replace(models, target=target, vae=vae)  # no weights of a transformer exist twice
     exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request, labels_B, tokens_BL, pyramid.S)
     even, measured = wide.unrounded(), iter(windows(models, request, tokens_BL, every))
     if even is not wide:
@@ -179,7 +181,7 @@ def windows(models: ModelPair, request: Request, tokens_BL: Tensor, every: bool)
         for last in range(first, pyramid.S):
             if not (every or last == first or (first, last) == (0, pyramid.S - 1)):
                 continue
-            cache = GrowingCache()
+            cache = GrowingCache(grows=last == first < pyramid.S - 1)  # the others' keys and values serve nobody
             cache.layers = dict(before.layers)
             window = slice(pyramid.begin(first), pyramid.end(last))
             mask_11nK = mask_11LL[:, :, window, : window.stop] if last > first else None  # as decoders run one scale

@@ -21,6 +21,7 @@ import torch
 
 from harness.models import ModelPair, product_dtype
 from harness.models.network import Codec, Network
+from harness.models.var.transformer import queries_at_once
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
 # PyTorch's newer switch over all of them (2.9 on): where one is set by both, PyTorch refuses to tell the older one.
@@ -42,6 +43,7 @@ WATCHED = {
 MATMUL = "float32_matmul_precision"  # a function's, over those of CUDA and CPU
 UNREADABLE = "set by two interfaces at once"
 NEGLIGIBLE = 1 / 16  # of the budget, at most
+ACTIVATIONS = 16  # numbers of a row, in widths of the network, that exist at a time
 FEWEST = 2.0  # GiB that certifying may take where the device does not say what is free
 
 
@@ -143,12 +145,23 @@ def certifying_networks(models: ModelPair, by: Certifying) -> Iterator[tuple[Net
 
 def images_per_certifying_pass(models: ModelPair, by: Certifying) -> int:
     """Return how many images fit into a certifying pass: a quarter of the memory that is free, one at least."""
+    free = int(FEWEST * 2**30)  # a CPU gains nothing from more
+    if models.device.type == "cuda":
+        free = free_on_cuda(models.device)
+    return max(1, free // 4 // bytes_of_a_pass(models, by.dtype))
+
+
+def bytes_of_a_pass(models: ModelPair, dtype: torch.dtype) -> int:
+    """Return what the target's pass over all scales of an image takes, in two rows, whose keys are not kept."""
     config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
-    # two rows of: attention weights and their softmax, some twelve activations, logits thrice, all keys and values
-    numbers = 3 * config.H * L * L + 12 * L * config.D + 3 * drawn * config.V + 2 * config.depth * L * config.D
-    each = 2 * numbers * torch.finfo(by.dtype).bits // 8
-    free = FEWEST * 2**30  # a CPU gains nothing from more
-    if (device := models.device).type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    return max(1, int(free // 4 // each))
+    # the mask, and what it is made of; activations; logits thrice
+    numbers = 2 * L * L + 2 * ACTIVATIONS * L * config.D + 6 * drawn * config.V
+    if models.device.type == "cuda" and dtype == torch.float64:  # scores, their softmax and what is masked of it
+        numbers += 3 * queries_at_once(2 * config.H, L, L) * 2 * config.H * L
+    return numbers * dtype.itemsize
+
+
+def free_on_cuda(device: torch.device) -> int:
+    """Return the bytes that are free there, with what PyTorch's allocator keeps unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused

@@ -17,7 +17,7 @@ from harness.runs._decodes import TERMS, Decodes, RunInterrupted, recorded_resul
 from harness.runs._exercised import ADALN, Decode, Exercised, misstated, only_said
 from harness.runs._identity import code_of, differences, identity_of, source_files, weights_of
 from harness.runs._likelihood import LikelihoodTest
-from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch
+from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch, memory_note
 from harness.runs._records import THE_LAW, BrokenLaw, JudgedRow, LawsTried, QualityClaims, to_json
 from harness.runs._replay import (
     Answer,

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from harness.errors import InputError
 from harness.models import ModelPair
+from harness.models.infinity.autoencoder import infinity_layers
+from harness.models.network import Network
 from harness.protocol import Request, Settings
+from harness.rounding import bytes_of_a_pass, free_on_cuda
 from harness.wording import count_of
 
 
@@ -113,8 +116,7 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
     """Return the batch for these networks on their device. Reads what memory is free."""
     each, device, share = bytes_of_an_image(models), models.device, SHARE_OWN_PROCESS if own_process else SHARE
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
+        free = free_on_cuda(device)
         fits = int(share * free // each)
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
@@ -129,14 +131,60 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
 
 
 def bytes_of_an_image(models: ModelPair) -> int:
-    """Return what an image takes at most while it is decoded and judged, roughly."""
-    L, V, config = models.pyramid.draws.L, models.target.config.V, models.target.config
-    numbers = 24 * L * V + 16 * L * config.D  # logits, laws, numbers and their like, of both sides; inputs
-    caches = sum(
-        2 * 2 * c.depth * L * c.D * (w.element_size() if (w := next(iter(n.weights.values()), None)) is not None else 4)
-        for n, c in ((models.draft, models.draft.config), (models.target, config))
-    )
-    return 4 * numbers + 3 * caches // 2  # a cache that grows exists twice, layer by layer
+    """Return what an image of a batch takes at most while it is decoded and judged, roughly."""
+    pyramid, config = models.pyramid, models.target.config
+    # logits, laws, numbers and their like, of both sides, by draw; inputs by position
+    shown = 4 * (24 * pyramid.draws.L * config.V + 16 * pyramid.L * config.D)
+    target, draft = _bytes_of_keys(models.target), _bytes_of_keys(models.draft)
+    # beside the reference's keys there are the decoder's, or once more the target's, or pixels
+    most = max(target + draft + bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models))
+    return shown + target + most
+
+
+def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
+    """Return what decoding and judging a batch takes at most, or before it measuring rounding on two images.
+
+    Naming the part that made a wrong value goes through passes with other keys, and may take more.
+    """
+    narrow, wide = (bytes_of_a_pass(models, dtype) for dtype in (torch.float32, torch.float64))
+    return max(images * bytes_of_an_image(models), 2 * (_bytes_of_keys(models.target) + narrow), 2 * wide)
+
+
+def _bytes_of_keys(network: Network) -> int:
+    """Return what keys and values of an image take, in two rows."""
+    return 4 * network.config.depth * network.pyramid.L * network.config.D * network.dtype.itemsize
+
+
+def _bytes_of_pixels(models: ModelPair) -> int:
+    """Return what an image's pixels take while they are made: some six times the largest map on the way."""
+    config: Any = models.vae.config
+    (_, h, w), largest = models.target.config.latent, 0
+    for kind, _, into, out in infinity_layers(config, "decoder"):  # VAR's attention makes no larger ones
+        h, w = (2 * h, 2 * w) if kind == "up" else (h, w)
+        largest = max(largest, h * w * max(into, out))
+    return 6 * largest * models.vae.dtype.itemsize
+
+
+def bytes_of_networks(models: ModelPair) -> int:
+    """Return what the weights of a pair take, those that two networks share once."""
+    weights = {id(weight): weight for weight in models.named_weights().values()}
+    return sum(weight.numel() * weight.element_size() for weight in weights.values())
+
+
+def memory_note(models: ModelPair, own_process: bool) -> str:
+    """Say what memory an image takes where that is more than a quarter of what is free; else nothing.
+
+    Raises `InputError` where not even one image fits.
+    """
+    device, need = models.device, bytes_of_a_run(models)
+    free = free_on_cuda(device) if device.type == "cuda" else available_bytes()
+    if own_process:  # on a CPU they are written down for it, too
+        need += bytes_of_networks(models) * (1 if device.type == "cuda" else 2)
+    most, there = f"{need / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB free on {device}"
+    if need > free:
+        rule = f"is less than the {most} that an image takes at most while it is decoded and judged"
+        raise InputError("memory", there, rule, "free some, or take smaller networks or fewer positions (--schedule)")
+    return f"an image takes {most} at most while it is decoded and judged, of {there}" if need > free / 4 else ""
 
 
 def cache_bytes() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models.network import Cache, Condition, Network, StoredNetwork
 from harness.models.var import layer_norm
-from harness.models.var.transformer import MAX_SCALE_MUL, Converted
+from harness.models.var.transformer import MAX_SCALE_MUL, Converted, attend
 from harness.protocol import Request, ScaleGuidance, ScalePyramid
 
 EPS, BASE, MOST_SIDE, LEVELS = 1e-6, 10000.0, 128, 15
@@ -241,7 +241,7 @@ class InfinityTransformer(StoredNetwork):
                 x_RnD = x_RnD + self.lvl_SD[level_n]
             gamma1, gamma2, factor1, factor2, shift1, shift2 = six
             q, k, v = self._queries(f"{name}sa.", layer_norm(x_RnD) * factor1 + shift1, turn)
-            out = F.scaled_dot_product_attention(q, *cache.extend(i, k, v), mask_11nK, scale=softmax_scale)
+            out = attend(q, *cache.extend(i, k, v), mask_11nK, softmax_scale)
             x_RnD = x_RnD + gamma1 * self._linear(f"{name}sa.proj", out.transpose(1, 2).flatten(2))
             x_RnD = x_RnD + self._of_text(name, x_RnD, condition.texts)
             h_RnD = layer_norm(x_RnD) * factor2 + shift2

@@ -166,7 +166,7 @@ class Transformer(StoredNetwork):
             w = BlockWeights(self.weights[f"blocks.{i}.attn.mat_qkv.weight"], *self._attention_constants[i], *rest)
             q_RHnc, k_RHnc, v_RHnc = enter(x_RnD, six, w, self.config.l2_norm)
             k_RHKc, v_RHKc = cache.extend(i, k_RHnc.to(self.dtype), v_RHnc.to(self.dtype))
-            out_RHnc = F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=softmax_scale)
+            out_RHnc = attend(q_RHnc, k_RHKc, v_RHKc, mask_11nK, softmax_scale)
             x_RnD = leave(x_RnD, out_RHnc, six, w)
         return x_RnD
 
@@ -177,6 +177,27 @@ class Transformer(StoredNetwork):
         dtype = torch.promote_types(h_RnD.dtype, torch.float32)
         h_RnD = torch.addcmul(shift_R1D.to(dtype), layer_norm(h_RnD.to(dtype)), factor_R1D.to(dtype))
         return F.linear(h_RnD, self.weights["head.weight"].to(dtype), self.weights["head.bias"].to(dtype)).to(dtype)
+
+
+# Queries times keys of one head that are attended at once: all passes of VAR's pyramids (2,240 positions at most) are
+# below. Some kernels, those of float64 on CUDA among them, hold all scores: beyond it, so many of all heads at a time.
+MOST_SCORES, SCORES_AT_ONCE = 2**23, 2**27
+
+
+def queries_at_once(heads: int, n: int, K: int) -> int:
+    """Return how many of n queries are attended at once over K keys; `heads` are those of all rows."""
+    return n if n * K <= MOST_SCORES else min(n, max(1, SCORES_AT_ONCE // (heads * K)))
+
+
+def attend(q_RHnc: Tensor, k_RHKc: Tensor, v_RHKc: Tensor, mask_11nK: Tensor | None, scale: float) -> Tensor:
+    """Return the attention (R,H,n,c) of n queries, in blocks where they and their keys are many."""
+    (R, H, n, _), K = q_RHnc.shape, k_RHKc.shape[2]
+    if (step := queries_at_once(R * H, n, K)) == n:
+        return F.scaled_dot_product_attention(q_RHnc, k_RHKc, v_RHKc, mask_11nK, scale=scale)
+    queries = q_RHnc.split(step, 2)
+    masks = [None] * len(queries) if mask_11nK is None else mask_11nK.split(step, 2)
+    blocks = zip(queries, masks, strict=True)
+    return torch.cat([F.scaled_dot_product_attention(q, k_RHKc, v_RHKc, mask, scale=scale) for q, mask in blocks], 2)
 
 
 LN_EPS = 1e-6

@@ -75,9 +75,9 @@ def test_products_in_fewer_bits_are_certified_in_float32_outside_autocast(mode: 
         assert (mode_name(network), mode_name(vae)) == ("float32", "float32")
 
 
-def each(bytes_a_number: int, L: int = 10) -> int:
-    """Return the bytes of one image: two rows of attention twice and once more, activations, logits, keys, values."""
-    return 2 * bytes_a_number * (3 * 2 * L * L + 12 * L * 8 + 3 * L * 5 + 2 * 3 * L * 8)
+def each(bytes_a_number: int, L: int = 10, scores: int = 0) -> int:
+    """Return the bytes of one image: the mask twice, and two rows of activations, logits and scores of two heads."""
+    return bytes_a_number * (2 * L * L + 2 * (16 * L * 8 + 3 * L * 5 + scores * 2 * L * L))
 
 
 def test_as_many_images_at_once_as_a_quarter_of_the_free_memory_holds():
@@ -93,8 +93,8 @@ def test_on_cuda_what_the_allocator_keeps_unused_is_free_too(monkeypatch: pytest
     def told(value: Any) -> Any:
         return lambda device: asked.append(device) or value
 
-    monkeypatch.setattr(torch.cuda, "memory_reserved", told(9 * each(8)))
-    monkeypatch.setattr(torch.cuda, "memory_allocated", told(4 * each(8)))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", told((15 * each(8), 10**15)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", told(9 * each(8, scores=3)))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", told(4 * each(8, scores=3)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", told((15 * each(8, scores=3), 10**15)))
     assert images_per_certifying_pass(pair(F32, "cuda:1"), Certifying(F64, True, 0.0)) == 5  # (15 + 9 - 4) / 4
     assert asked == [torch.device("cuda:1")] * 3
