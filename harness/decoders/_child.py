@@ -29,8 +29,8 @@ from harness.errors import InputError
 from harness.judge import Divergence, Judgement
 from harness.models import load_digits
 from harness.processes import given
-from harness.protocol import Request
-from harness.reference.sequential import sample_sequential
+from harness.protocol import Request, Settings
+from harness.speculative.sampler import build_decoder
 
 
 def serve(device: str, conversation: str) -> None:
@@ -51,10 +51,9 @@ def serve(device: str, conversation: str) -> None:
 
 
 def _warm_up(device: str) -> None:
-    """Start CUDA and load its kernels while the judge is still busy with its own: one small sequential decode."""
-    models = load_digits().to(device)
-    request = Request((0,), seed=0)
-    sample_sequential(models.target, models.vae, request, models.noise(request))
+    """Start CUDA and load its kernels while the judge is still busy with its own: a small decode of the harness's."""
+    models, request = load_digits().to(device), Request((0,), seed=0)
+    build_decoder(models, Settings(5)).decode(request, models.noise(request))
     torch.cuda.reset_peak_memory_stats(device)
 
 
