@@ -86,7 +86,11 @@ class Search:
                 draws.sort(key=lambda draw: sum(map(partial(self._is_elsewhere, placed), self._read_of(draw))))
             made = draws[0] if draws else made if rows.kind[1] >= LEAST else {}
         back = stream.back(made)
-        for number, at_n in stream.firsts(back, made).items():
+        for first, at_n in stream.firsts(back, made).items():
+            # the draft's law may be the same, where it leaves one token: what was drawn is of the last one
+            before = range(first, max(made)) if wrong.is_tokens else ()
+            alike = (n for n in reversed(before) if _is_alike(stream.steps[n], stream.steps[first]))
+            number = next(alike, first)
             step = stream.steps[number]
             read = [rows for rows, _ in stream.read(number, at_n)] if step.attends else []
             drafted = [part_of(rows, ~self.along_final.is_known(rows)) for rows in read]
@@ -122,9 +126,13 @@ class Search:
             draws = right.drawn(wrong.expected.flatten().cpu(), wrong.wrong_l, self._windows(wrong.scale))
             made = draws[0] if draws else {}
         else:
-            rows = filter(None, map(rows_of, (wrong.expected, *wrong.made_of)))
-            made = merged(map(right.makers, rows))
-        return Known([*right.rows(right.back(made)), *self.weights], self.close) if made else None
+            rows = rows_of(wrong.expected)
+            made = right.makers(rows) if rows else {}
+        # of a weight that it looks numbers up in it makes those alone
+        looks_up = (step for step in self.right.steps if any(rows.kind[0] == "whole" for rows in step.inputs))
+        looked_up = [rows for step in looks_up for rows in step.outputs]
+        weights = [each for each in self.weights if not any(share(each, rows) for rows in looked_up)]
+        return Known([*right.rows(right.back(made)), *weights], self.close) if made else None
 
     def _masked(self, number: int) -> Found | None:
         """Return the operation that made a wrong mask, which hides nothing or is no window's."""
@@ -138,7 +146,11 @@ class Search:
                 continue
             if not (bool(rows.mark_N4.any()) if rows.kind[0] == "real" else bool(stream.is_known(rows).all())):
                 maker = _maker_of(rows, stream.steps[:number])
-                return maker and (maker, ", of a wrong mask")
+                pieces = maker.inputs if maker and maker.moves else []  # put together of a wrong one
+                wrong = [each for each in pieces if each.kind[0] == "mask" and not bool(stream.is_known(each).all())]
+                makes = (step for step in stream.steps[:number] if step.stack)
+                first = next((step for step in makes if any(map(partial(_has, step.outputs), wrong))), maker)
+                return first and (first, ", of a wrong mask")
         return None
 
     def _again(self, number: int, wrong: Wrong) -> Found | None:
@@ -152,12 +164,13 @@ class Search:
 
     def _misplaced(self, number: int, at_n: Tensor | None, placed: Known | None, wrong: Wrong) -> Found | None:
         """Return the operation that handed on what is right in another place than the wrong value's."""
-        if at_n is None or placed is None:  # of all rows some are of other places
-            return None
+        step = self.along_any.steps[number]
+        if at_n is None or placed is None or (step.attends and step.read[1][-2] not in self.along_any.ends):
+            return None  # of all rows, or keys of no right pass, some are of other places
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number) or self._strictly(number, at_n, placed)
+                return self._handed(other, number, placed) or self._strictly(number, at_n, placed)
         return None
 
     def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
@@ -170,10 +183,9 @@ class Search:
     def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
         """Return the operation that made a wrong factor, or term, which changed nothing of what a step reads."""
         steps, stream = self.along_any.steps, self.along_any
-        kept = Known((each for step in self.right.steps for each in step.outputs if _keeps(step, each)), self.close)
         for rows, _ in stream.read(number, at_n):
-            if rows.kind[0] != "real" or bool(kept.has(rows).all()):
-                continue  # it changes nothing in the reference either
+            if rows.kind[0] != "real":
+                continue
             for n in (n for n in reversed(range(number)) if _keeps(steps[n], rows)):
                 factors = (each for each in steps[n].inputs if not share(rows, each))
                 pending = merged(stream.makers(each, n) for each in factors)
@@ -215,26 +227,33 @@ class Search:
                     return step, ", zeros over what was right"
         return None
 
-    def _handed(self, rows: TensorRows, number: int) -> Found | None:
+    def _handed(self, rows: TensorRows, number: int, placed: Known) -> Found | None:
         """Return the first operation that handed rows on to a step, that of a new line where there is one."""
         steps, links, storages = self.along_any.steps, list[int](), [rows.storage]
-        origin = number
+        origin, read = number, set(self.along_any.steps[number].read)
         for n in reversed(range(number)):
+            if _is_view(steps[n]) and not set(steps[n].made) & read:
+                continue  # of the same memory, but for another reader
             if any(each.storage in storages and share(each, rows) for each in steps[n].outputs):
                 sources = [each.storage for each in steps[n].inputs if share(each, rows)]
                 if not sources or (steps[n].by_row and len(steps[n].read) > 1 and steps[n].name != "where"):
                     origin = n
                     break
                 links.append(n)
+                read = set(steps[n].read)
                 storages = sources  # of several the last that was made
         links = [n for n in links if steps[n].stack and steps[n].stack != steps[origin].stack]
+        for link in (each for each in (*links, origin) if steps[each].stack):
+            for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
+                maker = _maker_of(index, steps[:link])  # tokens are right where they were drawn
+                return maker if maker and maker.drawn is None else steps[link], ", by an index of another place"
+        over = steps[origin].over  # who reads memory that is shared may be right
+        if links and steps[origin].stack and over and all(bool(placed.has(each).all()) for each in over):
+            return steps[origin], ", over what was right"
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
         if not links:
             return None
-        for link in links:
-            for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
-                return _maker_of(index, steps[:link]) or steps[link], ", by an index of another place"
         before = {(step.name, step.stack) for step in steps[:origin]}
         link = next((n for n in reversed(links) if (steps[n].name, steps[n].stack) not in before), links[-1])
         return steps[link], ELSEWHERE
@@ -381,8 +400,9 @@ class LineSearch:
         mask_LL = block_causal(pyramid, self._decode.models.device, torch.float32)[0, 0]
         for first in pyramid:
             for last in range(first, pyramid.S):
-                window = mask_LL[pyramid.begin(first) : pyramid.end(last), : pyramid.end(last)]
-                yield from filter(None, map(rows_of, (window, window == 0, window != 0)))
+                for seen in (0, pyramid.begin(first)):  # scales before the window are seen, or its own alone
+                    window = mask_LL[pyramid.begin(first) : pyramid.end(last), seen : pyramid.end(last)]
+                    yield from filter(None, map(rows_of, (window, window == 0, window != 0)))
 
     def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
         """List what was drawn scale after scale, with the scales, in the place of final tokens."""
@@ -414,6 +434,10 @@ def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
     step, why = caller_of(step) or (step, why)
     own, *_ = step.stack
     return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
+
+
+def _is_alike(step: Operation, other: Operation) -> bool:
+    return (step.name, step.stack[:1], step.made) == (other.name, other.stack[:1], other.made)
 
 
 def _met(step: Operation, other: Operation) -> Operation:

@@ -55,7 +55,6 @@ class Wrong:
     expected: Tensor
     batch: Tensor  # the decoder's, all rows
     right: Tensor  # and the reference's
-    made_of: Sequence[Tensor] = ()  # what the expected value is made of, though a factor is 0
 
     @property
     def is_tokens(self) -> bool:
@@ -125,8 +124,7 @@ class WrongDecode:
             for words, pair in values.items():
                 one, other = pair
                 for n in islice((n for n in range(len(one)) if not _near(one[n], other[n], self.close)), 1):
-                    halves = values["the rows"][1][n :: self.request.B] if words == SHOWN["guided_BLV"] else ()
-                    yield Wrong(words, si, one[n], other[n], one, other, tuple(halves))
+                    yield Wrong(words, si, one[n], other[n], one, other)
 
 
 def _near(one: Tensor, other: Tensor, close: float) -> bool:

@@ -131,7 +131,7 @@ OTHERS = (
     Planted("noise of image 0", "reader)[self.b]", "reader)[0]"),
     Planted("factor of 1.001", "x_1lD = network", "x_1lD = 1.001 * network"),
     Planted("rows from the beginning", "h_RnD[:, pyramid.begin(first) :]", "h_RnD[:, : n - pyramid.begin(first)]"),
-    Planted("same label twice", "classes], device", "classes - 1], device", "neither"),
+    Planted("same label twice", "classes], device", "classes - 1], device"),
     Planted("mask transposed", "masked_fill(hidden_from", "masked_fill(hidden_from.T", text=CACHED),
     Planted("values not cut", "v[:, :, :n]", "v[:, :, -n:]", "neither", CACHED),
     Planted("cut one later", "begin(len(self.tokens)))", "begin(len(self.tokens)) + 1)", "function", CACHED),

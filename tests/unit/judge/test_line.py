@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.decoders._factory import load_factory
 from harness.decoders._in_process import search_line
 from harness.judge._line import CodeLine, LineSearch, Search
 from harness.judge._recorder import rows_of
@@ -18,6 +19,7 @@ from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
+from tests.published.checkout import make
 from tests.unit.judge.planted_lines import CACHED, KINDS, OTHERS, TEMPLATE, TEN, Planted, module_of
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
@@ -202,3 +204,24 @@ def test_who_handed_a_value_on_is_named(id: str, case: tuple[Request, Settings],
     assert isinstance(line, CodeLine), line
     assert text in line.text
     assert wrong in line.wrong
+
+
+# Switches of the stand-in, and of models/var.py what the innermost frame holds.
+REPORTED = {
+    "alias": "in draft_generate_batch: f_hat, raw = draft.vae_quant_proxy[0].get_next_autoregressive_input(",
+    "doubled-last": "in _build_combined_query: half = state.target_next_token_map[:B]",
+    "mask-corner": "in _get_attention_mask: return target.attn_bias_for_masking[:, :, :mask_length, :mask_length]",
+    "position-offset": "in _build_combined_query: pos = state.target_lvl_pos.roll(at, 1)",
+    "own-tokens": "in _build_combined_query: h = target.vae_quant_proxy[0].embedding(draft_tokens[k + 1])",
+    "caches-emptied": "in target_verify_batch: logits = target.get_logits(target.run(",
+}
+
+
+@pytest.mark.parametrize("mistake", REPORTED)
+def test_the_line_of_a_mistake_of_the_report_is_named(mistake: str, tmp_path: Path):
+    options = {"checkout": str(make(tmp_path, "sdvar", "addparam-th", mistake)), "gamma": "2"}
+    settings = Settings(options=tuple((options | {"similarity_threshold": "0.0"}).items()))
+    decoder = load_factory("published:sdvar-parallel")(MODELS, settings)
+    line = search_line(decoder, MODELS, Request((0,), 1), False)
+    assert isinstance(line, CodeLine), line
+    assert REPORTED[mistake] in next(each for each in line.stack if "models/var.py:" in each)
