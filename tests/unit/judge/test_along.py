@@ -82,9 +82,7 @@ def test_precise_logits_are_nearer_to_float64_than_the_networks_own(dtype: torch
     own_BLV = _run(found.models, found.actual.tokens_BL).shown.guided_BLV
     far, own_far = (float((each - due_BLV)[[0, 2]].abs().max()) for each in (exact_BLV, own_BLV))
     assert far < own_far / 100
-    assert (
-        float((along.expected.shown.guided_BLV - due_BLV)[[0, 2]].abs().max()) < own_far / 4
-    )
+    assert float((along.expected.shown.guided_BLV - due_BLV)[[0, 2]].abs().max()) < own_far / 4
     assert along.expected.shown.guided_BLV.dtype is own_BLV.dtype
 
 
