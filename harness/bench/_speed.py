@@ -206,7 +206,7 @@ class Bench:
         del decoder
         # the target decodes in the draft's place, so the target's counts say nothing
         actual = replace(actual, rounds=[], target_calls=[], target_rows=[])
-        release(self.models.device)  # two caches of the target, and a tie is certified by a pass in wider numbers
+        release(self.models.device)  # two caches of the target, and it may decode once more along other tokens
         defects = judge(Evidence(self.models, request, actual, expected, budget)).defects
         if defects:
             raise HarnessError(f"sequential decoding of this mode is wrong, so nothing was timed: {defects[0]}")

@@ -272,13 +272,13 @@ def _judge_teacher(case: InfinityCase, recorded: Mapping[str, Tensor], result: C
         si = pyramid.draws.level_of(int(wrong_BL.any(0).nonzero()[0]))
         result.defect("token", f"{int(wrong_BL.sum())} recorded bits are not the signs of the residual", si)
     labels_B = torch.arange(case.request.B, device=models.device)
-    shown = teacher_forced(models.target, models.vae, case.request, labels_B, bits_BL, pyramid.S)
+    rows_BLV, _, f_hats = teacher_forced(models.target, models.vae, case.request, labels_B, bits_BL, pyramid.S)
     for si in range(1, pyramid.S):
-        raw_BlN = family.next_input(shown.f_hat_SBCPP[si - 1], si, pyramid)
+        raw_BlN = family.next_input(f_hats[si], si, pyramid)
         expected_BlN = recorded["inputs"][:, pyramid.begin(si) - 1 : pyramid.end(si) - 1]
         result.compare("inputs", raw_BlN, expected_BlN, LIMITS["map"], si)
     theirs_BLV = recorded["logits"].flatten(1, 2)
-    result.delta_logits = result.compare("logits", shown.rows_RLV, theirs_BLV, LIMITS[case.config.rounds], -1)
+    result.delta_logits = result.compare("logits", rows_BLV, theirs_BLV, LIMITS[case.config.rounds], -1)
 
 
 @torch.inference_mode()
@@ -294,9 +294,9 @@ def produce_infinity(case: InfinityCase) -> dict[str, Tensor]:
     labels_B = torch.arange(case.request.B, device=models.device)
     if case.sampler == "teacher":
         bits_BL, _ = case.codec.quantizer.encode(made["raw"], pyramid)
-        shown = teacher_forced(models.target, models.vae, case.request, labels_B, bits_BL, pyramid.S)
-        rows_BLV, f_hats, step = shown.rows_RLV, shown.f_hat_SBCPP, family_of(models.target).next_input
-        made["inputs"] = torch.cat([step(f_hats[si - 1], si, pyramid) for si in range(1, pyramid.S)], 1)
+        rows_BLV, _, f_hats = teacher_forced(models.target, models.vae, case.request, labels_B, bits_BL, pyramid.S)
+        step = family_of(models.target).next_input
+        made["inputs"] = torch.cat([step(f_hats[si], si, pyramid) for si in range(1, pyramid.S)], 1)
     else:
         noise, empty = models.noise(case.request), {"bits": torch.zeros(shape, device=models.device)}
         forced_BL = case.forced_bits(made | empty)[:, : pyramid.draws.begin(case.forced)]

@@ -51,8 +51,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     if request.more_smooth and actual.intermediates is None:
         judgement.inconclusive.append("more_smooth is judged from scale to scale, by Trace.intermediates")
         return judgement, evidence
-    certifies = claims_tokens or bool(evidence.may_differ_from)
-    along = _along(evidence, contract, certifies)
+    along = _along(evidence, contract)
     if not claims_tokens:
         judgement.distances = image_distances(evidence.models, actual, evidence.expected)
     differ_BL = actual.tokens_BL != along.expected.tokens_BL
@@ -61,7 +60,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     if not claims_tokens:  # but for those before the first scale that may differ
         claimed_BL[:, evidence.models.pyramid.draws.begin(evidence.may_differ_from or 0) :] = False
         judgement.unclaimed = int((differ_BL & ~claimed_BL).sum())
-    if certifies:
+    if claims_tokens or evidence.may_differ_from:
         judge_tokens(along, wrong, claimed_BL, judgement)
     if contract is Contract.LAW:
         judge_support(along, judgement, bet_on(along, judgement).forbidden)
@@ -95,7 +94,7 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
     if begun := [final for final in final_B if final]:
         # what was never drawn may be any number
         tokens_BL = actual.tokens_BL.clamp(0, V - 1)
-        along = _along(replace(evidence, actual=replace(actual, tokens_BL=tokens_BL)), contract, certifies=False)
+        along = _along(replace(evidence, actual=replace(actual, tokens_BL=tokens_BL)), contract)
         shown = actual.intermediates
         for image, final in enumerate(final_B):
             written = [
@@ -112,9 +111,9 @@ def judge_partial_trace(evidence: Evidence, contract: Contract, drafts: bool, en
     return ended
 
 
-def _along(evidence: Evidence, contract: Contract, certifies: bool) -> Evidence:
+def _along(evidence: Evidence, contract: Contract) -> Evidence:
     """Return the evidence along the decoder's own tokens, and which scales have no target tensors."""
-    along = evidence.along(certifies)
+    along = evidence.along()
     if contract is not Contract.QUALITY:  # every other claim is about the target's law at every scale
         return along
     late = frozenset(range(evidence.may_differ_from or evidence.models.pyramid.S, evidence.models.pyramid.S))

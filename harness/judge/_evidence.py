@@ -1,6 +1,5 @@
 """What a judgement is made from: one decode beside the reference's, and how far rounding may set them apart."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -10,15 +9,8 @@ from torch import Tensor
 from harness.models import ModelPair
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import Noise, RowsOf
-from harness.reference import teacher_forced
-from harness.reference.sequential import choose, sample_shown
-from harness.rounding import (
-    Allowance,
-    Budget,
-    certifying_networks,
-    certifying_precision,
-    images_per_certifying_pass,
-)
+from harness.reference.sequential import GrowingCache, KnownScales, sample_sequential, sample_shown
+from harness.rounding import Allowance, Budget
 
 # One scale's soft codes in float32 against float64 move f_hat by some 1e-4 where τ is small; another order of the same
 # operations by as much again, elsewhere (tests/unit/judge/test_smooth.py).
@@ -55,9 +47,10 @@ class Evidence:
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
-    # guided logits along the decoder's tokens in the certifying precision, of the images of which a token differs
-    exact_BLV: Tensor | None = field(default=None, repr=False)
-    smooth_error: float = 0.0  # how far f_hat may be off besides, under `more_smooth`
+    # keys and values of `expected`, as a free run, where somebody kept them: what it knows is not computed again
+    cache: GrowingCache | None = field(default=None, repr=False)
+    # under `more_smooth`: `expected` along it, in float64
+    exact: Intermediates | None = field(default=None, repr=False)
 
     @property
     def numbers(self) -> Noise:
@@ -71,15 +64,16 @@ class Evidence:
     @property
     def f_hat_error(self) -> float:
         """How far f_hat may be from that of `expected`, absolute."""
-        return 2 * self.budget.f_hat + self.smooth_error
+        error, made = 2 * self.budget.f_hat, self.expected.intermediates
+        if self.exact is None or made is None:
+            return error
+        moved = (made.f_hat_SBCPP - self.exact.f_hat_SBCPP).abs().amax()
+        return error + SMOOTH_ROUNDING * float(moved)
 
-    @torch.inference_mode()
-    def along(self, certifies: bool = True) -> Self:
-        """Return the evidence with the reference along the decoder's own tokens; itself where no token differs.
+    def along(self) -> Self:
+        """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.
 
-        `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade. Up to
-        the first scale with another token the free run says it; all else of the images that differ, one pass, in the
-        certifying precision, or in the networks' own where no tie is to be certified.
+        `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """
         models, noise, shown = self.models, self.numbers, self.actual.intermediates
         if self.request.more_smooth and shown is not None:
@@ -88,33 +82,33 @@ class Evidence:
             finite = {name: torch.where(each.isfinite(), each, own[name].to(each)) for name, each in named.items()}
             asked = self.request, noise, Intermediates(**finite), self.greedy
             run, exact = (sample_shown(pair.target, pair.vae, *asked) for pair in (models, models.wide()))
-            moved = float((run.shown.f_hat_SBCPP - exact.shown.f_hat_SBCPP).abs().amax())
-            error = SMOOTH_ROUNDING * moved
-            return replace(self, expected=run, exact_BLV=exact.shown.guided_BLV, smooth_error=error, costs_SB3=None)
+            return replace(self, expected=run, exact=exact.intermediates, costs_SB3=None)
         differ_BL = self.actual.tokens_BL != self.expected.tokens_BL
         rows = torch.nonzero(differ_BL.any(1)).flatten()
         if not len(rows):
             return self
-        pyramid, by, labels_B = models.pyramid, certifying_precision(models), noise.labels(models.target.config.classes)
-        made = {name: tensor.clone() for name, tensor in self.expected.shown.named().items()}
-        exact_BLV = torch.full_like(made["guided_BLV"], torch.nan, dtype=by.dtype)
-        tokens_BL, f_hat_BCPP = self.expected.tokens_BL.clone(), self.expected.f_hat_BCPP.clone()
-        first_B1 = torch.tensor(pyramid.draws.levels(), device=rows.device)[differ_BL.long().argmax(1), None]
-        lent = certifying_networks(models, by) if certifies else nullcontext((models.target, models.vae))
-        with lent as (network, vae):
-            for some in rows.split(images_per_certifying_pass(models, by)):
-                forced_bL, both = self.actual.tokens_BL[some], self.request.rows_of(*some.tolist())
-                forced = teacher_forced(network, vae, self.request, labels_B[some], forced_bL, pyramid.S)
-                exact_BLV[some] = forced.guided_BLV.to(exact_BLV)
-                places = {"x_RLD": both, "rows_RLV": both, "guided_BLV": some, "f_hat_SBCPP": (slice(None), some)}
-                for name, tensor in forced.named().items():
-                    made[name][places[name]] = tensor.to(made[name])
-                f_hat_BCPP[some] = made["f_hat_SBCPP"][-1, some]
-                for si in range(int(first_B1[some].min()) + 1, pyramid.S):
-                    span = pyramid.draws.span(si)
-                    _, drawn_bl = choose(forced.guided_BLV[:, span], self.request, RowsOf(noise, some), si, self.greedy)
-                    tokens_BL[some, span] = torch.where(first_B1[some] < si, drawn_bl, tokens_BL[some, span])
-        expected = replace(
-            self.expected, tokens_BL=tokens_BL, f_hat_BCPP=f_hat_BCPP, intermediates=Intermediates(**made)
-        )
-        return replace(self, expected=expected, costs_SB3=None, exact_BLV=exact_BLV if certifies else None)
+        labels = tuple(noise.labels(models.target.config.classes)[rows].tolist())
+        request = replace(self.request, labels=labels, images=None, seeds=None)
+        forced_bL, numbers = self.actual.tokens_BL[rows], RowsOf(noise, rows)
+        made, known = self.expected.intermediates, None
+        if self.cache is not None and made is not None:  # of the first scale that differs input and logits are the same
+            count = models.pyramid.draws.level_of(int(torch.nonzero(differ_BL.any(0))[0])) + 1
+            known = KnownScales.of(made, self.cache, models.pyramid, count, self.request.rows_of(*rows.tolist()))
+        run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy, known=known)
+        if len(rows) < self.request.B:
+            run = _merged(self.expected, run, rows, self.request)
+        return replace(self, expected=run, costs_SB3=None, cache=None)
+
+
+@torch.inference_mode()
+def _merged(all_of: Trace, some: Trace, rows: Tensor, request: Request) -> Trace:
+    """Return a copy of a trace of which some images are another's."""
+    old, new = all_of.shown, some.shown
+    both = torch.tensor(request.rows_of(*rows.tolist()), device=rows.device)
+    places = {"x_RLD": (0, both), "rows_RLV": (0, both), "guided_BLV": (0, rows), "f_hat_SBCPP": (1, rows)}
+    others = new.named()
+    merged = {name: tensor.index_copy(*places[name], others[name]) for name, tensor in old.named().items()}
+    return replace(
+        all_of, tokens_BL=all_of.tokens_BL.index_copy(0, rows, some.tokens_BL),
+        f_hat_BCPP=all_of.f_hat_BCPP.index_copy(0, rows, some.f_hat_BCPP), intermediates=Intermediates(**merged),
+    )  # fmt: skip

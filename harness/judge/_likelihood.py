@@ -142,8 +142,7 @@ def rows_along(
     network: Network, models: ModelPair, request: Request, labels_B: Tensor, tokens_BL: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return a network's rows_RLV along tokens, and its guided_BLV."""
-    shown = teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)
-    return shown.rows_RLV, shown.guided_BLV
+    return teacher_forced(network, models.vae, request, labels_B, tokens_BL, models.pyramid.S)[:2]
 
 
 @torch.inference_mode()

@@ -136,7 +136,7 @@ def _moved_rows(evidence: Evidence, image: int, si: int) -> Named | None:
         cache = GrowingCache()
         for one in made:
             x_2nD, mask_11nK, _ = one.window()
-            cache = cache.cut(pyramid.begin(one.first))
+            cache = cache.cut(slice(None), pyramid.begin(one.first))
             positions = _places(where_LX, pyramid, one.first, one.last)[text]
             hidden_2nD = network.hidden(x_2nD, one.condition, cache, mask_11nK, positions)
         logits_2lV = made[-1].rows(hidden_2nD, si)

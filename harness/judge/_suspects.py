@@ -112,7 +112,7 @@ def asked_otherwise(evidence: Evidence, image: int, si: int) -> Iterator[tuple[s
         known.append(("guidance", "all rows of a pass had the weight of its first scale", network, by_pass))
     for component, clause, other, request in known:
         condition = family_of(other).condition(other, request, labels_1)
-        rows_RnV = teacher_forced(other, vae, request, labels_1, tokens_1L, si + 1).rows_RLV
+        rows_RnV, _, _ = teacher_forced(other, vae, request, labels_1, tokens_1L, si + 1)
         yield component, clause, family_of(other).input(other, condition, None, 0), rows_RnV[:, span]
 
 
@@ -122,7 +122,7 @@ def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Ten
     models, request, noise, one = evidence.models, evidence.request, evidence.numbers, slice(image, image + 1)
     labels_1 = noise.labels(models.draft.config.classes)[one]
     tokens_1L = evidence.actual.tokens_BL[one] if tokens_1L is None else tokens_1L
-    guided_1nV = teacher_forced(models.draft, models.vae, request, labels_1, tokens_1L, si + 1).guided_BLV
+    _, guided_1nV, _ = teacher_forced(models.draft, models.vae, request, labels_1, tokens_1L, si + 1)
     law_1lV = filter_logits(guided_1nV[:, models.pyramid.draws.span(si)], *request.filter(si))
     if evidence.greedy:
         return law_1lV.argmax(-1)[0]

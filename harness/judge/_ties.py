@@ -11,9 +11,6 @@ been free to flip, Σ (q^(1−θ) − q). exp(evidence − cost) has expectation
 e-value: a product of such numbers again is one, and so is a mean), so it exceeds 1/ALARM with probability at most
 ALARM (Markov). Nothing is pooled before it is weighed: every scale has an e-value of its own, and so has the run.
 
-After the first scale of an image that differs the scores are as good as exact, so that the decoder alone flips. Up to
-there the reference may have flipped, too: chances are for twice the usual error, so that they cover one flip in either.
-
 Source: Vovk and Wang, "E-values: calibration, combination and applications", Annals of Statistics 49 (2021).
 """
 

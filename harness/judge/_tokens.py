@@ -18,6 +18,9 @@ from harness.judge._evidence import Evidence
 from harness.judge._suspects import ACCEPTED, CLUES, explain_draws, is_accepted_draft, round_of
 from harness.judge._ties import costs_of_draws, exponentials, margins_of_differing_tokens, weigh_decode
 from harness.judge._verdict import Divergence, Judgement
+from harness.protocol.pyramid import ScalePyramid
+from harness.reference import teacher_forced
+from harness.rounding import certifying_networks, certifying_precision, images_per_certifying_pass
 
 MOST_RECORDS = 1000  # wrong or forbidden tokens of one decode that are described one by one
 NUMBERS = 2**26  # of logits that are raced at a time
@@ -52,13 +55,31 @@ class Raced:
 
 @torch.inference_mode()
 def _raced(evidence: Evidence, places_N2: Tensor) -> Iterator[Raced]:
-    """Race every differing token by its precise logits."""
-    exact_BLV, draws = evidence.exact_BLV, evidence.models.pyramid.draws
-    assert exact_BLV is not None  # a token differs
-    scale_N = torch.tensor(draws.levels(), device=places_N2.device)[places_N2[:, 1]]
-    for si in scale_N.unique().tolist():
-        for piece_n2 in places_N2[scale_N == si].split(max(1, NUMBERS // exact_BLV.shape[-1])):
-            yield from _raced_by(evidence, si, piece_n2, exact_BLV[piece_n2[:, 0], piece_n2[:, 1]])
+    """Race every differing token: each image goes through the certifying network up to its last one, many at a time."""
+    models, by = evidence.models, certifying_precision(evidence.models)
+    labels_B, tokens_BL = evidence.numbers.labels(models.target.config.classes), evidence.actual.tokens_BL
+    for last, rows in _by_last_scale(models.pyramid, places_N2):
+        for some in rows.split(images_per_certifying_pass(models, by)):
+            if evidence.exact is not None:
+                exact_bnV = evidence.exact.guided_BLV[some]
+            else:
+                with certifying_networks(models, by) as (network, vae):
+                    request, labels_b, tokens_bL = evidence.request, labels_B[some], tokens_BL[some]
+                    _, exact_bnV, _ = teacher_forced(network, vae, request, labels_b, tokens_bL, last + 1)
+            here_N2 = places_N2[torch.isin(places_N2[:, 0], some)]
+            scale_N = torch.tensor(models.pyramid.draws.levels(), device=some.device)[here_N2[:, 1]]
+            for si in scale_N.unique().tolist():
+                for piece_n2 in here_N2[scale_N == si].split(max(1, NUMBERS // models.target.config.V)):
+                    at = torch.searchsorted(some, piece_n2[:, 0].contiguous())
+                    yield from _raced_by(evidence, si, piece_n2, exact_bnV[at, piece_n2[:, 1]])
+
+
+def _by_last_scale(pyramid: ScalePyramid, places_N2: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (scale, ascending rows) of the images whose last differing token is of that scale: later ones cost most."""
+    last_of: dict[int, int] = dict(sorted(places_N2.tolist()))  # the highest draw of a row stands last
+    scale_of = {row: pyramid.draws.level_of(draw) for row, draw in last_of.items()}
+    for last in sorted(set(scale_of.values())):
+        yield last, torch.tensor(sorted(row for row, si in scale_of.items() if si == last), device=places_N2.device)
 
 
 def _raced_by(evidence: Evidence, si: int, places_n2: Tensor, exact_nV: Tensor) -> list[Raced]:

@@ -82,9 +82,9 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
     for image in torch.nonzero((actual_BL != expected_BL).any(1)).flatten().tolist():
         differ_n = torch.nonzero(actual_BL[image] != expected_BL[image]).flatten()
         si, one = pyramid.draws.level_of(int(differ_n[0])), slice(image, image + 1)
-        exact = teacher_forced(wide.target, wide.vae, request, labels_B[one], expected_BL[one], si + 1)
+        _, exact_1nV, _ = teacher_forced(wide.target, wide.vae, request, labels_B[one], expected_BL[one], si + 1)
         position_n = differ_n[differ_n < pyramid.draws.end(si)]
-        exact_nV, row_n = exact.guided_BLV[0, position_n], torch.full_like(position_n, image)
+        exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
         allowed = budget.guided(request.guidance, pyramid.ramp(si), si).logits
         E_nV = exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]

@@ -81,7 +81,7 @@ def rows(subject: Subject, case: Case) -> bool:
         x_RnD = parts.build_combined_query(network, condition, run.raw_BLC[:, window], first, last)
         mask = parts.attention_mask(pyramid, first, last, x_RnD.device, x_RnD.dtype)
         positions = case.steps.positions(network, first, last)
-        before = run.cache.cut(window.start)
+        before = run.cache.cut(slice(None), window.start)
         hidden_RnD = network.hidden(x_RnD, condition, before, mask, positions)
         actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
         for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.models.network import Codec, Condition, Network
-from harness.protocol import Intermediates, Request
+from harness.protocol import Request
 from harness.protocol.noise import Noise
 from harness.reference._steps import block_causal, family_of, filter_logits
 from harness.reference.sequential import GrowingCache, choose
@@ -28,7 +28,7 @@ def sample_cachefree(network: Network, vae: Codec, request: Request, noise: Nois
     tokens_BL = torch.zeros(request.B, pyramid.draws.L, dtype=torch.int64, device=network.device)
     for si in pyramid:
         span = pyramid.draws.span(si)
-        guided_BlV = teacher_forced(network, vae, request, labels_B, tokens_BL, si + 1).guided_BLV[:, span]
+        guided_BlV = teacher_forced(network, vae, request, labels_B, tokens_BL, si + 1)[1][:, span]
         tokens_BL[:, span] = choose(guided_BlV, request, noise, si)[1]
     return tokens_BL
 
@@ -36,26 +36,26 @@ def sample_cachefree(network: Network, vae: Codec, request: Request, noise: Nois
 @torch.inference_mode()
 def teacher_forced(
     network: Network, vae: Codec, request: Request, labels_B: Tensor, tokens_BL: Tensor, scales: int
-) -> Intermediates:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the first 1..S `scales` in one masked pass, each from the given tokens (int64) of the scales before it.
 
     Network and codec are both in float32, or in float64 for the oracle of rounding. Guidance and texts are the
-    request's, `labels_B` (int64 classes) need not be. The tokens of the last of the scales are in its f_hat alone.
+    request's, `labels_B` (int64 classes) need not be; of the tokens those of scales < scales-1 are used.
+
+    Returns rows_RnV (before guidance), guided_BnV (before the filter) and f_hat_sBCPP after scales 0..scales-2.
     """
     pyramid = network.pyramid
     family = family_of(network)
     condition = family.condition(network, request, labels_B)
     xs, f_hats = prefix_inputs(network, vae, condition, tokens_BL, scales)
-    x_RnD, last, n = torch.cat(xs, 1), scales - 1, pyramid.end(scales - 1)
+    n = pyramid.end(scales - 1)
     mask_11nn = block_causal(pyramid, network.device, network.dtype)[:, :, :n, :n]
-    positions = family.positions(network, 0, last)
-    hidden_RnD = network.hidden(x_RnD, condition, GrowingCache(grows=False), mask_11nn, positions)
+    positions = family.positions(network, 0, scales - 1)
+    hidden_RnD = network.hidden(torch.cat(xs, 1), condition, GrowingCache(grows=False), mask_11nn, positions)
     rows_RnV = network.logits(hidden_RnD, condition)
     by_scale = [rows_RnV[:, pyramid.draws.span(si)] for si in range(scales)]
     guided = [family.guide(rows_RlV, request.guidance, si, pyramid.S) for si, rows_RlV in enumerate(by_scale)]
-    codes = vae.quantizer.codes(tokens_BL[:, pyramid.draws.span(last)], *pyramid.sides[last])
-    f_hats.append(family.accumulate(f_hats[-1], codes, last, vae.quantizer, pyramid))
-    return Intermediates(x_RnD, rows_RnV, torch.cat(guided, 1), torch.stack(f_hats[1:]))
+    return rows_RnV, torch.cat(guided, 1), torch.stack(f_hats)
 
 
 def prefix_inputs(
@@ -92,8 +92,8 @@ def joint_law(models: ModelPair, request: Request) -> JointLaw:
         tokens_BL = torch.zeros(len(prefixes), pyramid.draws.L, dtype=torch.int64)
         tokens_BL[:, : pyramid.draws.begin(si)] = torch.tensor(prefixes).view(len(prefixes), -1)
         labels_B = torch.full((len(prefixes),), request.labels[0])
-        shown = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, si + 1)
-        probs_BlV = filter_logits(shown.guided_BLV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1)
+        _, guided_BnV, _ = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, si + 1)
+        probs_BlV = filter_logits(guided_BnV[:, pyramid.draws.span(si)], *request.filter(si)).softmax(-1)
         longer: JointLaw = {}
         for prefix, probs_lV in zip(prefixes, probs_BlV.tolist(), strict=True):
             # tokens of one scale are independent given the earlier scales

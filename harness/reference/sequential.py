@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.models.network import Codec, Condition, Network
 from harness.protocol import Intermediates, Request, Trace
 from harness.protocol.noise import SMOOTH, TOKEN, Noise
+from harness.protocol.pyramid import ScalePyramid
 from harness.reference._steps import draw, family_of, filter_logits
 
 
@@ -32,11 +33,27 @@ class GrowingCache:
             self.layers[layer] = (k_RHnc, v_RHnc)
         return k_RHnc, v_RHnc
 
-    def cut(self, length: int) -> Self:
-        """Return a cache of the first positions alone."""
+    def cut(self, rows_r: Tensor | slice, length: int) -> Self:
+        """Return a cache of some guidance rows and of the first positions alone."""
         made = type(self)()
-        made.layers = {layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self.layers.items()}
+        made.layers = {layer: (k[rows_r, :, :length], v[rows_r, :, :length]) for layer, (k, v) in self.layers.items()}
         return made
+
+
+@dataclass(frozen=True)
+class KnownScales:
+    """The first scales of a run, computed by an earlier one of the same rows and the same tokens before them."""
+
+    cache: GrowingCache = field(default_factory=GrowingCache)  # their keys and values
+    scales: tuple[tuple[Tensor, Tensor], ...] = ()  # inputs x_RlD and logits_RlV of every one
+
+    @classmethod
+    def of(cls, shown: Intermediates, cache: GrowingCache, pyramid: ScalePyramid, count: int, rows: list[int]) -> Self:
+        """Return the first `count` scales of a run, of some of its guidance rows."""
+        rows_r = torch.tensor(rows, device=shown.x_RLD.device)
+        spans = [(pyramid.span(si), pyramid.draws.span(si)) for si in range(count)]
+        scales = tuple((shown.x_RLD[rows_r, span], shown.rows_RLV[rows_r, draws]) for span, draws in spans)
+        return cls(cache.cut(rows_r, pyramid.begin(count)), scales)
 
 
 @dataclass(frozen=True)
@@ -48,9 +65,10 @@ class Walk:
     cache: GrowingCache
 
     @classmethod
-    def begin(cls, network: Network, request: Request, labels_B: Tensor) -> Self:
-        """Return a walk for these labels of a request."""
-        return cls(network, family_of(network).condition(network, request, labels_B), GrowingCache())
+    def begin(cls, network: Network, request: Request, labels_B: Tensor, cache: GrowingCache | None = None) -> Self:
+        """Return a walk for these labels of a request; `cache` holds the positions before its first one."""
+        condition = family_of(network).condition(network, request, labels_B)
+        return cls(network, condition, GrowingCache() if cache is None else cache)
 
     def input(self, raw_BlC: Tensor | None, si: int) -> Tensor:
         """Return x_RlD of scale `si`; no raw input at scale 0."""
@@ -129,18 +147,20 @@ class Progress:
 
 @torch.inference_mode()
 def sample_sequential(
-    network: Network, vae: Codec, request: Request, noise: Noise, forced_BL: Tensor | None = None, greedy: bool = False
-) -> Trace:
+    network: Network, vae: Codec, request: Request, noise: Noise, forced_BL: Tensor | None = None, greedy: bool = False,
+    known: KnownScales | None = None,
+) -> Trace:  # fmt: skip
     """Draw a batch of images sequentially, every token by one network (spec §7); return a trace with all intermediates.
 
     The numbers are read as "reference". `forced_BL` is teacher forcing: these tokens, of all scales or of the first
     ones, are consumed in place of the drawn ones (scale by scale, after the draw), while `Trace.tokens_BL` still holds
-    what was drawn. `greedy` takes the most likely token in place of the draw; no numbers are read then.
+    what was drawn. `greedy` takes the most likely token in place of the draw; no numbers are read then. The network
+    does not run for `known` scales. Effects: their cache grows by all others.
 
     Raises `InputError`: a label or top_k that the network does not have.
     """
     request.check_for(network.config)
-    return walked(Progress(network, vae, request, noise, forced_BL, greedy), network.pyramid.S)
+    return walked(Progress(network, vae, request, noise, forced_BL, greedy), network.pyramid.S, known)
 
 
 @torch.inference_mode()
@@ -155,13 +175,18 @@ def sample_shown(
     return walked(Progress(network, vae, request, noise, greedy=greedy, shown=shown), network.pyramid.S)
 
 
-def walked(progress: Progress, scales: int) -> Trace:
-    """Return the trace of a batch's first scales. Effects: on `progress`, which had none."""
+def walked(progress: Progress, scales: int, known: KnownScales | None = None) -> Trace:
+    """Return the trace of a batch's first scales. Effects: on `progress`, which had none, and the cache of `known`."""
     start, network, request = time.perf_counter(), progress.network, progress.request
-    walk = Walk.begin(network, request, progress.noise.labels(network.config.classes))
+    known = known or KnownScales()
+    walk = Walk.begin(network, request, progress.noise.labels(network.config.classes), known.cache)
     for si in range(scales):
-        x_RlD = walk.input(progress.raw(), si)
-        progress.finish_scale(x_RlD, walk.rows(x_RlD, si))
+        if si < len(known.scales):
+            x_RlD, rows_RlV = known.scales[si]
+        else:
+            x_RlD = walk.input(progress.raw(), si)
+            rows_RlV = walk.rows(x_RlD, si)
+        progress.finish_scale(x_RlD, rows_RlV)
     return progress.trace(time.perf_counter() - start, scales, network.pyramid.begin(scales))
 
 

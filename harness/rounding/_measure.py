@@ -140,10 +140,10 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
     labels_B, tokens_BL = noise.labels(models.target.config.classes), run.tokens_BL
     target, vae = models.target.converted(torch.float64), models.vae.to(models.device, torch.float64)
     wide = replace(models, target=target, vae=vae)  # no weights of a transformer exist twice
-    exact = teacher_forced(wide.target, wide.vae, request, labels_B, tokens_BL, pyramid.S)
-    exact_RLV, even, measured = exact.rows_RLV, wide.unrounded(), iter(windows(models, request, tokens_BL, every))
+    exact_RLV, _, f_hats = teacher_forced(wide.target, wide.vae, request, labels_B, tokens_BL, pyramid.S)
+    even, measured = wide.unrounded(), iter(windows(models, request, tokens_BL, every))
     if even is not wide:
-        even_RLV = teacher_forced(even.target, even.vae, request, labels_B, tokens_BL, pyramid.S).rows_RLV
+        even_RLV, _, _ = teacher_forced(even.target, even.vae, request, labels_B, tokens_BL, pyramid.S)
         measured = chain(measured, [(0, exact_RLV.lerp(even_RLV, STEPS))])
     del wide, even
     if not bool(torch.isfinite(exact_RLV).all()):
@@ -159,8 +159,9 @@ def errors(models: ModelPair, request: Request, every: bool = True) -> Errors:
         for si in range(first, draws.level_of(begin + rows_RnV.shape[1] - 1) + 1):
             scale_RlV = error_RnV[:, draws.begin(si) - begin : draws.end(si) - begin]
             rms = max(rms, float(scale_RlV.square().mean((1, 2)).max().sqrt()))
-    far = (run.shown.f_hat_SBCPP.double() - exact.f_hat_SBCPP).abs()[:-1]  # what inputs are made of
-    f_hat = float(far.max()) if len(far) else 0.0
+    # teacher_forced lists f_hat before scales 0..S-1, the run lists it after them
+    after_SBCPP = run.shown.f_hat_SBCPP[:-1]
+    f_hat = float((after_SBCPP.double() - f_hats[1:]).abs().max()) if len(after_SBCPP) else 0.0
     return Errors(rows, rms, max(f_hat, ROUNDING * max(1.0, float(run.f_hat_BCPP.abs().max()))))
 
 

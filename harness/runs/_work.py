@@ -27,7 +27,7 @@ from harness.judge import Divergence, Evidence, Judgement
 from harness.models import ModelPair, close_pair
 from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
 from harness.protocol.noise import Noise
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import GrowingCache, KnownScales, sample_sequential
 from harness.rounding import Budget
 from harness.runs._identity import names_of
 from harness.runs._plan import Task
@@ -234,7 +234,7 @@ class Verifier:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
         differ = self.work.terms.may_differ_from
         return Evidence(
-            models, request, actual, free.trace, budget, greedy, noise=free.noise,
+            models, request, actual, free.trace, budget, greedy, noise=free.noise, cache=free.cache,
             # of a case that was made smaller every scale comes before it
             may_differ_from=None if differ is None else min(differ, models.pyramid.S),
         )  # fmt: skip
@@ -263,20 +263,21 @@ def _traced(decode: Callable[[], Trace | Judgement], device: torch.device) -> Tr
 
 @dataclass
 class Free:
-    """The reference's free run of one request: its trace, the numbers that it read, what its draws cost."""
+    """The reference's free run of one request: its trace, the numbers that it read, its cache, what its draws cost."""
 
     trace: Trace
     noise: Noise
+    cache: GrowingCache | None = None
     costs_SB3: Tensor | None = None
 
     @classmethod
     def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
         """Run the reference."""
-        noise = models.noise(request)
-        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy)
+        noise, known = models.noise(request), KnownScales()
+        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy, known=known)
         trace, seconds = timed(run, models.device)
         trace.seconds = seconds
-        return cls(trace, noise)
+        return cls(trace, noise, known.cache)
 
 
 def resident_bytes() -> int:

@@ -19,7 +19,7 @@ from harness.mutants._mutant import Mutant
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.reference._cachefree import teacher_forced
-from harness.reference.sequential import sample_sequential
+from harness.reference.sequential import KnownScales, sample_sequential
 from harness.rounding._budget import Allowance, Budget
 from harness.rounding._measure import quick_budget
 from harness.rounding._precision import (
@@ -123,6 +123,53 @@ def test_a_batch_is_judged_as_its_images_are():
         assert next(one_by_one, None) == found[image]
 
 
+def test_only_images_that_differ_run_again(monkeypatch: pytest.MonkeyPatch):
+    request = Request((0, 1, 2, 0), 1)
+    actual = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    expected = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request))
+    actual.tokens_BL = actual.tokens_BL.clone()
+    actual.tokens_BL[2, 3] = (actual.tokens_BL[2, 3] + 1) % 11
+    whole = sample_sequential(MODELS.target, MODELS.vae, request, MODELS.noise(request), actual.tokens_BL)
+    seen: list[int] = []
+    real = sample_sequential
+    monkeypatch.setattr(
+        "harness.judge._evidence.sample_sequential", lambda *a, **k: (seen.append(a[2].B), real(*a, **k))[1]
+    )
+    along = Evidence(MODELS, request, actual, expected, quick_budget(MODELS)).along().expected
+    assert seen == [1]
+    assert torch.equal(along.tokens_BL, whole.tokens_BL)
+    for name, tensor in along.intermediates.named().items():
+        assert torch.allclose(tensor, whole.intermediates.named()[name], atol=1e-5), name
+    assert torch.equal(expected.tokens_BL[2], real(*_arguments(request)).tokens_BL[2])  # the free run is as it was
+
+
+@pytest.mark.parametrize("draw", [0, 3, 14, MODELS.pyramid.draws.L - 1])
+def test_scales_that_a_free_run_knows_are_not_computed_again(monkeypatch: pytest.MonkeyPatch, draw: int):
+    request, known = Request((0, 1, 2), 1), KnownScales()
+    free = sample_sequential(*_arguments(request), known=known)
+    actual = replace(free, tokens_BL=free.tokens_BL.clone())
+    actual.tokens_BL[1, draw] = (actual.tokens_BL[1, draw] + 1) % 11
+    one = Evidence(MODELS, request, actual, free, quick_budget(MODELS))
+    passes: list[int] = []
+    real = type(MODELS.target).hidden
+    monkeypatch.setattr(
+        type(MODELS.target), "hidden", lambda self, x, *a: (passes.append(x.shape[1]), real(self, x, *a))[1]
+    )
+    plain, plain_passes = one.along().expected, passes.copy()
+    passes.clear()
+    along = replace(one, cache=known.cache).along().expected
+    after = range(MODELS.pyramid.level_of(draw) + 1, MODELS.pyramid.S)
+    assert passes == [MODELS.pyramid.tokens(si) for si in after]
+    assert plain_passes == [MODELS.pyramid.tokens(si) for si in MODELS.pyramid]
+    assert torch.equal(along.tokens_BL, plain.tokens_BL)
+    for name, tensor in along.intermediates.named().items():
+        assert torch.allclose(tensor, plain.intermediates.named()[name], atol=1e-5), name
+
+
+def _arguments(request: Request) -> tuple[object, ...]:
+    return MODELS.target, MODELS.vae, request, MODELS.noise(request)
+
+
 @pytest.mark.parametrize("words", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 7, "top_p": 0.9}])
 def test_many_races_are_many_single_races(words: dict[str, float]):
     """By definition, token against token, as it was first written."""
@@ -208,12 +255,12 @@ def test_the_certifying_precision_is_negligible_beside_the_budget(dtype: torch.d
     tokens_BL = sample_sequential(models.target, models.vae, request, models.noise(request)).tokens_BL
     labels_B = models.noise(request).labels(3)
     exact = models.to("cpu", torch.float64)
-    due_RLV = teacher_forced(exact.target, exact.vae, request, labels_B, tokens_BL, 4).rows_RLV
+    due_RLV = teacher_forced(exact.target, exact.vae, request, labels_B, tokens_BL, 4)[0]
     with certifying_networks(models, chosen) as (network, vae):
-        rows_RLV = teacher_forced(network, vae, request, labels_B, tokens_BL, 4).rows_RLV
+        rows_RLV = teacher_forced(network, vae, request, labels_B, tokens_BL, 4)[0]
     assert network.dtype is by
     assert float((rows_RLV.double() - due_RLV).abs().max()) <= chosen.share * budget.rows
-    own_RLV = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, 4).rows_RLV
+    own_RLV = teacher_forced(models.target, models.vae, request, labels_B, tokens_BL, 4)[0]
     assert float((own_RLV.double() - due_RLV).abs().max()) > NEGLIGIBLE * budget.rows
     assert images_per_certifying_pass(models, chosen) >= 1
 

@@ -264,7 +264,7 @@ def test_drawn_labels_are_told_of_a_wrong_token():
     found = evidence(request=request)
     found.actual.tokens_BL[1, 13] = (found.actual.tokens_BL[1, 13] + 1) % MODELS.target.config.V
     drawn = MODELS.noise(request).labels(MODELS.target.config.classes).tolist()
-    assert [each.label for each in _judged_tokens(hidden(found).along()).defects] == [drawn[1]]
+    assert [each.label for each in _judged_tokens(hidden(found)).defects] == [drawn[1]]
 
 
 def test_greedy_tokens_are_raced_without_numbers():
