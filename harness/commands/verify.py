@@ -237,7 +237,8 @@ def write(
     write_asked(paths, outputs.quiet, json=lambda: result.to_json().encode(), html=lambda: run_page(result, seen()))
     if "run" in paths and not outputs.quiet:
         command = shlex.join(["sdvar-harness", "replay", str(outputs.run)])
-        say(plain_console(), f"kept {paths['run']}; this repeats its defects: {command}", whole=True)
+        again = f"; this repeats its defects: {command}" * (result.verdict.name == "DEFECT")
+        say(plain_console(), f"kept {paths['run']}{again}", whole=True)
 
 
 def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:

@@ -73,8 +73,9 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     judgement.defects += _wrong_counts(evidence.models.pyramid, request, actual, contract)
     _say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
-    # a defect without a position (the final f_hat) comes after the tokens that it is made of
-    judgement.defects.sort(key=lambda d: (d.scale, row[d.seed, d.image], d.position < 0, *d.place))
+    # a defect without a position (the final f_hat) comes after the tokens that it is made of, and a wrong count after
+    # what is wrong in tensors
+    judgement.defects.sort(key=lambda d: (*d.order, row[d.seed, d.image], d.position < 0, *d.place))
     if drafts and not any(turn.drafted for turn in actual.turns):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)

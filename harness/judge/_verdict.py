@@ -68,6 +68,11 @@ class Divergence:
         return self.position, self.channel
 
     @property
+    def order(self) -> tuple[bool, int]:
+        """What comes first: defects of tensors and tokens by scale, then wrong counts, which may follow from them."""
+        return self.component == "counts", self.scale
+
+    @property
     def brief(self) -> str:
         """Component and place in the fewest words."""
         places = ((word, value) for word, value in (("scale", self.scale), ("position", self.position)) if value >= 0)

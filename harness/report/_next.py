@@ -6,7 +6,7 @@ import shlex
 from harness.decoders import OWN_DECODER
 from harness.judge import Divergence, Verdict
 from harness.protocol import Contract
-from harness.runs import Verification, recipe_words
+from harness.runs import OF_RECORDS, Verification, recipe_words
 
 SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
@@ -112,7 +112,8 @@ def repeat_step(result: Verification) -> NextStep | None:
     first = result.first_divergence
     if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
         return None
-    searched = first.component == "crash" or result.against or (result.line and "--locate" not in str(result.line))
+    is_searched = result.line and "--locate" not in str(result.line)
+    searched = first.component in ("crash", *OF_RECORDS) or result.against or is_searched
     if result.plan.decodes == 1:  # it was decoded alone
         return None if searched else ("name the line of code", result.alone + LOCATE)
     needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"

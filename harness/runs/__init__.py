@@ -20,6 +20,7 @@ from harness.runs._likelihood import LikelihoodTest
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch, memory_note
 from harness.runs._records import THE_LAW, BrokenLaw, JudgedRow, LawsTried, QualityClaims, to_json
 from harness.runs._replay import (
+    OF_RECORDS,
     Answer,
     Bisection,
     CommitStore,

@@ -150,7 +150,7 @@ def _lines_of(file: Path) -> list[str]:
 LOCATE_S = 60.0  # of a search that nobody asked for, at most
 DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.md)
 NO_DECODE = "not searched: the defect is of no decode"
-OF_RECORDS = ("scheduling", "trace", "counts", "process")  # components that no tensor of a decode shows
+OF_RECORDS = ("scheduling", "trace", "counts", "process", "skipped")  # components that no tensor of a decode shows
 
 
 def take_line(result: Verification, models: ModelPair, asked: bool | None = None) -> None:

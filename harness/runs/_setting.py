@@ -95,7 +95,7 @@ class SettingResult:
         for name in ("defects", "ties"):
             found = [(row, listed[0]) for row in self.rows if (listed := getattr(row.judgement, name))]
             if found:
-                return min(found, key=lambda of: of[1].scale)
+                return min(found, key=lambda of: of[1].order)
         return None
 
     @property

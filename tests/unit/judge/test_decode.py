@@ -120,9 +120,10 @@ def test_what_differs_is_judged_in_causal_order_and_every_image_by_itself():
         kept(found).x_RLD[0, 5:] += 1.0
     found.actual.target_rows = [0, 0]
     judgement = judge(found)
-    places = [(d.scale, d.image, d.position < 0, d.position) for d in judgement.defects]
+    wrong = [d for d in judgement.defects if d.component != "counts"]
+    assert [d.component for d in judgement.defects[len(wrong) :]] == ["counts", "counts"]  # they may follow from it
+    places = [(d.scale, d.image, d.position < 0, d.position) for d in wrong]
     assert places == sorted(places)
-    assert [d.component for d in judgement.defects[:2]] == ["counts", "counts"]
     assert {(d.image, d.scale) for d in judgement.defects} >= {(1, 1), (0, 2)}
     assert judgement.wrong_tensors == sum(d.component not in ("counts", "draw") for d in judgement.defects)
 

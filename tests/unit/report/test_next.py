@@ -80,6 +80,16 @@ def crashes(models, settings):
     return raise_in_decode
 
 
+def miscounts(models, settings):
+    inner = build_decoder(models, settings)
+
+    def decode(request, noise):
+        trace = inner.decode(request, noise)
+        return replace(trace, target_rows=[0] * request.B)
+
+    return SimpleNamespace(decode=decode, contract="token-identical")
+
+
 def skips(models, settings):
     """A decoder of contract C whose target computes scale 1 otherwise."""
     decoder = build_decoder(models, replace(settings, policy="match:0.5"))
@@ -122,6 +132,13 @@ def test_of_a_crash_the_file_and_line_are_mended_and_its_batch_is_repeated(tmp_p
     assert repeat[0].startswith("decode only the batch of the first defect (if")
     assert repeat[1] == result.alone
     assert "--locate" not in repeat[1]
+
+
+def test_no_line_is_asked_of_what_no_tensor_shows(tmp_path: Path):
+    result = made(tmp_path, miscounts)
+    assert result.first_divergence is not None
+    assert result.first_divergence.component == "counts"
+    assert "--locate" not in str(repeat_step(result))
 
 
 def test_a_broken_law_replays_itself_and_a_lost_quality_is_a_choice(tmp_path: Path):
