@@ -158,6 +158,8 @@ def _bytes_of_keys(network: Network) -> int:
 def _bytes_of_pixels(models: ModelPair) -> int:
     """Return what an image's pixels take while they are made: some six times the largest map on the way."""
     config: Any = models.vae.config
+    if not hasattr(config, "multipliers"):
+        return 0  # somebody's own codec, of which nothing is known
     (_, h, w), largest = models.target.config.latent, 0
     for kind, _, into, out in infinity_layers(config, "decoder"):  # VAR's attention makes no larger ones
         h, w = (2 * h, 2 * w) if kind == "up" else (h, w)
