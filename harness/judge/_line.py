@@ -247,9 +247,10 @@ class Search:
             for index in (each for each in steps[link].inputs if each.kind[0] == "whole"):
                 maker = _maker_of(index, steps[:link])  # tokens are right where they were drawn
                 return maker if maker and maker.drawn is None else steps[link], ", by an index of another place"
-        over = steps[origin].over  # who reads memory that is shared may be right
-        if links and steps[origin].stack and over and all(bool(placed.has(each).all()) for each in over):
-            return steps[origin], ", over what was right"
+        first = steps[origin]
+        over = first.over if first.inputs else []  # numbers drawn into fresh memory are over what lay there by chance
+        if links and first.stack and over and all(bool(placed.has(each).all()) for each in over):
+            return first, ", over what was right"  # who reads memory that is shared may be right
         if not links and steps[origin].stack and not steps[origin].inputs:
             links = [origin]
         if not links:
