@@ -8,7 +8,9 @@ one from settings: what `--implementation` takes by default, and what code outsi
 import resource
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -154,6 +156,9 @@ def peak_bytes(device: torch.device) -> int:
     """Return the high-water mark of memory: the allocator's on CUDA, the process's resident set on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):  # Linux, where `ru_maxrss` would count who started this process, too
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

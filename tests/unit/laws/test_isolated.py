@@ -186,6 +186,13 @@ def test_a_wrong_rule_under_right_parts_is_accept():
     assert broken.value.part == "accept"
 
 
+def test_a_draft_that_rounds_by_the_batch_is_no_wrong_acceptance():
+    """Seen by chance: in bfloat16 the law of a branch was another one among others."""
+    law = next(each for each in LAWS if each.id == "acceptance.exact")
+    case = Case((1,), V=3, depth=2, weights=3, labels=(1, 1), draft_len=1, policy="rejection")
+    assert law.check(Subject(build_decoder), case)
+
+
 def test_a_wrong_mask_is_called_attention_mask_whatever_else_it_breaks():
     rows = tried(masks.CORNER, "acceptance.token-identical", "masks.definition", "batch.permutation", "masks.future")
     assert len([each for each in rows if each.violation]) > 1

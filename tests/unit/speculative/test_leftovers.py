@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
 import sys
 from dataclasses import fields, replace
 from typing import Any
@@ -16,7 +17,7 @@ from harness.models._pair import ModelPair
 from harness.protocol._request import Request
 from harness.speculative._policies import parse_policy
 from harness.speculative.parts import PARTS
-from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
+from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, peak_bytes
 from tests.helpers import Layout, digits, tiny
 from tests.unit.speculative.toys import EVERY, FOUR, decoded, toys
 
@@ -125,3 +126,11 @@ def test_two_hundred_decodes_leave_nothing_behind():
     for _ in range(200):
         decoder.decode(request, models.noise(request))
     assert held() == before
+
+
+def test_the_memory_of_a_process_is_its_own_not_that_of_who_started_it():
+    held = torch.ones(3 * 2**26)  # 768 MiB, which a fork would count as the child's
+    script = "import torch; from harness.speculative.sampler import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert 2**27 < int(done.stdout) < held.numel() * 4
+    assert peak_bytes(held.device) > held.numel() * 4
