@@ -206,7 +206,7 @@ def _verified(
 
 
 def tell_memory(pair: ModelPair, question: Question, outputs: VerifyOutputs) -> None:
-    """Say on stderr what memory an image takes, where that is much. Raises `InputError` where one does not fit."""
+    """Say on stderr what memory an image takes, where that is much."""
     from harness.runs import memory_note
 
     note = "" if outputs.cluster else memory_note(pair, not question.in_process)

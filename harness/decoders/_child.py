@@ -27,10 +27,7 @@ from harness.decoders._factory import OutOfTimeError, load_factory
 from harness.decoders._in_process import InProcess, Watched
 from harness.errors import InputError
 from harness.judge import Divergence, Judgement
-from harness.models import load_digits
 from harness.processes import given
-from harness.protocol import Request, Settings
-from harness.speculative.sampler import build_decoder
 
 
 def serve(device: str, conversation: str) -> None:
@@ -38,7 +35,7 @@ def serve(device: str, conversation: str) -> None:
     with suppress(BrokenPipeError, ConnectionResetError, EOFError):  # the judge has gone
         if device.startswith("cuda"):
             with suppress(Exception):  # of a device that is not there the judge knows better
-                _warm_up(device)
+                torch.cuda.synchronize(device)  # starts CUDA here while the judge is still busy with its own
         job, *mailbox = given(int(conversation))
         _serve(_read(job), mailbox, int(conversation))
     # what a decoder wants done at the end is done, but Python and PyTorch are not taken apart
@@ -48,13 +45,6 @@ def serve(device: str, conversation: str) -> None:
         with suppress(Exception):  # the decoder may have put anything there
             stream.flush()
     os._exit(0)
-
-
-def _warm_up(device: str) -> None:
-    """Start CUDA and load its kernels while the judge is still busy with its own: a small decode of the harness's."""
-    models, request = load_digits().to(device), Request((0,), seed=0)
-    build_decoder(models, Settings(5)).decode(request, models.noise(request))
-    torch.cuda.reset_peak_memory_stats(device)
 
 
 def _read(descriptor: int) -> DecoderJob:

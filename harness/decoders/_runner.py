@@ -75,7 +75,8 @@ class OwnProcess:
         on_cuda = models.device.type == "cuda"
         # On CUDA the other process opens copies that this one makes there, and with them all of their allocation: a
         # pool of their own holds nothing else. On a CPU it has its own of what is sealed.
-        self._pool = torch.cuda.MemPool() if on_cuda else None
+        with torch.cuda.device(models.device) if on_cuda else nullcontext():
+            self._pool = torch.cuda.MemPool() if on_cuda else None
         with torch.cuda.use_mem_pool(self._pool, models.device) if self._pool is not None else nullcontext():
             self.mailbox = Mailbox.make(capacity(models, most), models.device)
             self._copies = copy.deepcopy(models) if on_cuda else models

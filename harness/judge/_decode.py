@@ -143,21 +143,24 @@ def _judge_tensors(evidence: Evidence, wrong: WrongTensors) -> list[Divergence]:
 
 
 def _tensor_divergence(evidence: Evidence, wrong: WrongTensor, image: int) -> Divergence:
-    """Place a wrong tensor at its scale's worst position: of guided logits, or of f_hat where these are right."""
+    """Place a wrong tensor at its scale's worst position: of guided logits, or of f_hat where that alone is wrong."""
     a, b = evidence.actual.shown, evidence.expected.shown
     si, pyramid = wrong.scale, evidence.models.pyramid
     span = pyramid.draws.span(si)
     delta_l = (a.guided_BLV[image, span] - b.guided_BLV[image, span]).abs().amax(1)
-    offset, far_PP = int(delta_l.argmax()), (a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs().amax(0)
-    if bool(delta_l.max() <= 2 * evidence.allowance(si).logits):  # what is left of them is rounding
-        (h, w), (y, x) = pyramid.sides[si], divmod(int(far_PP.argmax()), far_PP.shape[1])
-        offset = pyramid.channels * (y * h // far_PP.shape[0] * w + x * w // far_PP.shape[1])
+    offset, far_CPP = int(delta_l.argmax()), (a.f_hat_SBCPP[si, image] - b.f_hat_SBCPP[si, image]).abs()
+    delta_f_hat, (C, height, width), (h, w) = float(far_CPP.max()), far_CPP.shape, pyramid.sides[si]
+    is_alone = bool(delta_l.max() <= 2 * evidence.allowance(si).logits) and not delta_f_hat <= evidence.f_hat_error
+    if is_alone and pyramid.channels in (1, C):  # a patch of positions has no channel of f_hat's
+        c, rest = divmod(int(far_CPP.argmax()), height * width)
+        y, x = divmod(rest, width)
+        offset = (y * h // height * w + x * w // width) * pyramid.channels + c * (pyramid.channels == C > 1)
     labels, (position, channel) = evidence.request.labels, pyramid.place(span.start + offset)
     actual, expected = (int(side.tokens_BL[image, span][offset]) for side in (evidence.actual, evidence.expected))
     return Divergence(
         wrong.component, wrong.detail, **evidence.request.where(image), label=labels[image] if labels else -1,
         scale=si, position=position, channel=channel, actual=actual, expected=expected,
-        delta_logits=float(delta_l[offset]), delta_f_hat=float(far_PP.max()),
+        delta_logits=float(delta_l[offset]), delta_f_hat=delta_f_hat,
     )  # fmt: skip
 
 

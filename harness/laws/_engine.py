@@ -65,11 +65,12 @@ _CAUSES = (
     "split_logits_by_scale", "new_cache", "cache", "guide", "filter_logits", "draw", "accumulate", "next_input",
     "keep_drafted", "residual", "accept", "bonus", "draft_len", "counts",
 )  # fmt: skip
+NO_PART = {"decode", "unknown"}  # the decode as a whole, and what nobody can name
 
 
 def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
-    """Return the broken laws: first those that point to one part, causes before consequences; of the others first those
-    with a part that many broken laws watch, and few that hold.
+    """Return the broken laws: first those that point to one part, causes before consequences; then first those with a
+    part that many broken laws watch, and few that hold; last those that point to none.
     """
     rows, broken, held = list(rows), Counter[str](), Counter[str]()
     for row in rows:
@@ -77,10 +78,12 @@ def most_specific(rows: Iterable[LawResult]) -> list[LawResult]:
 
     def place(row: LawResult) -> tuple[float, ...]:
         parts = (row.violation.part,) if row.violation and row.violation.part else row.law.watches
+        if set(parts) <= NO_PART:
+            return (2,)
         if len(parts) == 1:
             return 0, _CAUSES.index(parts[0]) if parts[0] in _CAUSES else len(_CAUSES)
         # as programs are searched for faulty lines (Ochiai)
-        most = max(broken[part] / math.sqrt(broken[part] + held[part]) for part in parts if part != "decode")
+        most = max(broken[part] / math.sqrt(broken[part] + held[part]) for part in parts if part not in NO_PART)
         return 1, -most, len(parts)
 
     return sorted((row for row in rows if row.violation is not None), key=place)

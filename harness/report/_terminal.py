@@ -222,9 +222,9 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
         passed = []
     counted = _counted(result)
     # a decoder that never drafts is asked one length, of which it makes nothing
-    idle = "draft_len=1" if result.record and result.record.terms.sequential and len(result.settings) == 1 else "\0"
-    rows = [_row(setting_name(each).replace(idle, "sequential"), [each], counted)
-            for each in result.settings if each not in passed]  # fmt: skip
+    idle = result.record is not None and result.record.terms.sequential and len(result.settings) == 1
+    shown = (each for each in result.settings if each not in passed)
+    rows = [_row("sequential" if idle else setting_name(each), [each], counted) for each in shown]
     if passed:
         words = sorted({setting.verdict.value for setting in passed})
         rows.append(_row(f"{len(passed)} settings {', '.join(words)}", passed, counted))

@@ -105,8 +105,13 @@ def _once(results: dict[object, Result], models: ModelPair, measured: Callable[[
         return results[key]
 
 
+def images_to_measure(models: ModelPair) -> int:
+    """Return how many images are measured where nothing is stored."""
+    return min(max(-(-POSITIONS // models.pyramid.L), FEWEST), MOST)
+
+
 def _quick(models: ModelPair) -> Budget:
-    images = min(max(-(-POSITIONS // models.pyramid.L), FEWEST), MOST)
+    images = images_to_measure(models)
     largest = errors(models, family_of(models.target).example(models, images, 0), every=False)
     _, _, device, dtype, products = mode_of(models)
     mode = f"{device}, {dtype}{'' if products == EXACT else f' {products}'}, {images} images"

@@ -25,7 +25,7 @@ from harness.protocol import Contract, Request, Settings, guidance_text
 from harness.protocol.pyramid import ScalePyramid
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import DECODER, HARNESS, NetworksUsed, RunHeader, identity_of, names_of
-from harness.runs._plan import Plan, Task, memory_note
+from harness.runs._plan import Plan, Task
 from harness.runs._records import JudgedRow, readable
 from harness.runs._result import Verification
 from harness.runs._runfile import UNKEPT, Kept, RunFile, RunFileOptions, begin, read_run
@@ -83,8 +83,7 @@ def verify_decodes(
 
     Raises:
         InputError: a setting or a request that the decoder or the networks refuse; a decoder that claims less than is
-            demanded; a stored budget that is too wide; a run file of another run, or one that is being written; less
-            memory than one image takes.
+            demanded; a stored budget that is too wide; a run file of another run, or one that is being written.
         RunInterrupted: SIGINT or SIGTERM; holds what was judged.
 
     Effects: processes, which have ended when this returns; the run file.
@@ -94,8 +93,6 @@ def verify_decodes(
     check_pairs(plan, terms)
     name = factory if isinstance(factory, str) else factory_name(factory)
     result = Verification([], None, models.device, models.target.dtype, models.draft.dtype, models.title, plan=plan)
-    if not parallelism.cluster:
-        memory_note(models, not (terms.in_process or is_own_decoder(factory)))
     tested = name, next(iter(plan.settings), Settings())  # without settings nothing is compared
     result.tested, result.against = names_of(tested, terms.against)
     try:

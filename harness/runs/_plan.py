@@ -19,7 +19,7 @@ from harness.models import ModelPair
 from harness.models.infinity.autoencoder import infinity_layers
 from harness.models.network import Network
 from harness.protocol import Request, Settings
-from harness.rounding import bytes_of_a_pass, free_on_cuda
+from harness.rounding import bytes_of_a_pass, free_on_cuda, images_to_measure
 from harness.wording import count_of
 
 
@@ -142,12 +142,14 @@ def bytes_of_an_image(models: ModelPair) -> int:
 
 
 def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
-    """Return what decoding and judging a batch takes at most, or before it measuring rounding on two images.
+    """Return what decoding and judging a batch takes at most, or before it measuring rounding on a few images.
 
     Naming the part that made a wrong value goes through passes with other keys, and may take more.
     """
     narrow, wide = (bytes_of_a_pass(models, dtype) for dtype in (torch.float32, torch.float64))
-    return max(images * bytes_of_an_image(models), 2 * (_bytes_of_keys(models.target) + narrow), 2 * wide)
+    few, codec = images_to_measure(models), 8 * sum(weight.numel() for weight in models.vae.weights.values())
+    measured = max(few * (_bytes_of_keys(models.target) + narrow), few * wide + codec)
+    return max(images * bytes_of_an_image(models), measured)
 
 
 def _bytes_of_keys(network: Network) -> int:
@@ -174,19 +176,18 @@ def bytes_of_networks(models: ModelPair) -> int:
 
 
 def memory_note(models: ModelPair, own_process: bool) -> str:
-    """Say what memory an image takes where that is more than a quarter of what is free; else nothing.
+    """Say what memory an image takes at most where that is more than a quarter of what is free; else nothing.
 
-    Raises `InputError` where not even one image fits.
+    Nobody is refused: it is a bound, and what is free may grow.
     """
     device, need = models.device, bytes_of_a_run(models)
     free = free_on_cuda(device) if device.type == "cuda" else available_bytes()
-    if own_process:  # on a CPU they are written down for it, too
-        need += bytes_of_networks(models) * (1 if device.type == "cuda" else 2)
+    if own_process:  # it has networks of its own
+        need += bytes_of_networks(models)
+    if need <= free / 4:
+        return ""
     most, there = f"{need / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB free on {device}"
-    if need > free:
-        rule = f"is less than the {most} that an image takes at most while it is decoded and judged"
-        raise InputError("memory", there, rule, "free some, or take smaller networks or fewer positions (--schedule)")
-    return f"an image takes {most} at most while it is decoded and judged, of {there}" if need > free / 4 else ""
+    return f"an image takes {most} at most while it is decoded and judged, of {there}"
 
 
 def cache_bytes() -> int:

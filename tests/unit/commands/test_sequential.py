@@ -84,6 +84,7 @@ def without_rounds(models, settings):
 def test_the_table_of_a_sequential_decoder_has_no_draft_length_and_no_empty_column():
     head, row = told(without_rounds, [Settings(1)], True)
     assert (row[0], "accepted" in head, "-" in row) == ("sequential", False, False)
+    assert told(without_rounds, [Settings(3)], True)[1][0] == "sequential"
     head, row = told(build_decoder, [Settings(1)], False)
     assert (row[0], "accepted" in head) == ("draft_len=1", True)
 

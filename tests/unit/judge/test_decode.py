@@ -77,6 +77,15 @@ def test_a_wrong_f_hat_is_placed_where_it_is_wrong_and_not_where_right_logits_we
         assert wrong.position == position
 
 
+def test_where_f_hat_is_right_it_places_nothing():
+    """Wrong inputs whose logits agree: the place is that of the logits, be it of rounding."""
+    found = evidence()
+    kept(found).x_RLD[1, 9] += 1.0
+    kept(found).guided_BLV[1, 9, 2] += 1e-5
+    (wrong,) = _judge_tensors(found, {0: None, 1: WrongTensor(2, "x", "why")})
+    assert (wrong.position, wrong.delta_f_hat) == (9, 0)
+
+
 def test_the_tokens_of_a_wrong_tensor_are_both_sides():
     found, _ = swapped(evidence(), 0, 13)
     (wrong,) = _judge_tensors(found.along(), {0: WrongTensor(2, "draw", "why"), 1: None})

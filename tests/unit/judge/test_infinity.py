@@ -108,6 +108,24 @@ def test_the_texts_of_a_batch_that_parts_are_named():
     assert result.first_divergence.component == "text", result.first_divergence
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_channel_of_a_wrong_f_hat_is_said_where_a_position_has_no_patch(patch: int):
+    class Decoder(SpeculativeDecoder):
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            trace = super().decode(request, noise)
+            f_hat_SBCPP = trace.shown.f_hat_SBCPP.clone()
+            f_hat_SBCPP[-1, 0, 2, -1, 0] += 0.5
+            return replace(trace, intermediates=replace(trace.shown, f_hat_SBCPP=f_hat_SBCPP))
+
+    models = single(patch)
+    first = verify_here(models, lambda pair, _: Decoder(pair, DecoderOptions(2)), [Settings(2)], [REQUEST])
+    assert first.first_divergence is not None
+    found, (h, w) = first.first_divergence, models.pyramid.sides[-1]
+    assert (found.component, found.scale, found.image) == ("f_hat", models.pyramid.S - 1, 0)
+    if patch == 1:
+        assert (found.position, found.channel) == (models.pyramid.begin(found.scale) + (h - 1) * w, 2)
+
+
 class Turned(NoiseBefore):
     """Numbers of a scale channel by channel."""
 

@@ -80,6 +80,9 @@ def test_of_laws_of_several_parts_the_first_is_of_a_part_that_other_broken_laws_
     assert most_specific([real, future, long, *held]) == [future, long, real]
     assert most_specific([real, future, *held]) == [future, real]  # trace is cleared in part by a law that holds
     assert most_specific([future, real, row("mask", "query", broken=False)]) == [real, future]
+    # laws that point to no part come last
+    kept, nameless = row("decode"), row("decode", "draw", part="unknown")
+    assert most_specific([kept, nameless, real, future]) == [real, future, kept, nameless]
     # not the decode that all watch
     assert isolated_parts(future, [row("decode", "accept"), future, *held]) == ("mask", "query")
 
