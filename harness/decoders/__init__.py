@@ -1,5 +1,6 @@
 """A decoder under test: found, built, and run in this process or in its own."""
 
+from harness.decoders._conversation import capacity
 from harness.decoders._factory import (
     OWN_DECODER,
     Built,

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from harness.decoders import capacity
 from harness.errors import InputError
 from harness.models import ModelPair
 from harness.models.infinity.autoencoder import infinity_layers
@@ -97,9 +98,9 @@ class Plan:
 
 # Beyond this a GPU gains nothing, and what a killed run does twice grows.
 MOST_ON_CUDA = 256
-# Of the free memory: certifying takes a quarter of what is left, and allocators leave holes. A decoder with a process
-# of its own needs as much again for its copies, and the memory through which they travel.
-SHARE, SHARE_OWN_PROCESS = 0.6, 0.2
+# Of the free memory: certifying takes a quarter of what is left, and allocators leave holes. Of two processes neither
+# has what the other's allocator keeps.
+SHARE, SHARE_OWN_PROCESS = 0.6, 0.5
 LEAST_CACHE = 2**20  # bytes, where the machine does not tell
 CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
@@ -114,9 +115,10 @@ class BatchSize:
 
 def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
     """Return the batch for these networks on their device. Reads what memory is free."""
-    each, device, share = bytes_of_an_image(models), models.device, SHARE_OWN_PROCESS if own_process else SHARE
+    each, device = bytes_of_an_image(models, own_process), models.device
+    share, copies = (SHARE_OWN_PROCESS, bytes_of_networks(models)) if own_process else (SHARE, 0)
     if device.type == "cuda":
-        free = free_on_cuda(device)
+        free = free_on_cuda(device) - copies
         fits = int(share * free // each)
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)
@@ -124,24 +126,26 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
     # the widest activation of the last scale, for both guidance rows of an image: what a cache should hold
     config, last = models.target.config, models.pyramid.draws.counts[-1]
     wide = 2 * last * 4 * max(4 * config.D, config.V)
-    fits = int(share * available_bytes() // each)
+    fits = int(share * (available_bytes() - copies) // each)
     images = max(1, min(fits, max(cores, cache // wide)))
     memory = f"{cache / 2**20:.0f} MiB of cache, {wide / 2**20:.1f} MiB of activations an image"
     return BatchSize(images, f"{count_of(cores, 'thread')}, {memory}")
 
 
-def bytes_of_an_image(models: ModelPair) -> int:
+def bytes_of_an_image(models: ModelPair, own_process: bool = False) -> int:
     """Return what an image of a batch takes at most while it is decoded and judged, roughly."""
     pyramid, config = models.pyramid, models.target.config
     # logits, laws, numbers and their like, of both sides, by draw; inputs by position
     shown = 4 * (24 * pyramid.draws.L * config.V + 16 * pyramid.L * config.D)
     target, draft = _bytes_of_keys(models.target), _bytes_of_keys(models.draft)
     # beside the reference's keys there are the decoder's, or once more the target's, or pixels
-    most = max(target + draft + bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models))
-    return shown + target + most
+    one_pass, pixels = bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models)
+    if own_process:  # it keeps what it has while pixels are made here, and a trace travels
+        return shown + 2 * target + draft + max(one_pass, pixels) + capacity(models, 1)
+    return shown + target + max(target + draft + one_pass, pixels)
 
 
-def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
+def bytes_of_a_run(models: ModelPair, images: int = 1, own_process: bool = False) -> int:
     """Return what decoding and judging a batch takes at most, or before it measuring rounding on a few images.
 
     Naming the part that made a wrong value goes through passes with other keys, and may take more.
@@ -149,7 +153,7 @@ def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
     narrow, wide = (bytes_of_a_pass(models, dtype) for dtype in (torch.float32, torch.float64))
     few, codec = images_to_measure(models), 8 * sum(weight.numel() for weight in models.vae.weights.values())
     measured = max(few * (_bytes_of_keys(models.target) + narrow), few * wide + codec)
-    return max(images * bytes_of_an_image(models), measured)
+    return max(images * bytes_of_an_image(models, own_process), measured)
 
 
 def _bytes_of_keys(network: Network) -> int:
@@ -180,7 +184,7 @@ def memory_note(models: ModelPair, own_process: bool) -> str:
 
     Nobody is refused: it is a bound, and what is free may grow.
     """
-    device, need = models.device, bytes_of_a_run(models)
+    device, need = models.device, bytes_of_a_run(models, 1, own_process)
     free = free_on_cuda(device) if device.type == "cuda" else available_bytes()
     if own_process:  # it has networks of its own
         need += bytes_of_networks(models)

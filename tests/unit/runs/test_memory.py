@@ -110,3 +110,16 @@ def test_verify_says_it_on_stderr_and_refuses_nobody(
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)  # a bound refuses nobody
     assert command(monkeypatch, *asked) == 0
     assert "of 0.0 GiB free on cpu" in capsys.readouterr().err
+
+
+def test_a_decoder_with_a_process_of_its_own_has_smaller_batches_by_what_both_take(monkeypatch: pytest.MonkeyPatch):
+    sizes = sizes_alone(PUBLISHED["d30"], PUBLISHED["d16"], PUBLISHED_VAE, "cuda")
+    assert bytes_of_an_image(sizes) < bytes_of_an_image(sizes, own_process=True) < 1.5 * bytes_of_an_image(sizes)
+    monkeypatch.setattr(module, "free_on_cuda", lambda device: 100 * GIB)
+    monkeypatch.setattr(module, "bytes_of_networks", lambda models: 20 * GIB)
+    within, apart = (module.default_batch(sizes, own_process).images for own_process in (False, True))
+    assert within == int(0.6 * 100 * GIB // bytes_of_an_image(sizes))
+    assert apart == int(0.5 * 80 * GIB // bytes_of_an_image(sizes, own_process=True))
+    assert within / 2.5 < apart < within
+    monkeypatch.setattr(module, "bytes_of_networks", lambda models: 200 * GIB)
+    assert module.default_batch(sizes, own_process=True).images == 1  # the decode itself says what lacks
