@@ -6,7 +6,15 @@ from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
 from harness.judge._evidence import Evidence
-from harness.judge._form import TRACE_DTYPES, expected_tensors, made_plain, malformed, unreadable, wrong_shape
+from harness.judge._form import (
+    TRACE_DTYPES,
+    expected_tensors,
+    made_plain,
+    malformed,
+    tokens_to_consume,
+    unreadable,
+    wrong_shape,
+)
 from harness.judge._likelihood import TokensSeen, bet, law_of, weigh_law
 from harness.judge._line import CodeLine, LineSearch
 from harness.judge._shown_law import nats_of, undrawn

@@ -36,9 +36,10 @@ class Evidence:
     models: ModelPair  # as both sides used them
     request: Request  # what was drawn
     actual: Trace  # the decoder's trace
-    expected: Trace  # the reference's under the same noise; a free run until `along` replaces it
+    expected: Trace  # the reference's under the same noise
     budget: Budget  # how far rounding may move rows and f_hat in this mode
     greedy: bool = False  # both sides take the most likely token in place of a draw
+    consumed_BL: Tensor | None = None  # tokens that `expected` ran along; None = its own ones, as a free run
     # what the draws of `expected` cost (`judge.ties.costs_of_draws`), where somebody has them already
     costs_SB3: Tensor | None = None
     # by image, scales without a target pass, which have no target tensors to check (contract C)
@@ -47,7 +48,7 @@ class Evidence:
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)
-    # keys and values of `expected`, as a free run, where somebody kept them: what it knows is not computed again
+    # keys and values of `expected`, where somebody kept them: what it knows is not computed again
     cache: GrowingCache | None = field(default=None, repr=False)
     # under `more_smooth`: `expected` along it, in float64
     exact: Intermediates | None = field(default=None, repr=False)
@@ -71,7 +72,7 @@ class Evidence:
         return error + SMOOTH_ROUNDING * float(moved)
 
     def along(self) -> Self:
-        """Return the evidence with the reference run along the decoder's own tokens; itself where no token differs.
+        """Return the evidence with the reference run along the decoder's own tokens; itself where it did already.
 
         `expected.tokens_BL` are then what the reference draws on the decoder's prefix: one tie does not cascade.
         """
@@ -83,7 +84,8 @@ class Evidence:
             asked = self.request, noise, Intermediates(**finite), self.greedy
             run, exact = (sample_shown(pair.target, pair.vae, *asked) for pair in (models, models.wide()))
             return replace(self, expected=run, exact=exact.intermediates, costs_SB3=None)
-        differ_BL = self.actual.tokens_BL != self.expected.tokens_BL
+        consumed_BL = self.expected.tokens_BL if self.consumed_BL is None else self.consumed_BL
+        differ_BL = self.actual.tokens_BL != consumed_BL
         rows = torch.nonzero(differ_BL.any(1)).flatten()
         if not len(rows):
             return self
@@ -97,7 +99,7 @@ class Evidence:
         run = sample_sequential(models.target, models.vae, request, numbers, forced_bL, self.greedy, known=known)
         if len(rows) < self.request.B:
             run = _merged(self.expected, run, rows, self.request)
-        return replace(self, expected=run, costs_SB3=None, cache=None)
+        return replace(self, expected=run, consumed_BL=self.actual.tokens_BL, costs_SB3=None, cache=None)
 
 
 @torch.inference_mode()

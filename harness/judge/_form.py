@@ -121,6 +121,14 @@ def malformed(models: ModelPair, request: Request, trace: object) -> Divergence 
     return next(_wrong_values(models, request, trace), None)
 
 
+def tokens_to_consume(models: ModelPair, request: Request, trace: Trace) -> Tensor | None:
+    """Return a trace's tokens where a network can run along them: one a draw, all of the codebook."""
+    tokens_BL, shape = trace.tokens_BL, (request.B, models.pyramid.draws.L)
+    if unreadable(models, request, trace) is not None or tokens_BL.shape != shape:
+        return None
+    return tokens_BL if bool(((tokens_BL >= 0) & (tokens_BL < models.target.config.V)).all()) else None
+
+
 def unreadable(models: ModelPair, request: Request, trace: object) -> Divergence | None:
     """Return why nothing of a trace can be used, not even its counts; None where it can. Arguments as `malformed`."""
     detail = next(_unreadable(models, request, trace), None)

@@ -137,18 +137,16 @@ class Verifier:
 
     def _done(self, task: Task) -> Done:
         work, request = self.work, task.request
-        rows, exhibits, free, total = list[JudgedRow](), Exhibits(), dict[bool, Free](), 0.0
+        rows, exhibits, runs, total = list[JudgedRow](), Exhibits(), Runs(), 0.0
         made, is_alone = list[Picture](), work.terms.against is None
+        if is_alone:
+            request.check_for(work.models.target.config)
         for number in task.settings:
-            greedy = work.settings[number].greedy
-            if is_alone and greedy not in free:
-                free[greedy] = Free.of(work.models, request, greedy)
-                total += free[greedy].trace.seconds
             try:
                 word = declined(self.about.declines[number], work.settings[number], request)
                 if word:
                     raise InputError("declines", word, DECLARED, "drop what asks it, or the word from `declines`")
-                judged = self._row(task, number, free[greedy]) if is_alone else self._compared(task, number)
+                judged = self._row(task, number, runs) if is_alone else self._compared(task, number)
                 row, shown, seen, seconds = judged
             except InputError as error:
                 if not work.terms.refusals:
@@ -163,23 +161,43 @@ class Verifier:
             exhibits += [(task.number, number, shown)] if shown else []
             if work.terms.first_only and row.judgement.defects:
                 break
+        total += sum(run.trace.seconds for run in runs.values())
         return Done(task.number, rows, exhibits, total, pictures=made)
 
-    def _row(self, task: Task, number: int, free: Free) -> Judged:
+    def _row(self, task: Task, number: int, runs: Runs) -> Judged:
+        request, contract = task.request, Contract.of(self.about.contracts[number])
         actual, remarks, seconds = self._decoded(task, number)
-        row = JudgedRow(task.number, number, Judgement(task.request.B), reference_seconds=free.trace.seconds)
-        contract, drafts = Contract.of(self.about.contracts[number]), not self.work.terms.sequential
+        run, drafts = self._reference(request, number, actual, runs), not self.work.terms.sequential
+        row = JudgedRow(task.number, number, Judgement(request.B), reference_seconds=run.trace.seconds)
         if isinstance(actual, Judgement):
             if actual.partial is not None:
-                evidence = self._evidence(task.request, number, actual.partial, free)
+                evidence = self._evidence(request, number, actual.partial, run)
                 actual = judge.judge_partial_trace(evidence, contract, drafts, actual)
-            return replace(row, judgement=self._remarked(actual, remarks, task.request)), {}, [], seconds
-        evidence = self._evidence(task.request, number, actual, free)
-        if free.costs_SB3 is None and contract is Contract.TOKENS:
-            free.costs_SB3 = judge.costs_of_draws(evidence)
-        judgement, along = judge.judge_along(replace(evidence, costs_SB3=free.costs_SB3), contract, drafts)
-        row = replace(row, judgement=self._remarked(judgement, remarks, task.request), seconds=seconds)
-        return self._shown(row, along, free.trace.f_hat_BCPP, seconds)
+            return replace(row, judgement=self._remarked(actual, remarks, request)), {}, [], seconds
+        evidence = self._evidence(request, number, actual, run)
+        if run.costs_SB3 is None and contract is Contract.TOKENS:
+            run.costs_SB3 = judge.costs_of_draws(evidence)
+        judgement, along = judge.judge_along(replace(evidence, costs_SB3=run.costs_SB3), contract, drafts)
+        row = replace(row, judgement=self._remarked(judgement, remarks, request), seconds=seconds)
+        greedy = self.work.settings[number].greedy
+        return self._shown(row, along, partial(run.own_f_hat, self.work.models, request, greedy), seconds)
+
+    def _reference(self, request: Request, number: int, actual: Trace | Judgement, runs: Runs) -> ReferenceRun:
+        """Return the run that a decode is judged by, made where none is at hand.
+
+        Where all tokens are claimed it follows the first decode's: a tie then costs no second run. Distances are those
+        from a free one.
+        """
+        models, greedy = self.work.models, self.work.settings[number].greedy
+        claims = self.about.contracts[number] == Contract.TOKENS
+        for is_free in (True, False)[: 1 + claims]:
+            if (greedy, is_free) in runs:
+                return runs[greedy, is_free]
+        along_BL = None
+        if claims and isinstance(actual, Trace) and not request.more_smooth:
+            along_BL = judge.tokens_to_consume(models, request, actual)
+        run = ReferenceRun.of(models, request, greedy, along_BL)
+        return runs.setdefault((greedy, run.is_free), run)
 
     def _compared(self, task: Task, number: int) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
@@ -195,26 +213,26 @@ class Verifier:
             made = [each.partial if isinstance(each, Judgement) else each for each in (actual, expected)]
             evidence = None
             if made[0] is not None and made[1] is not None:
-                evidence = self._evidence(request, number, made[0], Free(made[1], models.noise(request)))
+                evidence = self._evidence(request, number, made[0], ReferenceRun(made[1], models.noise(request)))
             judgement = self._remarked(judge.judge_ends(evidence, names, ended), remarks, request)
             return replace(row, judgement=judgement), {}, [], seconds
-        evidence = self._evidence(request, number, actual, Free(expected, models.noise(request)))
+        evidence = self._evidence(request, number, actual, ReferenceRun(expected, models.noise(request)))
         judgement = self._remarked(judge.judge_against(evidence, names), remarks, request)
         seeds = sorted({seed for seed, _ in request.addresses})
         named = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
         changes = tuple(f"{named}, {each}" for each in judge.changed_counts(actual, expected))
         row = replace(row, judgement=judgement, changes=changes)
-        return self._shown(row, evidence, expected.f_hat_BCPP, seconds)
+        return self._shown(row, evidence, lambda: expected.f_hat_BCPP, seconds)
 
-    def _shown(self, row: JudgedRow, along: Evidence, f_hat_BCPP: Tensor, seconds: float) -> Judged:
-        """Add what was counted and is to be seen of a whole decode; `f_hat_BCPP` is that of the other side's image."""
+    def _shown(self, row: JudgedRow, along: Evidence, others: Callable[[], Tensor], seconds: float) -> Judged:
+        """Add what was counted and is to be seen of a whole decode; `others` makes f_hat_BCPP of the other's image."""
         actual, judgement, pyramid = along.actual, row.judgement, along.models.pyramid
         sides, differing, tokens = (actual.tokens_BL, along.expected.tokens_BL), list[int](), b""
         if judgement.draws:
             differ_L = (sides[0] != sides[1]).sum(0)
             differing = [int(differ_L[pyramid.draws.span(si)].sum()) for si in pyramid]
             tokens = packed_tokens(*sides, judgement.claims_tokens)
-        seen = pictures((row.task, row.setting), along, judgement, f_hat_BCPP, self._best)
+        seen = pictures((row.task, row.setting), along, judgement, others, self._best)
         row = replace(row, counts=Counts.of(actual, differing), peak_bytes=actual.peak_bytes, tokens=tokens)
         first = (judgement.defects or judgement.ties)[:1]
         return row, exhibit(along, first[0]) if first else {}, seen, seconds
@@ -230,11 +248,11 @@ class Verifier:
         strict = [Divergence("environment", each, request.seed) for each in left]
         return replace(judgement, remarks=remarks, defects=[*judgement.defects, *strict], partial=None)
 
-    def _evidence(self, request: Request, number: int, actual: Trace, free: Free) -> Evidence:
+    def _evidence(self, request: Request, number: int, actual: Trace, run: ReferenceRun) -> Evidence:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
         differ = self.work.terms.may_differ_from
         return Evidence(
-            models, request, actual, free.trace, budget, greedy, noise=free.noise, cache=free.cache,
+            models, request, actual, run.trace, budget, greedy, run.consumed_BL, noise=run.noise, cache=run.cache,
             # of a case that was made smaller every scale comes before it
             may_differ_from=None if differ is None else min(differ, models.pyramid.S),
         )  # fmt: skip
@@ -262,22 +280,35 @@ def _traced(decode: Callable[[], Trace | Judgement], device: torch.device) -> Tr
 
 
 @dataclass
-class Free:
-    """The reference's free run of one request: its trace, the numbers that it read, its cache, what its draws cost."""
+class ReferenceRun:
+    """The reference's run of one request: its trace, the numbers that it read, its cache, what its draws cost."""
 
     trace: Trace
     noise: Noise
     cache: GrowingCache | None = None
+    consumed_BL: Tensor | None = None  # the tokens that it ran along; None = its own ones, as a free run
     costs_SB3: Tensor | None = None
 
     @classmethod
-    def of(cls, models: ModelPair, request: Request, greedy: bool) -> Free:
-        """Run the reference."""
+    def of(cls, models: ModelPair, request: Request, greedy: bool, along_BL: Tensor | None = None) -> ReferenceRun:
+        """Run the reference, along tokens where some are given: what it draws stays equal up to the first other one."""
         noise, known = models.noise(request), KnownScales()
-        run = partial(sample_sequential, models.target, models.vae, request, noise, greedy=greedy, known=known)
+        run = partial(sample_sequential, models.target, models.vae, request, noise, along_BL, greedy, known)
         trace, seconds = timed(run, models.device)
         trace.seconds = seconds
-        return cls(trace, noise, known.cache)
+        return cls(trace, noise, known.cache, along_BL)
+
+    @property
+    def is_free(self) -> bool:
+        """Tell whether it draws every token that it runs along."""
+        return self.consumed_BL is None or torch.equal(self.trace.tokens_BL, self.consumed_BL)
+
+    def own_f_hat(self, models: ModelPair, request: Request, greedy: bool) -> Tensor:
+        """Return the last f_hat_BCPP of a free run: of the image that sequential decoding draws."""
+        return self.trace.f_hat_BCPP if self.is_free else self.of(models, request, greedy).trace.f_hat_BCPP
+
+
+Runs = dict[tuple[bool, bool], ReferenceRun]  # of one request, by whether they are greedy, and free
 
 
 def resident_bytes() -> int:

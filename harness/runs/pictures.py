@@ -8,6 +8,7 @@ divergence, is bounded, too (`MOST_BYTES`), and a plain safetensors block, so th
 import io
 import math
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -73,18 +74,21 @@ class Best:
 
 @torch.inference_mode()
 def pictures(
-    place: tuple[int, int], along: Evidence, judgement: Judgement, f_hat_BCPP: Tensor, best: Best
+    place: tuple[int, int], along: Evidence, judgement: Judgement, others: Callable[[], Tensor], best: Best
 ) -> list[Picture]:
-    """Return those of a decode, at `place` (task, setting), that are worth keeping; f_hat is the reference's own."""
+    """Return those of a decode, at `place` (task, setting), that are worth keeping.
+
+    `others` makes the last f_hat_BCPP of the other side's own image, where it is needed.
+    """
     if not judgement.draws or not best.most:  # of a trace without form nothing can be trusted to be an image
         return []
     every = [_plain(place, along, judgement, row) for row in range(along.request.B)]
     chosen = [picture for picture in every if best.takes(picture.rank)]
     if not chosen:
         return []
-    rows = torch.tensor([picture.row for picture in chosen], device=f_hat_BCPP.device)
-    vae = along.models.vae
-    decoder, reference = (pngs(vae.decode(f_hat[rows])) for f_hat in (along.actual.f_hat_BCPP, f_hat_BCPP))
+    sides, vae = (along.actual.f_hat_BCPP, others()), along.models.vae
+    rows = torch.tensor([picture.row for picture in chosen], device=sides[0].device)
+    decoder, reference = (pngs(vae.decode(f_hat_BCPP[rows])) for f_hat_BCPP in sides)
     return [
         replace(picture, decoder=ours, reference=theirs)
         for picture, ours, theirs in zip(chosen, decoder, reference, strict=True)

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from harness.models import mode_name
 from harness.rounding import _precision as module
 from harness.rounding._precision import (
     FEWEST,
     Certifying,
+    SplitProducts,
     certifying_networks,
     certifying_precision,
     images_per_certifying_pass,
@@ -64,6 +67,50 @@ def test_networks_are_lent_wide_and_the_mode_is_put_back(monkeypatch: pytest.Mon
     assert not torch.backends.cuda.matmul.allow_tf32
     with certifying_networks(models, Certifying(F32, True, 0.0)) as (network, vae):
         assert (network.dtype, vae.dtype) == (F32, F32)
+
+
+class TensorCores(TorchFunctionMode):
+    """Multiply as TF32 does: operands keep 11 bits, whose products are exact; sums are exact here, too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.linear or args[0].dtype == F64:
+            return func(*args, **(kwargs or {}))
+        bias = [each.double() for each in args[2:]]
+        return F.linear(_rounded(args[0]), _rounded(args[1]), *bias).float()
+
+
+def _rounded(operand: torch.Tensor) -> torch.Tensor:
+    mantissa, exponent = torch.frexp(operand.double())
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+def test_split_products_on_tensor_cores_are_as_exact_as_float32():
+    generator = torch.Generator().manual_seed(0)
+    x_nK, weight_MK, bias_M = (torch.randn(*shape, generator=generator) for shape in ((40, 300), (50, 300), (50,)))
+    exact_nM = F.linear(x_nK.double(), weight_MK.double(), bias_M.double())
+    with TensorCores():
+        coarse_nM = F.linear(x_nK, weight_MK, bias_M)
+        with SplitProducts():
+            split_nM, wide_nM = F.linear(x_nK, weight_MK, bias_M), F.linear(x_nK.double(), weight_MK.double())
+            no_bias_nM = F.linear(x_nK, weight_MK)
+    error, plain = ((each - exact_nM).abs().max() for each in (split_nM, F.linear(x_nK, weight_MK, bias_M)))
+    assert error < 2 * plain < 2**-7 * (coarse_nM - exact_nM).abs().max()
+    assert ((no_bias_nM + bias_M) - split_nM).abs().max() < 1e-5
+    assert wide_nM.dtype == F64  # left to whoever multiplies
+
+
+def test_only_float32_that_is_exact_on_cuda_is_split(monkeypatch: pytest.MonkeyPatch):
+    models, entered = tiny(Layout((1, 2))), []
+    monkeypatch.setattr(SplitProducts, "__enter__", lambda self: entered.append(self) or self)
+    monkeypatch.setattr(SplitProducts, "__exit__", lambda self, *error: None)
+    on_cuda = SimpleNamespace(target=models.target, vae=models.vae, device=torch.device("cuda"))
+    monkeypatch.setattr(type(models.vae), "to", lambda vae, device, dtype: vae)
+    for of, by in ((models, F32), (on_cuda, F64), (on_cuda, F32)):
+        with certifying_networks(of, Certifying(by, True, 0.0)):
+            assert torch.backends.cuda.matmul.allow_tf32 is bool(entered)
+    with certifying_networks(on_cuda, Certifying(F32, False, 0.0)):
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert len(entered) == 1
 
 
 @pytest.mark.parametrize(("mode", "share"), [("autocast-bfloat16", 2.0**-13), ("autocast-float16", 2.0**-9)])
