@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here
 from tests.unit.judge.named import MODELS, REQUESTS, first, within
+from tests.unit.judge.planted_lines import BY_LEVEL, CUT, module_of
 
 STRANGERS = tiny(Layout((1, 2, 3, 4)), kin=float("inf"))  # hardly a drafted scale is accepted
 # What a pass finds in its cache: of keys and values (layers, 2, guidance rows, heads, positions, c), of B images.
@@ -95,6 +97,18 @@ def test_keys_that_a_rejected_scale_left_are_told_from_a_mask():
     component, detail = first(state.STALE, STRANGERS)
     assert component == "cache"
     assert "where keys and values of a rejected scale stay as they were first written" in detail
+
+
+@pytest.mark.parametrize(
+    ("draft_len", "said"), [(2, "cached"), (4, "cached, and seen by their own and later scales alone")]
+)
+def test_rejected_scales_that_a_mask_by_level_sees_are_told_from_a_mask(draft_len: int, said: str, tmp_path: Path):
+    """Of one rejected scale every row sees all; of several no row sees those that are later than its own."""
+    mine = module_of(BY_LEVEL.replace(CUT, "            pass\n"), tmp_path / "mine.py")
+    component, detail = first(mine.factory, STRANGERS, draft_len)
+    assert (component, detail.partition("rows of rejected scales are still ")[2]) == ("cache", said), detail
+    right = module_of(BY_LEVEL, tmp_path / "right.py")
+    assert verify_here(STRANGERS, right.factory, [Settings(draft_len)], REQUESTS).first_divergence is None
 
 
 def rolled_back_too_far(masked: Callable[[ScalePyramid, int, int], Tensor]) -> Factory:
