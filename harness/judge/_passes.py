@@ -15,10 +15,9 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence
 from harness.judge._rounded import SHORT, rounded
-from harness.judge._suspects import drafted, round_of
+from harness.judge._suspects import proposed, round_of
 from harness.models.network import Condition, Network
 from harness.protocol import Round
-from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
@@ -140,11 +139,7 @@ def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
     last = last_of(turn, si, evidence.models.pyramid)
     yield TargetPass(evidence, tokens_1L, label, turn.first, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
-        for stream in (TOKEN, DRAFT):
-            proposed_1L = tokens_1L.clone()
-            for later in range(turn.first, last):
-                span = evidence.models.pyramid.draws.span(later)
-                proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
+        for proposed_1L in proposed(evidence, image, range(turn.first, last)):
             yield TargetPass(evidence, proposed_1L, label, turn.first, last)
     for begin in range(turn.first):  # it had earlier scales to catch up with, or caches nothing
         if evidence.models.pyramid.end(last) - evidence.models.pyramid.begin(begin) == turn.target_rows:
