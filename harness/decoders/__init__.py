@@ -17,5 +17,5 @@ from harness.decoders._factory import (
     parse_factory_options,
     pickled_factory,
 )
-from harness.decoders._in_process import MOVED, run_in_process
+from harness.decoders._in_process import MOVED, NO_SO_FAR, run_in_process
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

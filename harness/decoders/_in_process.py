@@ -23,6 +23,7 @@ from harness.decoders._factory import (
     Built,
     Factory,
     OutOfTimeError,
+    attribute_of,
     build_by_factory,
     check_refused_write,
     crash_of,
@@ -48,6 +49,7 @@ from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
 MOST_LEFT = 5  # things left behind that are named
+NO_SO_FAR = "the decoder has no method so_far()"
 
 KNOWN = {NonFiniteError: "non-finite", ImageError: "image", NoiseError: "noise"}  # exceptions that name their component
 
@@ -156,7 +158,9 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
         defect, ending = _defect_of(error, request.seed), traceback_of(error)
     partial = _partial(implementation, models, request)
     partial = _by_value(partial) if by_value and partial is not None else partial
-    return Judgement(request.B, defects=[defect], so_far=_seen(noise), ending=ending, partial=partial)
+    lacks = defect.component == "crash" and not callable(attribute_of(implementation, "so_far", None))
+    seen = f"{_seen(noise)}; {NO_SO_FAR}" if lacks else _seen(noise)
+    return Judgement(request.B, defects=[defect], so_far=seen, ending=ending, partial=partial)
 
 
 def _defect_of(error: BaseException, seed: int) -> Divergence:
@@ -171,7 +175,7 @@ def _defect_of(error: BaseException, seed: int) -> Divergence:
 
 def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
     """Return the trace so far of a decode that ended, where the decoder keeps one (`so_far`) of a known form."""
-    so_far = getattr(implementation, "so_far", None)
+    so_far = attribute_of(implementation, "so_far", None)
     if not callable(so_far):
         return None
     try:

@@ -6,6 +6,7 @@ f_hat), so the first one that differs names the component; where the decoder exp
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
+from harness.judge._suspects import drafted_f_hats
 from harness.models import product_dtype
 from harness.protocol import Guidance, ScaleGuidance, largest_factor
 from harness.reference import family_of
@@ -184,6 +186,11 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
     residue = (found - before - added * (after - before)).abs().max()
     if residue <= 1e-3 * (after - before).abs().max() and round(float(added), 3) != 1:
         return "f_hat", f"{what} differs: the scale's contribution was added {round(float(added), 3):zg} times"
+    finals = ((f"f_hat after scale {k}", each) for k, each in enumerate(evidence.expected.shown.f_hat_SBCPP[:, image]))
+    for clause, start in chain([("zeros", 0 * before)], finals, drafted_f_hats(evidence, image, si)):
+        if bool(_close(found, start + (after - before), evidence.f_hat_error)):
+            due = f"that after scale {si - 1}" if si else "zeros"
+            return "f_hat", f"{what} starts from {clause}, not from {due}"
     return "f_hat", f"{what} differs: accumulation"
 
 

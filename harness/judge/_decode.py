@@ -15,7 +15,7 @@ import torch
 
 from harness.judge._components import WrongTensors, first_wrong, first_wrong_of, stale_scale
 from harness.judge._evidence import Evidence, WrongTensor
-from harness.judge._form import malformed
+from harness.judge._form import malformed, wrong_rounds
 from harness.judge._likelihood import bet_on
 from harness.judge._rows import UNKNOWN
 from harness.judge._shown_law import judge_shown_law
@@ -45,7 +45,12 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     claims_tokens = contract is Contract.TOKENS
     judgement = Judgement(request.B, claims_tokens=claims_tokens)
     if (wrong_form := malformed(evidence.models, request, actual)) is not None:
-        judgement.defects.append(wrong_form)
+        is_whole = wrong_form == next(wrong_rounds(evidence.models, request, actual), None)
+        if is_whole and contract is not Contract.QUALITY:  # where rounds say which scales the target decided
+            without = replace(evidence, actual=replace(actual, rounds=[]))
+            judgement, evidence = judge_along(without, contract, drafts=False)
+            judgement.not_compared[CALLS_AND_ROWS] = "the rounds are wrong"
+        judgement.defects.insert(0, wrong_form)
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
     if request.more_smooth and actual.intermediates is None:

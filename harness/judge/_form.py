@@ -182,10 +182,18 @@ def _wrong_values(models: ModelPair, request: Request, trace: Trace) -> Iterator
             yield Divergence("trace", detail, **request.where(image), scale=scale)
     if not bool(torch.isfinite(trace.f_hat_BCPP).all()):
         yield Divergence("f_hat", "f_hat is not finite", seed)
+    yield from wrong_rounds(models, request, trace)
+
+
+def wrong_rounds(models: ModelPair, request: Request, trace: Trace) -> Iterator[Divergence]:
+    """Yield a defect for every image whose rounds do not finish every scale once, in order."""
+    pyramid = models.pyramid
     for image, rounds in enumerate(trace.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
+            idle = next((turn.first for turn in rounds if turn.finished < 1), None)
+            detail += "" if idle is None else f"; that at scale {idle} accepts, corrects and adds none"
             detail += "" if rounds else ": leave rounds out where nothing is drafted"
             yield Divergence("scheduling", detail, **request.where(image))
 

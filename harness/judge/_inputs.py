@@ -13,7 +13,14 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, Named
 from harness.judge._rounded import SHORT, rounding_of
-from harness.judge._suspects import asked_otherwise, other_positions, other_row, round_of, scale_of_drafts
+from harness.judge._suspects import (
+    asked_otherwise,
+    drafted_f_hats,
+    other_positions,
+    other_row,
+    round_of,
+    scale_of_drafts,
+)
 from harness.reference import family_of
 
 SWAPPED = {"inputs": "rows", "logits": "guidance"}  # the part that puts the halves of these in order
@@ -172,6 +179,8 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             stale = family.next_input(f_hats[other] if other >= 0 else torch.zeros_like(f_hats[0]), si, pyramid)
             what = f"f_hat after scale {other}, not {si - 1}" if other >= 0 else "an f_hat without any scale"
             yield "next input", what, network.embed(stale)[0]
+        for what, f_hat in drafted_f_hats(evidence, image, si):
+            yield "next input", what, network.embed(family.next_input(f_hat, si, pyramid))[0]
         for word, dtype in SHORT.items():
             short = family.next_input(f_hats[si - 1].to(dtype), si, pyramid).to(right.dtype)
             yield "precision", f"f_hat that was resized in {word}", network.embed(short)[0]

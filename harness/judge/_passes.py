@@ -15,10 +15,9 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence
 from harness.judge._rounded import SHORT, rounded
-from harness.judge._suspects import drafted, round_of
+from harness.judge._suspects import proposed, round_of
 from harness.models.network import Condition, Network
 from harness.protocol import Round
-from harness.protocol.noise import DRAFT, TOKEN
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
@@ -78,6 +77,11 @@ class TargetPass:
             mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~mask_nK, float("-inf"))
         if isinstance(cache, _WrittenOnce):
             cache.begin = K
+        elif isinstance(cache, _ByLevel):
+            level_n = torch.tensor(self.evidence.models.pyramid.levels()[K : K + x_RnD.shape[1]], device=x_RnD.device)
+            cache.level_K = torch.cat((cache.level_K.to(level_n), level_n))
+            hidden_nK = level_n[:, None] < cache.level_K
+            mask_11nK = mask_11nK.new_zeros(1, 1, *hidden_nK.shape).masked_fill(hidden_nK, float("-inf"))
         elif cache.layers and (more := cache.layers[0][0].shape[2] - K) > 0:
             mask_11nK = torch.cat((mask_11nK.new_zeros(1, 1, x_RnD.shape[1], more), mask_11nK), 3)
         return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
@@ -135,11 +139,7 @@ def passes(evidence: Evidence, image: int, si: int) -> Iterator[TargetPass]:
     last = last_of(turn, si, evidence.models.pyramid)
     yield TargetPass(evidence, tokens_1L, label, turn.first, last)
     if turn.finished <= last - turn.first:  # later scales were dropped: the pass saw what was drafted there
-        for stream in (TOKEN, DRAFT):
-            proposed_1L = tokens_1L.clone()
-            for later in range(turn.first, last):
-                span = evidence.models.pyramid.draws.span(later)
-                proposed_1L[0, span] = drafted(evidence, image, later, stream, proposed_1L)
+        for proposed_1L in proposed(evidence, image, range(turn.first, last)):
             yield TargetPass(evidence, proposed_1L, label, turn.first, last)
     for begin in range(turn.first):  # it had earlier scales to catch up with, or caches nothing
         if evidence.models.pyramid.end(last) - evidence.models.pyramid.begin(begin) == turn.target_rows:
@@ -209,6 +209,12 @@ class _WrittenOnce(GrowingCache):
         return k_RHnc[:, :, :end], v_RHnc[:, :, :end]
 
 
+class _ByLevel(GrowingCache):
+    """Keys and values that keep the scale that they are of; later ones are hidden, be they cached."""
+
+    level_K = torch.zeros(0)
+
+
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
@@ -260,6 +266,7 @@ def _not_rolled_back(made: TargetPass, image: int) -> Iterator[tuple[str, Growin
     for clause, cache in (
         ("keys and values of a rejected scale stay as they were first written", _WrittenOnce()),
         ("rows of rejected scales are still cached", GrowingCache()),
+        ("rows of rejected scales are still cached, and seen by their own and later scales alone", _ByLevel()),
     ):
         for turn in turns:
             before = [each for each in passes(made.evidence, image, turn.first) if each.first == turn.first]

@@ -129,6 +129,33 @@ def drafted(evidence: Evidence, image: int, si: int, stream: str, tokens_1L: Ten
     return draw(law_1lV, noise.exponential(si, stream, "judge")[one])[0]
 
 
+def proposed(evidence: Evidence, image: int, scales: range) -> Iterator[Tensor]:
+    """Yield tokens_1L of an image, at some scales as the draft draws them one after the other, by either stream."""
+    for stream in (TOKEN, DRAFT):
+        proposed_1L = evidence.actual.tokens_BL[image : image + 1].clone()
+        for si in scales:
+            span = evidence.models.pyramid.draws.span(si)
+            proposed_1L[0, span] = drafted(evidence, image, si, stream, proposed_1L)
+        yield proposed_1L
+
+
+@torch.inference_mode()
+def drafted_f_hats(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield f_hat as the draft had it after every scale of a scale's round, and of the round before, in words."""
+    models, pyramid, after = evidence.models, evidence.models.pyramid, evidence.expected.shown.f_hat_SBCPP
+    turn, family = round_of(evidence, image, si), family_of(evidence.models.target)
+    before = None if turn is None else round_of(evidence, image, turn.first - 1)
+    for each in filter(None, (turn, before)):
+        scales = range(each.first, min(each.first + each.drafted, pyramid.S))
+        for tokens_1L in proposed(evidence, image, scales):
+            known = after[each.first - 1 if each.first else 0, image : image + 1]
+            f_hat = known if each.first else torch.zeros_like(known)
+            for scale in scales:
+                codes = models.vae.quantizer.codes(tokens_1L[:, pyramid.draws.span(scale)], *pyramid.sides[scale])
+                f_hat = family.accumulate(f_hat, codes, scale, models.vae.quantizer, pyramid)
+                yield f"the draft's f_hat after drafted scale {scale}", f_hat
+
+
 CHANCE = 1e-3  # at most, that tokens drawn otherwise are these
 FEW = 8  # wrong tokens of which too few lose to a likelier one, by chance
 FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {

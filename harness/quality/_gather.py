@@ -72,6 +72,8 @@ class Conditions:
     parallelism: Parallelism = ALONE  # who does it
     store: runs.RunFileOptions = runs.UNKEPT  # where what is drawn is kept
     terms: Terms = runs.TERMS  # how decoders under test run
+    # tells of the first images' sets whether whatever the others are changes no answer; asked as often as they double
+    settles: Callable[[list["ImageSet"]], bool] | None = None
 
 
 USUAL = Conditions()
@@ -96,8 +98,9 @@ def gather(
 ) -> tuple[list[ImageSet], int]:  # fmt: skip
     """Draw every portion of every source; `progress` gets the images of a decode or portion, once all of a resumed run.
 
-    Returns the sets, of what was drawn until a signal came, and that signal, or 0. Raises `InputError` for what is
-    refused, `WorkerError` where the workers die, `StopSignal` where a signal came before anything was drawn.
+    Returns the sets, of what was drawn until a signal came or the answer was settled, and that signal, or 0. Raises
+    `InputError` for what is refused, `WorkerError` where the workers die, `StopSignal` where a signal came before
+    anything was drawn.
     """
     check_distinct(sources)
     models.check_finite()
@@ -107,13 +110,21 @@ def gather(
     heard, most = None if crew.is_elsewhere else progress, max(task.request.B for task in tasks)
     work = DrawWork(models, features, tuple(sources), most, conditions.terms, heard)
     about = about_of(models, features, sources, requests) if conditions.store.file is not None else {}
-    file, stopped = DrawnFile.open(conditions.store, about), 0
+    file, stopped, looked = DrawnFile.open(conditions.store, about), 0, 0
     with closing(file) if file else nullcontext():
         drawn = file.portions() if file else {}
         if drawn:
             progress(sum(tasks[k].images for k in drawn))
         with closing(crew.open(work)) as pool:
             contracts = pool.about.contracts
+
+            def sets() -> list[ImageSet]:
+                done = [task for task in tasks if task.number in drawn]
+                labels_N = torch.tensor([label for task in done for label in task.request.labels or ()])
+                columns = zip(*(drawn[task.number] for task in done), strict=True)
+                each = zip(sources, contracts, columns, strict=True)
+                return [_set(source, contract, labels_N, portions) for source, contract, portions in each]
+
             try:
                 for task, portion in pool.map([task for task in tasks if task.number not in drawn]):
                     if isinstance(portion, Died):
@@ -125,15 +136,15 @@ def gather(
                         drawn[task.number] = portion
                     if not heard:
                         progress(task.images)
+                    if conditions.settles and len(drawn) >= 2 * looked and max(drawn) == len(drawn) - 1:
+                        looked = len(drawn)
+                        if conditions.settles(sets()):
+                            break
             except StopSignal as stop:
                 if not drawn:
                     raise
                 stopped = stop.status - 128
-    done = [task for task in tasks if task.number in drawn]
-    labels_N = torch.tensor([label for task in done for label in task.request.labels or ()])
-    columns = zip(*(drawn[task.number] for task in done), strict=True)
-    sets = zip(sources, contracts, columns, strict=True)
-    return [_set(source, contract, labels_N, portions) for source, contract, portions in sets], stopped
+    return sets(), stopped
 
 
 def _set(source: Source, contract: str, labels_N: Tensor, portions: Sequence[Drawn]) -> ImageSet:

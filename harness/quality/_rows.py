@@ -213,7 +213,10 @@ def _judged_nats(row: QualityRow, most: float) -> tuple[Quality, str]:
         return (Quality.KEPT, "it is the target's law") if is_target else (Quality.INCONCLUSIVE, row.nats_open)
     said = f"{nats_text(row.nats)} nats"
     if row.nats.low > most:
-        return Quality.LOST, f"{said}, above {most:g}; scale {guilty_scale(row.nats_S)} loses most"
+        return (
+            Quality.LOST,
+            f"{said}, above {most:g} in {row.images} images; scale {guilty_scale(row.nats_S)} loses most",
+        )
     if row.nats.high < most:
         return Quality.KEPT, f"{said}, below {most:g}"
     if row.nats_open:

@@ -19,7 +19,7 @@ from harness.provenance import versions
 from harness.quality._distances import BLOCKS, LEVEL, check_blocks
 from harness.quality._draw import BASE, LAW, Source, portions
 from harness.quality._features import Features, Real, load_features, load_real
-from harness.quality._gather import USUAL, Conditions, check_enough, gather
+from harness.quality._gather import USUAL, Conditions, ImageSet, check_enough, gather
 from harness.quality._rows import Quality, QualityRow, check_loss, judge_quality, measure_rows, quality_verdict, worst
 from harness.rounding import precision
 from harness.runs import default_batch
@@ -151,6 +151,18 @@ def run_study(
     batch = study.batch or min(default_batch(models, own_process).images, study.images)
     requests = portions(study.images, batch, labels, models.conditioned(study.request))
     requests[0].check_for(config)
+
+    def is_lost(samples: list[ImageSet]) -> bool:
+        """Tell whether these images lose more than all may: their interval holds at every number of images."""
+        images = len(samples[0].labels_N)
+        if study.most_nats is None or images < 2 * study.blocks:
+            return False
+        rows = [row for row in measure_rows(samples, None, 0, models.pyramid, study.blocks) if not row.yardstick]
+        most = study.most_nats * study.images / images
+        return bool(rows) and all(quality_verdict(row, None, most) is Quality.LOST for row in rows)
+
+    if not features.D:  # a distance wants all images
+        conditions = replace(conditions, settles=is_lost)
     (samples, stopped), seconds = timed(
         lambda: gather(models, features, sources, requests, conditions, progress), torch.device("cpu")
     )

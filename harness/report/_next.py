@@ -3,7 +3,7 @@
 import re
 import shlex
 
-from harness.decoders import OWN_DECODER
+from harness.decoders import NO_SO_FAR, OWN_DECODER
 from harness.judge import Divergence, Verdict
 from harness.protocol import Contract
 from harness.runs import OF_RECORDS, Verification, recipe_words
@@ -96,6 +96,8 @@ def _mend(result: Verification, first: Divergence) -> str:
         return "choose a stricter rule of acceptance, or allow a larger loss (docs/quality.md)"
     raised = RAISED.search(first.detail) if first.component == "crash" else None
     what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
+    if any(NO_SO_FAR in text for text in result.so_far[:1]):
+        what += ", or let so_far() return what was made before: it shows what was wrong first (docs/own-decoder.md)"
     if before := result.before_the_crash:
         what = f"what was wrong before it crashed: {before.component}"
     is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None

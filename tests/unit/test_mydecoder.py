@@ -73,6 +73,20 @@ def test_a_decode_that_raises_at_once_shows_nothing_of_the_one_before(tmp_path: 
     assert result.so_far == ["no number read"]
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_decoder_that_crashes_without_so_far_is_asked_for_it(has_one: bool, tmp_path: Path):
+    text = TEMPLATE.replace(TURN, f"{TURN}{RAISES}").replace("def so_far(", f"def {'so_far' if has_one else 'made'}(")
+    decoder = module_of(text, tmp_path / "silent.py").factory
+    result = verify_here(MODELS, decoder, [Settings(2)], [Request((0, 3), 5)])
+    step = next_step(result)
+    assert step is not None
+    lacks, asked = (
+        result.so_far[0].endswith("; the decoder has no method so_far()"),
+        "or let so_far() return" in step[0],
+    )
+    assert (lacks, asked) == (not has_one, not has_one)
+
+
 def test_what_no_draft_could_speculate_is_refused(written: ModuleType):
     request = Request((0,), 5, more_smooth=True)
     with pytest.raises(InputError, match="more_smooth=True: cannot be speculated: f_hat is no function of the tokens"):

@@ -6,7 +6,7 @@ First what the run came to: the numbers that matter, what was compared, settings
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -51,6 +51,7 @@ def seen_in(path: Path, result: Verification, keeps: bool = True) -> Seen:
 def run_page(result: Verification, seen: Seen) -> bytes:
     unfinished = f"the run is not finished: {result.images:,} of {counted(result.plan.images, 'image')} are judged"
     notes = [] if result.is_whole else [unfinished]
+    seen = replace(seen, pictures=_first_of_all(result, seen.pictures))
     head = page.Head(
         result.models, result.verdict.value, page.TONE[result.verdict], _headline(result), notes, first_parts(result),
         _made(result),
@@ -102,14 +103,20 @@ def _headline(result: Verification) -> str:
     return text
 
 
+def _first_of_all(result: Verification, pictures: Sequence[Picture]) -> list[Picture]:
+    """Return the pictures with that of the first defect before all others."""
+    if (case := result.first_case) is None:
+        return [*pictures]
+    row, first = case
+    place = row.task, row.setting, first.seed, first.image
+    return sorted(pictures, key=lambda each: (each.task, each.setting, each.seed, each.image) != place)
+
+
 def _images(result: Verification, seen: Seen, other: str) -> list[object]:
     layout = scales.layout_of(result)
     if layout is None:
         return []
-    first = result.first_divergence
-    of_first = (first.seed, first.image) if first else ()  # its image stands before all others
-    pictures = sorted(seen.pictures, key=lambda picture: (picture.seed, picture.image) != of_first)
-    pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in pictures]
+    pairs = [picture_pair(picture, layout, _setting(result, picture), other) for picture in seen.pictures]
     return gallery_parts(pairs, result.images) if pairs else []
 
 

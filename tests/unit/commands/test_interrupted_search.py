@@ -28,14 +28,38 @@ def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "DEFECT contract token-identical" in said
 
 
+def row(seconds: float, setting: int = 0, images: int = 1) -> Any:
+    return SimpleNamespace(seconds=seconds, setting=setting, judgement=SimpleNamespace(images=images))
+
+
 @pytest.mark.parametrize("component", [*OF_RECORDS, "positions"])
 def test_no_line_is_searched_unasked_for_what_no_tensor_shows(component: str, monkeypatch: pytest.MonkeyPatch):
     asked = list[object]()
     monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: asked.append(given) or "")
     case = SimpleNamespace(request=Request((0,), 0), implementation="mine:factory")
-    first = SimpleNamespace(seconds=0.1), Divergence(component, "", 0)
-    result: Any = SimpleNamespace(verdict=Verdict.DEFECT, case=case, first_case=first, line="")
+    first = row(0.1), Divergence(component, "", 0)
+    result: Any = SimpleNamespace(verdict=Verdict.DEFECT, case=case, first_case=first, line="", settings=[])
     take_line(result, None)  # type: ignore[arg-type]  # no network runs
     assert bool(asked) == (component == "positions")
     take_line(result, None, asked=True)  # type: ignore[arg-type]
     assert asked
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([row(1.4), row(0.0)], ""),  # the first one waited for other programs; one was refused
+        ([row(2.0)], "not searched (about 2 min); --locate does it"),
+        ([row(0.1, setting=1), row(0.1, images=2)], "not searched (about 6 min); --locate does it"),
+    ],
+)
+def test_a_search_is_thought_to_take_as_long_as_the_quickest_decode_lets_expect(
+    others: list[Any], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: "")
+    case, slow = SimpleNamespace(request=Request((0,), 0), implementation="mine:factory"), row(9.0)
+    of_run = {"case": case, "first_case": (slow, Divergence("positions", "", 0)), "line": ""}
+    settings = [SimpleNamespace(rows=[slow, *others])]
+    result: Any = SimpleNamespace(verdict=Verdict.DEFECT, settings=settings, **of_run)
+    take_line(result, None)  # type: ignore[arg-type]  # no network runs
+    assert result.line == said

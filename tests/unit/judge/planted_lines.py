@@ -58,6 +58,28 @@ for old, new in (
 ):
     assert old in CACHED, old
     CACHED = CACHED.replace(old, new)
+# The same, whose mask knows the scale of every cached row.
+BY_LEVEL = CACHED
+for old, new in (
+    (
+        "        self.layers = {}\n\n",
+        "        self.layers = {}\n        self.level_K = torch.zeros(0, dtype=torch.int64)\n\n",
+    ),
+    (
+        "        self.layers = {layer: (k[:, :, :n]",
+        "        self.level_K = self.level_K[:n]\n        self.layers = {layer: (k[:, :, :n]",
+    ),
+    (
+        CACHED[CACHED.index("        hidden_from") : CACHED.index("        return network.logits(network.hidden")],
+        """\
+        cache.level_K = torch.cat((cache.level_K, level_n))
+        hidden_nK = level_n[:, None] < cache.level_K
+        mask_nK = torch.zeros(hidden_nK.shape, dtype=x_RnD.dtype).masked_fill(hidden_nK, float("-inf"))
+""",
+    ),
+):
+    assert old in BY_LEVEL, old
+    BY_LEVEL = BY_LEVEL.replace(old, new)
 FILTERS = TEMPLATE[TEMPLATE.index("        if top_k:\n") : TEMPLATE.index("        return guided_lV.softmax(-1)")]
 TOP_P = FILTERS.index("        if top_p:\n")
 

@@ -170,6 +170,19 @@ def test_a_trace_that_can_be_read_is_judged_and_its_counts_are_kept(name: str):
     assert result.settings[0].total("defects") == 1
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: int):
+    rounds = [[replace(turn, accepted=0, corrected=False, bonus=False) for turn in turns] for turns in RIGHT.rounds]
+    tokens_BL = RIGHT.tokens_BL.clone()
+    tokens_BL[0, -1] = (tokens_BL[0, -1] + wrong) % 11
+    result = judged(replace(RIGHT, rounds=rounds, tokens_BL=tokens_BL))
+    first, setting = result.first_divergence, result.settings[0]
+    assert first.component == "scheduling"
+    assert first.detail.endswith("once each; that at scale 0 accepts, corrects and adds none")
+    assert (setting.total("draws"), setting.total("wrong_tokens")) == (28, wrong)
+    assert result.not_compared == {"calls and rows": "the rounds are wrong"}
+
+
 def test_a_token_outside_the_codebook_is_told_by_image_and_scale():
     for position, scale in ((0, 0), (4, 1), (5, 2)):
         tokens_BL = RIGHT.tokens_BL.clone()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,7 @@ from harness.speculative.parts import PARTS
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, decoder_factory, tiny, verify_here
 from tests.unit.judge.named import MODELS, REQUESTS, first, within
+from tests.unit.judge.planted_lines import BY_LEVEL, CUT, TEMPLATE, module_of
 
 STRANGERS = tiny(Layout((1, 2, 3, 4)), kin=float("inf"))  # hardly a drafted scale is accepted
 # What a pass finds in its cache: of keys and values (layers, 2, guidance rows, heads, positions, c), of B images.
@@ -95,6 +97,59 @@ def test_keys_that_a_rejected_scale_left_are_told_from_a_mask():
     component, detail = first(state.STALE, STRANGERS)
     assert component == "cache"
     assert "where keys and values of a rejected scale stay as they were first written" in detail
+
+
+@pytest.mark.parametrize(
+    ("draft_len", "said"), [(2, "cached"), (4, "cached, and seen by their own and later scales alone")]
+)
+def test_rejected_scales_that_a_mask_by_level_sees_are_told_from_a_mask(draft_len: int, said: str, tmp_path: Path):
+    """Of one rejected scale every row sees all; of several no row sees those that are later than its own."""
+    mine = module_of(BY_LEVEL.replace(CUT, "            pass\n"), tmp_path / "mine.py")
+    component, detail = first(mine.factory, STRANGERS, draft_len)
+    assert (component, detail.partition("rows of rejected scales are still ")[2]) == ("cache", said), detail
+    right = module_of(BY_LEVEL, tmp_path / "right.py")
+    assert verify_here(STRANGERS, right.factory, [Settings(draft_len)], REQUESTS).first_divergence is None
+
+
+RUNNING = TEMPLATE.replace(
+    "        accepted = wrong = 0\n", "        accepted = wrong = 0\n        running = self.f_hat(START)\n"
+).replace(
+    "self.f_hats.append(self.f_hat(self.tokens))",
+    "running = running + self.f_hat(self.tokens) - self.f_hat(self.tokens[:-1]); self.f_hats.append(running)",
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("self.tokens", None),
+        ("self.tokens + drafted", "starts from the draft's f_hat after drafted scale 2, not from zeros"),
+        ("self.tokens + drafted[:-1]", "starts from the draft's f_hat after drafted scale 1, not from zeros"),
+        ("self.tokens[:-1]", "starts from zeros, not from that after scale 0"),
+    ],
+)
+def test_where_f_hat_starts_from_is_said(start: str, said: str | None, tmp_path: Path):
+    mine = module_of(RUNNING.replace("START", start), tmp_path / "mine.py")
+    found = verify_here(STRANGERS, mine.factory, [Settings(3)], REQUESTS).first_divergence
+    assert (found is None) == (said is None), str(found)
+    assert found is None or (found.component, said in found.detail) == ("f_hat", True), str(found)
+
+
+def test_an_input_that_is_made_of_the_drafts_f_hat_says_after_which_scale(tmp_path: Path):
+    """The target's first input of a round is made of what the draft had in the round before."""
+    text, of_tokens = TEMPLATE, "self.f_hat(tokens[:si])"
+    for old, new in (
+        ("- 1\n        x_RnD =", "- 1\n        self.first = first\n        x_RnD ="),
+        ("wrong = 0\n", "wrong = 0\n        self.left = self.f_hat(self.tokens + drafted)\n"),
+        (of_tokens, f"(self.left if network is self.models.target and si == self.first else {of_tokens})"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    component, detail = first(module_of(text, tmp_path / "mine.py").factory, STRANGERS)
+    assert (component, detail) == (
+        "next input",
+        "the input of scale 1 is made of the draft's f_hat after drafted scale 2",
+    )
 
 
 def rolled_back_too_far(masked: Callable[[ScalePyramid, int, int], Tensor]) -> Factory:

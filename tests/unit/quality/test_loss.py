@@ -88,9 +88,19 @@ def test_a_loss_that_nothing_could_show_is_refused(most: float):
     ("nats", "why", "expected", "clause"),
     [
         (Estimate(0.2, 0.1, 0.4), "", "KEPT", "0.200 [0.100, 0.400] nats, below 0.5"),
-        (Estimate(0.9, 0.6, 1.4), "", "LOST", "0.900 [0.600, 1.400] nats, above 0.5; scale 1 loses most"),
-        (Estimate(0.9, 0.6, math.inf), "no law", "LOST", ">= 0.6 nats, above 0.5; scale 1 loses most"),
-        (Estimate(math.inf, math.inf, math.inf), "", "LOST", "infinite nats, above 0.5; scale 1 loses most"),
+        (
+            Estimate(0.9, 0.6, 1.4),
+            "",
+            "LOST",
+            "0.900 [0.600, 1.400] nats, above 0.5 in 1000 images; scale 1 loses most",
+        ),
+        (Estimate(0.9, 0.6, math.inf), "no law", "LOST", ">= 0.6 nats, above 0.5 in 1000 images; scale 1 loses most"),
+        (
+            Estimate(math.inf, math.inf, math.inf),
+            "",
+            "LOST",
+            "infinite nats, above 0.5 in 1000 images; scale 1 loses most",
+        ),
         (Estimate(0.0, 0.0, math.inf), "no law", "INCONCLUSIVE", ">= 0 nats, and no upper end: no law"),
         (Estimate(0.4, 0.3, 0.6), "", "INCONCLUSIVE", "0.400 [0.300, 0.600] nats, not on one side of 0.5: about 2300"),
         (None, "", "KEPT", "it is the target's law"),
@@ -107,6 +117,6 @@ def test_the_verdict_in_nats(nats: Estimate | None, why: str, expected: str, cla
 def test_the_worse_of_two_verdicts_counts_and_is_explained():
     row = replace(ROW, nats=Estimate(0.9, 0.6, 1.4), nats_S=(ZERO,))
     assert (quality_verdict(row, 0.1).value, quality_verdict(row, 0.1, 0.5).value) == ("KEPT", "LOST")
-    assert judge_quality(row, 0.1, 0.5)[1] == "0.900 [0.600, 1.400] nats, above 0.5; scale 0 loses most"
+    assert judge_quality(row, 0.1, 0.5)[1] == "0.900 [0.600, 1.400] nats, above 0.5 in 1000 images; scale 0 loses most"
     assert quality_verdict(replace(row, nats=ZERO), 0.1, 0.5) is Quality.KEPT
     assert " and drift 0.000 ± 0.050, below 0.1; 0.000 [" in judge_quality(replace(row, nats=ZERO), 0.1, 0.5)[1]

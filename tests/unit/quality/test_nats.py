@@ -172,3 +172,20 @@ def test_nats_stand_beside_both_distances():
     row = run_study(MODELS, corners(), asked, IN_PROCESS).rows[-1]
     assert row.drift is not None
     assert isinstance(row.nats, Estimate)
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(0.05, 100), (0.5, 200), (1.3, 400)])
+def test_a_loss_that_no_other_image_makes_up_for_ends_the_drawing(most: float, drawn: int):
+    """After 100 images the loss is above 1.2 for certain: with 300 that lose nothing the mean may be 0.3."""
+    own = decoder_sources(OWN_DECODER, [Settings(3, policy="handoff:2")])
+    seen = list[int]()
+    found = run_study(MODELS, NO_MEANS, Study(own, 400, 25, (0, 1), REQUEST, most_nats=most), IN_PROCESS, seen.append)
+    assert (found.rows[1].images, sum(seen)) == (drawn, 2 * drawn)
+    assert f"above {most:g} in {drawn} images" in found.why(found.rows[1])
+
+
+def test_all_images_are_drawn_where_another_decoder_or_a_distance_is_open():
+    assert {row.images for row in study().rows} == {200}
+    own = decoder_sources(OWN_DECODER, [Settings(3, policy="handoff:2")])
+    asked = Study(own, 400, 100, (0, 1), REQUEST, most=0.1, most_nats=0.05)
+    assert run_study(MODELS, corners(), asked, IN_PROCESS).rows[1].images == 400

@@ -177,6 +177,36 @@ def test_one_defect_is_one_place_and_wrong_tokens_stand_apart(tmp_path: Path):
     assert "positions 4 30 seed 0, image 0 draft_len=2 0 12 100 %" in words
 
 
+class Worsens:
+    """The harness's own decoder, with one wrong token in one image, and all wrong in a later decode."""
+
+    contract = "token-identical"
+
+    def __init__(self, models, settings) -> None:
+        self.inner = build_decoder(models, settings)
+
+    def decode(self, request, noise):
+        trace = self.inner.decode(request, noise)
+        tokens_BL = trace.tokens_BL.clone()
+        if request.seed:
+            tokens_BL[:, 1:] += 1
+        else:
+            tokens_BL[1, 0] += 1
+        return replace(trace, tokens_BL=tokens_BL % MODELS.target.config.V)
+
+
+def test_images_maps_and_rounds_begin_with_the_image_of_the_first_defect(tmp_path: Path):
+    first = run(tmp_path / "a.db", Worsens).first_divergence
+    assert first is not None
+    assert (first.seed, first.image) == (0, 1)
+    assert pictures_of(tmp_path / "a.db")[0].seed == 1  # the worst one
+    page = read(page_of(tmp_path / "a.db"))
+    assert page.all("img")[0]["alt"].endswith("seed 0, image 1, label 1")
+    titled = re.findall(r"Seed \d, image \d, label \d: draft_len=2", page.words)
+    of_maps, of_rounds = titled[0], titled[-1]
+    assert of_maps == of_rounds == "Seed 0, image 1, label 1: draft_len=2", titled
+
+
 def test_a_page_says_when_by_which_command_and_on_which_code(tmp_path: Path):
     result = run(tmp_path / "a.db")
     assert result.record is not None and result.record.identity is not None
