@@ -36,10 +36,8 @@ from harness.judge._bets import Alternative, Bets, TokenSource, Wealth, usual_al
 from harness.judge._evidence import Evidence
 from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
-from harness.models import ModelPair
-from harness.models.network import Network
-from harness.protocol import Guidance, Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import ModelPair, Network
+from harness.protocol import Guidance, Request, ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 from harness.rounding import Budget
 

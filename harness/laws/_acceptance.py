@@ -24,8 +24,7 @@ from harness.laws._law import (
     require_tokens,
 )
 from harness.laws._oracle import needs_exact, noting, require_draws, run_over
-from harness.protocol import Contract, Round, Trace
-from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
+from harness.protocol import PATCH_NUMS_256, PATCH_NUMS_512, Contract, Round, Trace
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
 from harness.rounding import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder

@@ -36,7 +36,7 @@ from harness.laws._law import REGISTERED, Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
 from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.runs import ADALN, BrokenLaw, LawsTried
-from harness.speculative.parts import Parts
+from harness.speculative import Parts
 
 WORDS = (
     "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "work", "batch",

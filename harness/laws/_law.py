@@ -20,8 +20,7 @@ from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Trace
-from harness.protocol.noise import Noise
+from harness.protocol import Contract, Implementation, Intermediates, Noise, Request, Round, Trace
 from harness.signals import ctrl_c_is_a_stop
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;

@@ -10,8 +10,7 @@ from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import PLAIN, Subject, law, require_equal, require_same, require_tokens, shown_tensors
 from harness.laws._oracle import levelled, targeted
-from harness.protocol import Contract
-from harness.protocol.noise import TOKEN, Ledger, SeededNoise
+from harness.protocol import TOKEN, Contract, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
 from harness.reference import filter_logits as filter_scale
 from harness.reference.sequential import choose

@@ -15,9 +15,7 @@ from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
-from harness.protocol import Request, Round, Trace
-from harness.protocol.noise import TOKEN, SeededNoise
-from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.protocol import PATCH_NUMS_256, TOKEN, Request, Round, ScalePyramid, SeededNoise, Trace
 from harness.reference import PolicyRule, decode_by_policy, filter_logits, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 from harness.speculative import Policy, Proposal, Window, parse_policy

@@ -11,8 +11,7 @@ from harness.decoders import Factory
 from harness.models.network import Network
 from harness.mutants._mutant import Alone, Mutant, caching, labelled, parts, reporting, returned, wrapped
 from harness.protocol import Noise, Request, ScalePyramid, Trace
-from harness.speculative import CacheWindow, KVCache
-from harness.speculative.parts import PARTS
+from harness.speculative import PARTS, CacheWindow, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
 
 

@@ -24,6 +24,7 @@ from harness.protocol.noise import (
     SMOOTH,
     TOKEN,
     ExclusiveNoise,
+    Ledger,
     Noise,
     NoiseBefore,
     Reading,
@@ -31,4 +32,4 @@ from harness.protocol.noise import (
     RowsOf,
     SeededNoise,
 )
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512, ScalePyramid

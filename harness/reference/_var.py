@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
-from harness.models.network import Condition, Network
+from harness.models import Condition, ModelPair, Network
 from harness.models.var.quantizer import Quantizer
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 
 
 def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:

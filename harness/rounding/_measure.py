@@ -19,8 +19,7 @@ from harness.errors import NonFiniteError
 from harness.models import ModelPair
 from harness.protocol import Request
 from harness.provenance import versions
-from harness.reference import block_causal, family_of, prefix_inputs, teacher_forced
-from harness.reference.sequential import GrowingCache, sample_sequential
+from harness.reference import GrowingCache, block_causal, family_of, prefix_inputs, sample_sequential, teacher_forced
 from harness.rounding._budget import (
     BUDGET_MARGIN,
     EXACT,

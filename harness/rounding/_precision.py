@@ -19,8 +19,7 @@ from operator import attrgetter
 
 import torch
 
-from harness.models import ModelPair, product_dtype
-from harness.models.network import Codec, Network
+from harness.models import Codec, ModelPair, Network, product_dtype
 from harness.models.var.transformer import queries_at_once
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is

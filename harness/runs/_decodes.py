@@ -21,8 +21,7 @@ from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, law_of, weigh_law, weigh_run
 from harness.models import ModelPair
 from harness.pool import ALONE, Died, Parallelism, employ
-from harness.protocol import Contract, Request, Settings, guidance_text
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Contract, Request, ScalePyramid, Settings, guidance_text
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import DECODER, HARNESS, NetworksUsed, RunHeader, identity_of, names_of
 from harness.runs._plan import Plan, Task

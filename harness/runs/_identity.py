@@ -22,8 +22,7 @@ import torch
 from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Other, Terms
 from harness.models import MODES, ModelPair, mode_name, pair_checksums
-from harness.protocol import Contract, Settings
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Contract, ScalePyramid, Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import Budget, precision
 from harness.schema import record_of

@@ -15,9 +15,8 @@ from typing import Any, Self
 import torch
 
 from harness.errors import InputError
-from harness.models import ModelPair
+from harness.models import ModelPair, Network
 from harness.models.infinity.autoencoder import infinity_layers
-from harness.models.network import Network
 from harness.protocol import Request, Settings
 from harness.rounding import bytes_of_a_pass, free_on_cuda, images_to_measure
 from harness.wording import count_of

@@ -16,3 +16,4 @@ from harness.speculative._policies import (
 )
 from harness.speculative._round import Pass, draft_generate_batch, forward, forward_window, propose_scale, run_round
 from harness.speculative._state import Buffers, CacheWindow, DecodeState, KVCache, NewCache, Side
+from harness.speculative.parts import PARTS, Parts
