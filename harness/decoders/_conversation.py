@@ -156,8 +156,6 @@ class DecoderQuestion:
 
 @dataclass(frozen=True)
 class DecoderReply:
-    """What the process answers."""
-
     built: Built = field(default_factory=Built)  # what building the decoders showed
     refused: InputError | None = None  # the refusal of the settings, or of a request
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found

@@ -243,8 +243,6 @@ def golden_totals(results: Sequence[FileResult]) -> str:
 
 @dataclass(frozen=True)
 class Ground:
-    """What tokens are judged on."""
-
     exact: Trace  # the float64 run on the same prefix
     margin_BL: Tensor  # how far a guided logit may be off, by position: what a margin is judged by
     error_BL: Tensor  # how far any guided logit of the float32 run may be off

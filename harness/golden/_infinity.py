@@ -96,7 +96,6 @@ class InfinityCase:
         return self.models.vae
 
     def shapes(self) -> TensorShapes:
-        """Return dtype and shape of every tensor of the case."""
         config, B, real = self.config, len(self.text_lens), torch.float32
         pyramid, patch, (C, H, W) = config.pyramid, config.patch, config.latent
         L, N, S, up = pyramid.L, pyramid.channels, pyramid.S, self.codec.config.downsampling
@@ -119,7 +118,6 @@ class InfinityCase:
         return shapes
 
     def with_texts(self, recorded: Mapping[str, Tensor]) -> Self:
-        """Return the case with the texts of the file."""
         texts, negative = (
             tuple(Rows(rows.cpu().contiguous()) for rows in recorded[name].split(list(lens))) if lens else ()
             for name, lens in (("text", self.text_lens), ("text_negative", self.negative_lens))

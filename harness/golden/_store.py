@@ -58,7 +58,6 @@ class Recording:
 
     @property
     def platform(self) -> str:
-        """Platform class that it was recorded on, e.g. cpu or cuda."""
         return self.metadata["device"]
 
     def of(self, case_id: str) -> dict[str, Tensor]:

@@ -186,7 +186,6 @@ class Wealth:
         self.images, self.batches, self.forbidden, self.highest = 0, 0, 0, 0.0
 
     def take(self, bets: Bets) -> None:
-        """Add a batch, image by image."""
         for won_AS in bets.won_BAS:
             self.won_AT += torch.cat((won_AS, won_AS.sum(1, keepdim=True)), 1)
             self.images += 1

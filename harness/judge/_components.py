@@ -145,7 +145,6 @@ def _weights(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int)
 
 
 def _combined(weights: Tensor, decimals: int) -> str:
-    """Write rows that are added with weights."""
     conditional, *unconditional = (round(weight, decimals) for weight in weights.flatten().tolist())
     others = (f" {'−' if w <= 0 else '+'} {abs(w):.12g}·uncond" for w in unconditional)
     return f"{conditional:.12g}·cond{''.join(others)}"

@@ -34,8 +34,6 @@ FLAGS = ("corrected", "bonus")  # those that are yes or no
 
 @dataclass(frozen=True)
 class Expected:
-    """What one tensor of a trace must be."""
-
     dtype: torch.dtype | str  # the dtype itself, or `INTEGERS` or `REALS` where the width is the decoder's
     shape: tuple[int, ...]  # its shape
     component: str = "scheduling"  # what a wrong shape points to

@@ -145,7 +145,6 @@ def rows_along(
 
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
-    """Bet on every token of a batch."""
     B, L, V = seen.guided_BLV.shape
     device, A, S = seen.guided_BLV.device, len(alternatives), pyramid.S
     levels, scale_L = pyramid.draws.levels(), torch.tensor(pyramid.draws.levels(), device=device)

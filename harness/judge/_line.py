@@ -329,8 +329,6 @@ class Search:
 
 
 class LineSearch:
-    """The search for the line of one decode that goes wrong."""
-
     def __init__(self, decode: WrongDecode) -> None:
         self._decode, self._pyramid = decode, decode.models.pyramid
 

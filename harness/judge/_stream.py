@@ -244,7 +244,6 @@ def share(one: TensorRows, other: TensorRows) -> bool:
 
 
 def part_of(rows: TensorRows, keep_N: Tensor) -> TensorRows:
-    """Return some of the rows of a tensor."""
     return rows._replace(hash_N=rows.hash_N[keep_N], mark_N4=rows.mark_N4[keep_N])
 
 

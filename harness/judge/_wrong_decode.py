@@ -48,7 +48,6 @@ class Wrong:
 
     @property
     def wrong_l(self) -> Tensor:
-        """Where tokens are wrong."""
         return (self.actual != self.expected).flatten().cpu()
 
     @property

@@ -60,7 +60,6 @@ class LawWork:
 
     @cached_property
     def subject(self) -> Subject:
-        """The decoder under test."""
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
 
@@ -114,7 +113,6 @@ class LawProcesses:
             yield law, result
 
     def close(self) -> None:
-        """End the processes, and what they started."""
         for process in getattr(self, "_processes", ()):
             process.close()
         if self._job >= 0:

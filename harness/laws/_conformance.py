@@ -133,7 +133,6 @@ def check(law_id: str, implementation: Factory | str, case: Case, options: Optio
 
 
 def part_laws() -> list[Law]:
-    """Return the laws that ask parts."""
     return [law for law in LAWS if set(law.watches) & set(_PARTS) and "decode" not in law.watches]
 
 
@@ -193,8 +192,6 @@ class LawsInterrupted(StopSignal):
 
 @dataclass(frozen=True)
 class LawsPlace:
-    """Where laws are tried."""
-
     device: str = "cpu"  # of the networks
     # of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all its
     # cases. None = this process does it all

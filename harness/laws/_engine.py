@@ -27,8 +27,6 @@ _ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be tri
 
 @dataclass
 class LawResult:
-    """What one law saw."""
-
     law: Law  # which
     examples: int = 0  # cases in which it was checked
     exercised: int = 0  # those that were not trivial for it

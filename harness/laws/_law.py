@@ -303,14 +303,12 @@ def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where
 
 
 def shown_tensors(decoded: Trace) -> Intermediates:
-    """Return what a trace shows of its passes. Raises `NotOffered`."""
     if decoded.intermediates is None:
         raise NotOffered("no intermediates")
     return decoded.intermediates
 
 
 def require_shown_rounds(decoded: Trace) -> None:
-    """Raise `NotOffered` where a trace shows no rounds."""
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
 

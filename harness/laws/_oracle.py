@@ -249,7 +249,6 @@ class Scripted(Around):
 
     @classmethod
     def of(cls, case: Case, script: Script) -> Self:
-        """Return the draft of a case's networks."""
         network, labels = case.models.target, (0, 1, 2, 3)
         whole = replace(case, labels=labels)
         return cls(network, script, whole.condition(network).cond_RD[: len(labels)])
@@ -276,7 +275,6 @@ class Ranked(Around):
     rank: int
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Return logits_RnV that hold one token."""
         rows_RnV = self.network.logits(h_RnD, condition)
         order_RnV = rows_RnV.argsort(-1, descending=True)
         at_Rn1 = order_RnV[..., self.rank - 1 : self.rank]

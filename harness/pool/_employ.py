@@ -206,14 +206,11 @@ ALONE = Parallelism()  # this process does it all
 
 @dataclass(frozen=True)
 class Crew:
-    """Who will do the work."""
-
     devices: tuple[str, ...]  # of every worker
     cluster: str = ""  # address of a scheduler; empty = none
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the work leaves this process."""
         return bool(self.cluster) or len(self.devices) > 1
 
     def open(self, work: Work) -> Pool:

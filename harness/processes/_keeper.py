@@ -135,8 +135,6 @@ LOOK_S = 1.0  # between two looks at whether the starter is there, whatever its 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process may work."""
-
     folder: str = ""  # its own, which goes where the starter is gone; empty = none
     writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
     environment: tuple[tuple[str, str], ...] = ()  # variables of its own
@@ -274,5 +272,4 @@ def _end_as(status: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Tell Linux something about this process."""
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

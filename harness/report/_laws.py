@@ -17,8 +17,6 @@ from harness.wording import count_of
 
 @dataclass(frozen=True)
 class CheckRow:
-    """What one law, or one case on digits, saw."""
-
     id: str  # of the law, name of the case
     kind: str  # law or digits
     statement: str  # what holds, or what was decoded

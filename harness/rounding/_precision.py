@@ -108,8 +108,6 @@ def _write(path: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Certifying:
-    """A precision to certify in."""
-
     dtype: torch.dtype  # of the certifying network
     exact: bool  # its float32 products are exact, not TF32; means something on CUDA alone
     share: float  # bound on its error as a share of the budget of the judged network

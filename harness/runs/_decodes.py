@@ -155,8 +155,6 @@ def _sent(other: Other | None) -> Other | None:
 
 
 class RunInProgress:
-    """A run in progress: what is judged, and what is left."""
-
     def __init__(
         self,
         plan: Plan,

@@ -47,8 +47,6 @@ MOST_FILES = 5000  # of a package whose digest is taken
 
 @dataclass(frozen=True)
 class CodeIdentity:
-    """The code of a decoder."""
-
     implementation: str  # name of its factory
     source: str = ""  # digest of its Python files; empty where nobody finds them
     commit: str = ""  # of the repository that they lie in; empty where there is none
@@ -65,8 +63,6 @@ class CodeIdentity:
 
 @dataclass(frozen=True)
 class MachineIdentity:
-    """Where a run is made."""
-
     device: str  # type of the device
     name: str  # its model
 
@@ -191,7 +187,6 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:
-    """List what differs, one clause a value; empty when nothing does."""
     clauses = []
     for part in (*here, *(recorded.keys() - here.keys())):
         mine, other = here.get(part), recorded.get(part)
@@ -210,8 +205,6 @@ def _word(value: object) -> str:
 
 @dataclass(frozen=True)
 class NetworksUsed:
-    """Names and sizes of a run's networks."""
-
     title: str  # of the pair
     device: str  # where they lay
     dtype: str  # the target's mode, as the command line names it
@@ -250,8 +243,6 @@ class NetworksUsed:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What a run says of itself."""
-
     identity: Identity | None  # what it is of; None where nobody asked
     networks: NetworksUsed
     terms: Terms  # how it is judged; budgets are those of the machine at hand

@@ -38,8 +38,6 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run has to do."""
-
     settings: tuple[Settings, ...]  # those of all tasks
     tasks: tuple[Task, ...]  # in the order of the result
     # by setting, the `draft_noise` of the draft that it meets (`models.pair.close_pair`); None = the pair's own, and

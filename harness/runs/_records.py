@@ -32,8 +32,6 @@ LISTS = ("ties", "defects", "distances")
 
 @dataclass
 class Coverage:
-    """Counts over all decodes of a run."""
-
     decodes: int = 0  # requests that were decoded
     refused: int = 0  # requests and settings that the decoder refused
     reused: int = 0  # decodes by a decoder that had decoded another request before
@@ -230,8 +228,6 @@ THE_LAW = "acceptance.distribution"  # the law that compares what is drawn with 
 
 @dataclass(frozen=True)
 class BrokenLaw:
-    """A law that is broken."""
-
     component: str  # what it watches
     clause: str  # which law, what was seen, and the line that replays it
     seed: int  # of its case

@@ -83,8 +83,6 @@ UNKEPT = RunFileOptions()
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run file says of its run."""
-
     record: RunHeader  # what was written when the run began
     plan: Plan  # what it has to do
     laws: LawsTried | None = None  # those that were tried after its decodes
@@ -94,8 +92,6 @@ class Kept:
 
 
 class RunFile(GrowingFile):
-    """A run file that this process writes."""
-
     kind = RUN_FILE
 
     @classmethod
@@ -212,7 +208,6 @@ def pictures_of(path: Path) -> list[Picture]:
 
 
 def _columns(row: JudgedRow) -> tuple[object, ...]:
-    """Return a row of `judged`, column by column."""
     judgement = row.judgement
     counted = [judgement.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")]
     counts = to_json(vars(row.counts) | {"covered": row.counts.covered.as_dict()}) if row.counts else None

@@ -27,8 +27,6 @@ MOST_LISTED = 20  # defects of a decode
 
 @dataclass
 class SettingResult:
-    """What one setting did over all requests."""
-
     settings: Settings  # which
     contract: Contract  # what the decoder claims
     rows: list[JudgedRow] = field(default_factory=list)  # what each request came to, in the order of the plan
@@ -48,7 +46,6 @@ class SettingResult:
 
     @property
     def refused(self) -> int:
-        """Requests that the decoder refused."""
         return sum(bool(row.refused) for row in self.rows)
 
     @property
@@ -105,7 +102,6 @@ class SettingResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the requests."""
         return worst_verdict([judgement.verdict for judgement in self.judgements])
 
     def as_dict(self) -> dict[str, object]:

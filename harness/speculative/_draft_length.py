@@ -17,8 +17,6 @@ from harness.numerals import whole
 
 @dataclass(frozen=True)
 class DraftLength:
-    """A rule for the number of scales per round."""
-
     text: str  # as given
     schedule: tuple[int, ...] = ()  # by scale; one number alone holds everywhere; empty when dynamic
     low: int = 1  # least dynamic length, that of an image before its first round
@@ -63,7 +61,6 @@ class DraftLength:
         return min(self.schedule[0 if len(self.schedule) == 1 else first], S - first)
 
     def after(self, current: int, accepted_all: bool, S: int) -> int:
-        """Return an image's length after a round."""
         if self.schedule:
             return current
         return min(current + 1, self.high or S) if accepted_all else max(current - 1, self.low)

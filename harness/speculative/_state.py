@@ -113,7 +113,6 @@ class Buffers:
 
     @classmethod
     def new(cls, models: ModelPair, B: int) -> Self:
-        """Allocate for B images on the models' device."""
         config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
         device, latent = models.device, models.vae.dtype
         law = torch.promote_types(models.draft.dtype, torch.float32)
@@ -129,7 +128,6 @@ class Buffers:
         return buffers
 
     def clear(self) -> None:
-        """Make nothing final."""
         self.tokens_BL.fill_(-1)
         self.raw_BLC.zero_()
         self.f_hat_BCPP.zero_()
@@ -190,7 +188,6 @@ class Side:
         return self.launcher.run(("condition", self.name), compute, lasting=True)
 
     def condition_of(self, images: list[int]) -> Condition:
-        """Return the condition of these images' guidance rows."""
         B = len(self.calls)
         if images == list(range(B)):
             return self.condition
