@@ -24,6 +24,7 @@ from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings, Trace
 from harness.quality import Conditions, Means, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
+from harness.runs import TERMS, Verification
 from harness.schema import record_of
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
@@ -46,7 +47,7 @@ class Question:
     # at least one. Of a covering design the first says policy and options, and the design all else
     settings: tuple[Settings, ...]
     requests: tuple[Request, ...] = ()  # what every setting decodes; a covering design has its own
-    terms: Terms = runs.TERMS  # how the decodes are judged
+    terms: Terms = TERMS  # how the decodes are judged
     cover: bool = False  # decode the covering design
     laws: int = 0  # try every law in so many cases, too; 0 = none
     # what is asked of its quality under contract C, but for the decoder itself, and by which means; None = nothing is
@@ -134,8 +135,8 @@ def verify(
     requests: Request | Sequence[Request] | None = None,  # None beside settings = every label, seeds 0 to 3
     # called after every decode; None = a line in a notebook, one a minute on stderr elsewhere
     progress: Callable[[], None] | None = None,
-    terms: Terms = runs.TERMS,  # how the run is judged
-) -> runs.Verification:
+    terms: Terms = TERMS,  # how the run is judged
+) -> Verification:
     """Run a decoder and the reference under the same random numbers, and judge every token.
 
     Without settings and requests this asks what ``sdvar-harness verify`` asks without options: the covering design, and
@@ -174,7 +175,7 @@ def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
 def answer_question(
     models: ModelPair, question: Question, parallelism: Parallelism = ALONE, store: runs.RunFileOptions = runs.UNKEPT,
     watch: Watch | None = None,
-) -> runs.Verification:  # fmt: skip
+) -> Verification:  # fmt: skip
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
 
     A defect of the decodes ends it, and what an interrupted run has not come to is not begun. `watch` shows how far it
@@ -200,7 +201,7 @@ def answer_question(
 
 def _decoded(
     models: ModelPair, question: Question, parallelism: Parallelism, store: runs.RunFileOptions, watch: Watch
-) -> runs.Verification:
+) -> Verification:
     decodes, verified = question.decodes(models), runs.verify_coverage_plan if question.cover else runs.verify_decodes
     batches = "those of the design" if question.cover else question.batches
     steps = question.loss[1].total(question.loss[0]) if question.loss else 0
@@ -222,7 +223,7 @@ def _decoded(
 
 
 def _add_memory(
-    result: runs.Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
 ) -> None:
     """Ask an accelerator for one request alone and after another one: what it answers may not depend on that."""
     if question.terms.may_differ_from is None:
@@ -270,7 +271,7 @@ def _apart(one: Trace | None, other: Trace | None, allowed: float) -> tuple[int,
 
 
 def _add_laws(
-    result: runs.Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
 ) -> None:
     """Try every law in some cases; what the file of a run that is gone on with says already is not tried again."""
     file, count, tried = conditions.store.file, question.laws, None
@@ -301,7 +302,7 @@ def _add_laws(
 
 
 def _add_quality(
-    result: runs.Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
+    result: Verification, models: ModelPair, question: Question, conditions: Conditions, watch: Watch
 ) -> None:
     """Measure the loss of every setting: LOST is a defect of component `quality`, INCONCLUSIVE a reason to be that."""
     if question.loss is None:
@@ -323,7 +324,7 @@ def _add_quality(
         raise runs.RunInterrupted(result, found.stopped)
 
 
-def _note(file: Path | None, result: runs.Verification, **values: object) -> None:
+def _note(file: Path | None, result: Verification, **values: object) -> None:
     """Keep values in a run's file, if it has one, and is as it was left. Raises `InputError`."""
     if file is None:
         return
