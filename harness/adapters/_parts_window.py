@@ -39,11 +39,8 @@ def _query(probe: Probe) -> None:
                 if aligned is not None and rows == n + 1 and len(actual) == len(expected):
                     how = "a start token stands before the drafted scales, and all sit one position later"
                     raise Broken(f"{window}: {rows} rows for {n} positions: {how}")
-                how = (
-                    "nothing more of it can be compared"
-                    if aligned is None
-                    else "the rest is compared from its last row on"
-                )
+                rest = "the rest is compared from its last row on"
+                how = "nothing more of it can be compared" if aligned is None else rest
                 raise Broken(f"{window}: the query is {tuple(actual.shape)}, not {tuple(expected.shape)}; {how}")
         if aligned is None:
             continue

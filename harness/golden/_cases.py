@@ -301,10 +301,8 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
     budgets = _budgets(case)
     worst = max(budgets, key=lambda budget: budget.rows)
     rows = min(worst.rows, LIMITS["logits cap"] * float(run.shown.rows_RLV.abs().max()))
-    f_hat = min(
-        max(budget.f_hat for budget in budgets),
-        LIMITS["f_hat cap"] * max(1.0, float(run.shown.f_hat_SBCPP.abs().max())),
-    )
+    cap = LIMITS["f_hat cap"] * max(1.0, float(run.shown.f_hat_SBCPP.abs().max()))
+    f_hat = min(cap, max(budget.f_hat for budget in budgets))
     budget, pyramid = replace(worst, rows=rows), case.models.pyramid
     logits_S = tuple(budget.guided(case.request.guidance, pyramid.ramp(si), si).logits for si in pyramid)
     return Allowances(logits_S, 2 * f_hat, LIMITS["image"])  # both sides may be off

@@ -22,16 +22,7 @@ from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._apart import LawProcesses, LawWork, Options
 from harness.laws._case import Case
-from harness.laws._engine import (
-    SHRINK_S,
-    CaseList,
-    LawResult,
-    Report,
-    Scope,
-    fixed_cases,
-    isolated_parts,
-    most_specific,
-)
+from harness.laws._engine import CaseList, LawResult, Report, Scope, fixed_cases, isolated_parts, most_specific
 from harness.laws._law import REGISTERED, Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
 from harness.protocol.pyramid import PATCH_NUMS_256
@@ -106,7 +97,12 @@ def run_conformance(
     options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
     sides: Sequence[Any] = how.get("patch_nums", ())
     pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
-    where = how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S), how.get("family", "var")
+    where = (
+        how.get("dtype", ""),
+        how.get("device", "cpu"),
+        how.get("shrink_s", Scope.shrink_s),
+        how.get("family", "var"),
+    )
     scope = Scope(examples, seed, pyramids, *where)
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
