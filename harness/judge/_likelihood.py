@@ -316,10 +316,7 @@ class _Draws:
         return torch.lerp(residual_nK, is_y_nK, chance_n[:, None])
 
     def bet(self, alternatives: Sequence[Alternative], weight_n: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Return won_An, and under_2A, mean and variance under the alternatives, summed by weights.
-
-        No more than `most` numbers of laws are in hand at once.
-        """
+        """Return won_An, and under_2A (mean, variance), of alternatives, by weights; `most` numbers of laws at once."""
         some, last_m = max(1, most // self.probs_nK.numel()), torch.nonzero(weight_n)[:, 0]
         by_kind = groupby(alternatives, lambda a: (a.between, a.share > 0, len(a.filters) > 0))
         parts = [kind[a : a + some] for _, each in by_kind for kind in [list(each)] for a in range(0, len(kind), some)]

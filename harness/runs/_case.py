@@ -199,10 +199,7 @@ def read_bundle(path: Path) -> KeptCase:
 
 
 def repeat_line(case: KeptCase) -> str:
-    """Return the command line that decodes the batch of a case; where seeds have other images, its own seed's.
-
-    Its run's recipe holds the options that are not the usual ones; an empty text is a flag.
-    """
+    """Return the command line that decodes the batch of a case; where seeds have other images, its own seed's."""
     settings, request, against = case.settings, case.request, case.against
     words = recipe_words(case.record.recipe or {}, settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []

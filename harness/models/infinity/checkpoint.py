@@ -153,10 +153,7 @@ class Schedule:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Return a schedule of the table, RATIO/SIZE, or one of its own, 1x1,2x2,… with /HxW for other full sides.
-
-    Raises `InputError` for another form, ratio or size.
-    """
+    """Return a schedule: RATIO/SIZE of the table, or 1x1,2x2,… with /HxW for other full sides. Raises `InputError`."""
     first, _, second = text.partition("/")
     whole_table = _table(first)
     if whole_table:
