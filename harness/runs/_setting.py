@@ -40,11 +40,6 @@ class SettingResult:
         return [row.judgement for row in self.rows if not row.refused]
 
     @property
-    def is_law_shown(self) -> bool:
-        """Whether its own tokens would have shown another law than the target's, had there been one."""
-        return any(wealth.verdict is Verdict.CONSISTENT for wealth in self.bets)
-
-    @property
     def refused(self) -> int:
         return sum(bool(row.refused) for row in self.rows)
 
@@ -150,13 +145,6 @@ def counted(totals: Mapping[str, int]) -> str:
         f"{count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} compared, {', '.join(counts)}; "
         f"{count_of(totals['wrong_tensors'], 'wrong tensor')}; {count_of(totals['defects'], 'defect')}"
     )
-
-
-def counted_briefly(totals: Mapping[str, int]) -> str:
-    """Return the same without what is 0."""
-    words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
-    counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
-    return ", ".join([count_of(totals["draws"], "draw"), *counts, count_of(totals["defects"], "defect")])
 
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of
