@@ -209,12 +209,9 @@ def _decoded(
     with watch("images", decodes.plan.images, later=later) as bar:
         try:
             result = verified(
-                models,
-                decodes,
-                parallelism,
-                store,
+                models, decodes, parallelism, store,
                 lambda step: bar.advance(step.images, step.defects, off=step.off, first=step.first),
-            )
+            )  # fmt: skip
         except runs.RunInterrupted as stop:
             stop.result.batches, stop.result.tried, stop.result.met = batches, bar.done, bar.first
             raise

@@ -139,9 +139,8 @@ class OwnProcess:
         """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""
         self._line = self._workplace.line()
         self._line.give([self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0))
-        DecoderReply.of(
-            self._line.hear(processes.START_S, "time to start")
-        )  # it has what it needs, and nothing of others yet
+        # it has what it needs, and nothing of others yet
+        DecoderReply.of(self._line.hear(processes.START_S, "time to start"))
         return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))
 
     def _ask(self, question: DecoderQuestion) -> DecoderReply:

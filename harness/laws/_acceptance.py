@@ -208,18 +208,12 @@ def distribution_case(case: Case) -> Case:
     """
     V = min(case.V, 3)
     return replace(
-        case,
-        patch_nums=(1, 2),
-        V=V,
-        draft="near" if case.draft == "identical" else case.draft,
-        top_k=2 if case.top_k == 3 else 0,
-        top_p=0.9 if case.top_p else 0.0,
+        case, patch_nums=(1, 2), V=V, draft="near" if case.draft == "identical" else case.draft,
+        top_k=2 if case.top_k == 3 else 0, top_p=0.9 if case.top_p else 0.0,
         cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
-        labels=case.labels[:1] * DRAWS,
-        order="batch",
-        policy=case.policy if case.policy in PLAIN else "rejection",
+        labels=case.labels[:1] * DRAWS, order="batch", policy=case.policy if case.policy in PLAIN else "rejection",
         draft_len=1 if case.bonus else case.draft_len,
-    )
+    )  # fmt: skip
 
 
 @law("acceptance.support", "accept", "filter_logits", "draw", contract=Contract.LAW)

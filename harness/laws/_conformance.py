@@ -97,13 +97,8 @@ def run_conformance(
     options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
     sides: Sequence[Any] = how.get("patch_nums", ())
     pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
-    where = (
-        how.get("dtype", ""),
-        how.get("device", "cpu"),
-        how.get("shrink_s", Scope.shrink_s),
-        how.get("family", "var"),
-    )
-    scope = Scope(examples, seed, pyramids, *where)
+    shrink_s, family = how.get("shrink_s", Scope.shrink_s), how.get("family", "var")
+    scope = Scope(examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), shrink_s, family)
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:

@@ -91,9 +91,8 @@ def refused_write(error: BaseException) -> str:
         if isinstance(path, str | bytes):
             path = os.path.abspath(os.fsdecode(path))
             place = path if os.path.exists(path) else os.path.dirname(path)
-            if (
-                path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK)
-            ):  # the file system itself would have let us
+            # the file system itself would have let us
+            if path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK):
                 return path
     return ""
 

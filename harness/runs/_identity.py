@@ -30,14 +30,8 @@ from harness.schema import record_of
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
 HARNESS, DECODER = "harness", "decoder"
-PLAIN = (
-    "sequential",
-    "in_process",
-    "covers",
-    "unasked",
-    "strict",
-    "may_differ_from",
-)  # of the terms, those that are JSON values
+# of the terms, those that are JSON values
+PLAIN = ("sequential", "in_process", "covers", "unasked", "strict", "may_differ_from")
 # May differ between two parts of a run: file names, the number of workers, the system of the machine.
 FREE = ("command", "recipe", "isolation")
 ONCE_KNOWN = ("workers", "certifying", "isolation", "declines")  # names of `RunHeader` that stay away while empty

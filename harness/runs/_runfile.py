@@ -47,13 +47,8 @@ CREATE TABLE pictures (
     value TEXT NOT NULL, decoder BLOB NOT NULL, reference BLOB NOT NULL, PRIMARY KEY (task, setting, row)
 );
 """
-RUN_FILE = FileKind(
-    application=0x5D7A5ADA,
-    schema=4,  # docs/runs.md describes it; 1 kept no pictures, 2 no seals, 3 no tokens
-    tables=tuple(TABLES.split(";")[:-1]),
-    command="verify",
-    sealed=True,
-)
+SCHEMA = 4  # docs/runs.md describes it; 1 kept no pictures, 2 no seals, 3 no tokens
+RUN_FILE = FileKind(0x5D7A5ADA, SCHEMA, tuple(TABLES.split(";")[:-1]), command="verify", sealed=True)
 NAMES_CODE = ("identity", "terms")  # notes that name what would run
 WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
