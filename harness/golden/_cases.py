@@ -248,32 +248,30 @@ class Ground:
     error_BL: Tensor  # how far any guided logit of the float32 run may be off
     judged_BL: Tensor  # positions that are judged
 
-
-def judge_recorded_tokens(
-    case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult
-) -> None:
-    """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
-    models, request, noise = case.models, case.request, case.models.noise(case.request)
-    labels = noise.labels(models.target.config.classes).tolist()
-    at = torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).unbind(1)  # rows and positions
-    if not len(at[0]):
-        return
-    allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
-    E_NV = exponentials(noise, models.pyramid, *at)
-    races = margins_of_differing_tokens(
-        ground.exact.shown.guided_BLV[at], E_NV, tokens_BL[at], request, allowed_N, [run.shown.guided_BLV[at]]
-    )
-    whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
-    real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
-    for (image, draw, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
-        position, channel = models.pyramid.place(draw)
-        divergence = Divergence(
-            "tie" if is_tie else "token",
-            "within the error budget of float64" if is_tie else "the recorded token is not the draw on its own prefix",
-            request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
-        )  # fmt: skip
-        divergence = replace(divergence, channel=channel)
-        (result.ties if is_tie else result.defects).append(divergence)
+    def judge_tokens(self, case: RecordedCase, tokens_BL: Tensor, run: Trace, result: CaseResult) -> None:
+        """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
+        models, request, noise = case.models, case.request, case.models.noise(case.request)
+        labels = noise.labels(models.target.config.classes).tolist()
+        at = torch.nonzero((run.tokens_BL != tokens_BL) & self.judged_BL).unbind(1)  # rows and positions
+        if not len(at[0]):
+            return
+        allowed_N, error_N = self.margin_BL[at].double(), self.error_BL[at].double()
+        E_NV = exponentials(noise, models.pyramid, *at)
+        races = margins_of_differing_tokens(
+            self.exact.shown.guided_BLV[at], E_NV, tokens_BL[at], request, allowed_N, [run.shown.guided_BLV[at]]
+        )
+        whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
+        real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
+        for (image, draw, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+            position, channel = models.pyramid.place(draw)
+            divergence = Divergence(
+                "tie" if is_tie else "token",
+                "within the error budget of float64" if is_tie
+                else "the recorded token is not the draw on its own prefix",
+                request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
+                channel=channel,
+            )  # fmt: skip
+            (result.ties if is_tie else result.defects).append(divergence)
 
 
 # Numbers that a recording is judged by: of what, and where each comes from.
