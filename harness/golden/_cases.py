@@ -269,8 +269,8 @@ class Ground:
                 "within the error budget of float64" if is_tie
                 else "the recorded token is not the draw on its own prefix",
                 request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
-                channel=channel,
             )  # fmt: skip
+            divergence = replace(divergence, channel=channel)
             (result.ties if is_tie else result.defects).append(divergence)
 
 
