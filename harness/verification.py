@@ -65,8 +65,7 @@ class Question:
     @property
     def law_seconds(self) -> float:
         """How long a law may take in its cases, as far as others took."""
-        own = self.in_process or is_own_decoder(self.decoder)
-        return self.laws * (LAW_S if own else LAW_APART_S)
+        return self.laws * (LAW_S if self.in_process or is_own_decoder(self.decoder) else LAW_APART_S)
 
     def check_for(self, S: int) -> None:
         """Refuse a first scale that may differ where it is none of S, or the first of all. Raises `InputError`."""

@@ -105,8 +105,7 @@ def _alias(probe: Probe) -> None:
             probe.sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
     except Exception:  # nobody can tell what the shared tensor would do
         raise Broken(harm) from None
-    f_hats = probe.f_hats_along(0, tokens[:1])
-    for actual, expected in zip((drafted, state.target_f_hat), f_hats, strict=True):
+    for actual, expected in zip((drafted, state.target_f_hat), probe.f_hats_along(0, tokens[:1]), strict=True):
         same = actual.shape == expected.shape and bool(((actual - expected).abs() <= 2 * probe.budget.f_hat).all())
         require(same, harm)
 

@@ -205,8 +205,7 @@ def _update_tokens(probe: Probe, update: _Update) -> None:
 
 def _update_stage(probe: Probe, update: _Update) -> None:
     stage = int(update.state.current_stage)
-    due = (update.window.first, update.done)
-    require(stage in due, f"{update}: current_stage is {stage}, not {update.done}")
+    require(stage in (update.window.first, update.done), f"{update}: current_stage is {stage}, not {update.done}")
 
 
 _DRAFT, _UPDATE = "draft_generate_batch", "update_state_with_accepted_tokens"

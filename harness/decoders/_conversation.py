@@ -80,8 +80,7 @@ class Mailbox:
             size = tensor.numel() * tensor.itemsize
             if begin + size > len(self.block):
                 raise UnreadableError(f"the trace's tensors need more than {len(self.block)} bytes")
-            target = self.block[begin : begin + size].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor)
+            self.block[begin : begin + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             header.append((name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)))
             begin = _next(begin + size)
         if self.block.is_cuda:

@@ -152,8 +152,7 @@ def parse(case: GoldenCase, models_name: str, device: torch.device) -> RecordedC
         logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
         fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)
         if case.sampler == "sequential":
-            side = case.model or ("target" if filled_ones else None)
-            return replace(fitted, network=_needed("model", side))
+            return replace(fitted, network=_needed("model", case.model or ("target" if filled_ones else None)))
         if case.sampler == "test3":
             mode: Any = case.mode or "recorded"  # the published format knows one behaviour only
             hand_off = HandOff(_needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask), mode)

@@ -57,8 +57,7 @@ class Wrong:
     def __str__(self) -> str:
         if self.is_tokens:
             return f"{int((self.actual != self.expected).sum())} tokens of scale {self.scale}"
-        far = float((self.actual.double() - self.expected.double()).abs().max())
-        return f"{self.place} by {far:.3g}"
+        return f"{self.place} by {float((self.actual.double() - self.expected.double()).abs().max()):.3g}"
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,7 @@ def output_law(
         decoder = SpeculativeDecoder(models, options, prepare(walk.parts(parts)))
         trace = decoder.decode(batch, _CellNoise(models, batch))
         for lane, tokens in zip(walk.lanes, trace.tokens_BL.tolist(), strict=True):
-            weight = prod(map(_width, lane.box.values()))
-            law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + weight
+            law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + prod(map(_width, lane.box.values()))
             waiting += lane.aside
         branches += len(walk.lanes)
     return law, branches

@@ -319,5 +319,4 @@ def require_accepted_whole(decoded: Trace, where: str) -> None:
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
-            is_whole = turn.accepted == turn.drafted and not turn.corrected
-            require(is_whole, f"draft = target, {where}: {said}")
+            require(turn.accepted == turn.drafted and not turn.corrected, f"draft = target, {where}: {said}")

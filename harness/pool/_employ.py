@@ -51,8 +51,7 @@ class Cluster:
         torch.save(WorkerJob(work, Surroundings.here(), machine), stream)
         self._bytes, self._device = stream.getvalue(), device.partition(":")[0]
         try:
-            file = Path(address)
-            place = {"scheduler_file": address} if file.is_file() else {"address": address}
+            place = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
             self._client = distributed.Client(**place, timeout=CONNECT_S)
             self._client.wait_for_workers(1, timeout=CONNECT_S)
         except Exception as error:  # whatever Dask makes of an address, a file, or certificates that are not there

@@ -66,9 +66,8 @@ def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
         return False
     ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)
     descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
-    devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
     # what this process says of itself: CUDA names its threads there as it starts, and fails where it cannot
-    for path in (*writable, *devices, "/proc/self"):
+    for path in (*writable, *(path for name in DEVICES for path in glob(f"/dev/{name}")), "/proc/self"):
         with suppress(FileNotFoundError):
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             rights = WRITING if stat.S_ISDIR(os.fstat(place).st_mode) else WRITE_FILE | TRUNCATE

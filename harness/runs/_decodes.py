@@ -96,14 +96,12 @@ def verify_decodes(
     result.tested, result.against = names_of(tested, terms.against)
     try:
         models.check_finite()
-        compiled = any(setting.compiled for setting in plan.settings)
-        budget = joint_budget(models, compiled, terms.budgets)
+        budget = joint_budget(models, any(setting.compiled for setting in plan.settings), terms.budgets)
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
-    is_asked = store.recipe is not None or store.file
-    identity = identity_of(models, tested, terms.against) if is_asked else None
+    identity = identity_of(models, tested, terms.against) if store.recipe is not None or store.file else None
     crew = employ(parallelism, torch.device(parallelism.device or models.device), len(plan.tasks))
     sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms

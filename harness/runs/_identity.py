@@ -217,8 +217,7 @@ class NetworksUsed:
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
         shape = (layout.patch_nums, config.V, config.classes, models.taken, sides, layout.channels)
-        adaln = bool(getattr(config, "shared_adaln", False))
-        return cls(models.title, where, target, draft, *shape, adaln)
+        return cls(models.title, where, target, draft, *shape, bool(getattr(config, "shared_adaln", False)))
 
     @property
     def pyramid(self) -> ScalePyramid:

@@ -141,8 +141,7 @@ class Counts:
                 for si in range(max(0, begin), min(S, end)):  # its numbers need not be scales that there are
                     scales[name][si] += 1
         counts = list(trace.target_calls), list(trace.target_rows), accepted
-        differ = {"differ": list(differing)}
-        return cls(*counts, Coverage.of(trace), scales | differ, dict(trace.cache_bytes))
+        return cls(*counts, Coverage.of(trace), scales | {"differ": list(differing)}, dict(trace.cache_bytes))
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ class DraftLength:
         try:
             lengths = tuple(whole(number) for number in numbers)
         except ValueError:
-            rule = "must read 5, 1/2/3 or dynamic:1:5"
-            raise InputError("draft_len", text, rule, "pass --draft-len 5") from None
+            raise InputError("draft_len", text, "must read 5, 1/2/3 or dynamic:1:5", "pass --draft-len 5") from None
         if name != "dynamic":
             return cls(text, lengths)
         if len(lengths) not in (0, 2):
