@@ -35,7 +35,6 @@ MOST_LAWS = 10**6  # cases
 # 47 to 67 s where four others share the cores): for the time left alone.
 LAW_S, LAW_APART_S = 0.11, 0.35
 
-
 Item = TypeVar("Item", Settings, Request)
 
 

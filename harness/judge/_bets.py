@@ -132,7 +132,6 @@ SHARES = (
     (1.0, TokenSource.HEATED, False),
 )
 
-
 ALPHA = 1e-5
 HELD = 0.1  # share of a careful gambler's stake that is on the target's law
 MOSTLY = 0.75  # share of what a law won at all scales that one of them must have for that scale to be named

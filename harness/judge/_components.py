@@ -26,7 +26,6 @@ INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4, torch.flo
 # Two products, a difference and the rounding of t, in any order.
 GUIDANCE_ULPS = 8
 
-
 WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
 INPUT, ROWS, GUIDED, F_HAT = range(4)  # what is compared of a scale, in the order in which it is computed
 

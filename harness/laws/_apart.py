@@ -42,7 +42,6 @@ SERVE = "harness.laws._apart:serve"
 MOST_TEXT = 2000  # characters of a clause
 MOST_COUNT = 2**53
 
-
 Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
 Told = tuple[str, Options]  # how a violation names the decoder: its factory in Python, and options
 

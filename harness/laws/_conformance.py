@@ -36,7 +36,6 @@ WORDS = (
 FAMILIES = tuple(import_module(f"harness.laws._{word}") for word in WORDS)
 LAWS = tuple(law for family in FAMILIES for law in REGISTERED if law.test.__module__ == family.__name__)
 
-
 _BUILT_NOTHING = ("implementation", "checkout", "option")
 _PARTS = tuple(field.name for field in fields(Parts))
 
@@ -159,7 +158,6 @@ LAW_CASES = 2  # seconds for all laws
 _SEED = 36  # of the cases: they leave no law trivial for the own decoder (tests/unit/laws/test_few_cases.py)
 MOST_LATE = 3
 _MOST_SAID = 300  # characters of what a decoder says
-
 
 PUBLISHED_ALONE = "on the published pyramid alone, since it raises on small ones"
 

@@ -74,7 +74,6 @@ class CacheWindow:
 
 NewCache = Callable[..., KVCache]  # (network, B, halves=2) -> an empty cache
 
-
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 ConditionRows = Callable[[Network, Request, Tensor], Condition]

@@ -33,7 +33,6 @@ AXES = {"word_embed.weight": 2, "cfg_uncond": 2, "text_proj_for_sos.ca.mat_q": 3
 NEGATIVE = "negative/"  # begins the names of negative texts
 FIRST = "block_chunks.0.module.0."
 
-
 SHIPPED = Path(str(files("harness.models") / "digits-bits"))
 SHIPPED_SIDES = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8))
 
