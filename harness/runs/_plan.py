@@ -134,7 +134,8 @@ def bytes_of_an_image(models: ModelPair) -> int:
     shown = 4 * (24 * pyramid.draws.L * config.V + 16 * pyramid.L * config.D)
     target, draft = _bytes_of_keys(models.target), _bytes_of_keys(models.draft)
     # beside the reference's keys there are the decoder's, or once more the target's, or pixels
-    return shown + target + max(target + draft + bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models))
+    most = max(target + draft + bytes_of_a_pass(models, torch.float32), _bytes_of_pixels(models))
+    return shown + target + most
 
 
 def bytes_of_a_run(models: ModelPair, images: int = 1) -> int:
