@@ -69,8 +69,7 @@ def check_installed(package: str, extra: str, name: str, value: object, rule: st
 
 def one_line(text: str) -> str:
     """Return a text on one line: white space joined, every other character that cannot be printed escaped."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
 def shortened(text: str, most: int) -> str:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from harness import runs
 from harness.adapters import PUBLISHED_PREFIX, has_rounds, published_settings
 from harness.decoders import OWN_DECODER, Factory, Terms, is_own_decoder, start_runner
 from harness.errors import InputError
@@ -23,25 +24,7 @@ from harness.pool import ALONE, Parallelism
 from harness.protocol import Request, Settings, Trace
 from harness.quality import Conditions, Means, Quality, Study, decoder_sources, run_study
 from harness.report import Later, Watch, watch_of
-from harness.runs import (
-    TERMS,
-    UNKEPT,
-    Decodes,
-    LawsTried,
-    Plan,
-    QualityClaims,
-    RunFile,
-    RunFileOptions,
-    RunInterrupted,
-    Verification,
-    covering,
-    covering_with,
-    cut_batches,
-    default_batch,
-    plan_of,
-    verify_coverage_plan,
-    verify_decodes,
-)
+from harness.runs import TERMS, Verification
 from harness.schema import record_of
 
 LENGTHS = (1, 2, 5, 10)  # draft lengths where none is asked for
@@ -51,7 +34,6 @@ MOST_LAWS = 10**6  # cases
 # Seconds of a law in one case on two cores, in this process and in the decoder's own (77 laws in two cases: 17 s, and
 # 47 to 67 s where four others share the cores): for the time left alone.
 LAW_S, LAW_APART_S = 0.11, 0.35
-
 
 Item = TypeVar("Item", Settings, Request)
 
@@ -82,8 +64,7 @@ class Question:
     @property
     def law_seconds(self) -> float:
         """How long a law may take in its cases, as far as others took."""
-        own = self.in_process or is_own_decoder(self.decoder)
-        return self.laws * (LAW_S if own else LAW_APART_S)
+        return self.laws * (LAW_S if self.in_process or is_own_decoder(self.decoder) else LAW_APART_S)
 
     def check_for(self, S: int) -> None:
         """Refuse a first scale that may differ where it is none of S, or the first of all. Raises `InputError`."""
@@ -99,22 +80,22 @@ class Question:
         others = [self.decoder, *([self.terms.against.name] if self.terms.against else [])]
         return self.terms.in_process or all(map(is_own_decoder, others))
 
-    def decodes(self, models: ModelPair) -> Decodes:
+    def decodes(self, models: ModelPair) -> runs.Decodes:
         """Return what is decoded on these networks."""
         if not self.cover:
-            return Decodes(self.decoder, Plan.of(self.settings, self.requests, self.drafts), self.terms)
+            return runs.Decodes(self.decoder, runs.Plan.of(self.settings, self.requests, self.drafts), self.terms)
         first, alone = self.settings[0], self.terms.against is None
         if is_published(self.decoder):  # at several draft lengths where it takes one and none is asked for
             asks = any(setting.draft_len != "" or setting.option("gamma") for setting in self.settings)
             lengths = FEW_LENGTHS if takes_draft_len(self.decoder) and not asks else ("",)
             asked = [replace(each, draft_len=n or each.draft_len) for each in self.settings for n in lengths]
-            blocks = covering_with(models, asked, not self.terms.sequential, alone)
+            blocks = runs.covering_with(models, asked, not self.terms.sequential, alone)
         else:
             whole = alone and is_own_decoder(self.decoder)
-            blocks = covering(models, first.policy, options=first.options, whole=whole)
+            blocks = runs.covering(models, first.policy, options=first.options, whole=whole)
             if self.terms.sequential:  # it has no use for a draft, nor for another length of one
                 blocks = (replace(blocks[0], settings=blocks[0].settings[:1]),)
-        return Decodes(self.decoder, plan_of(blocks), self.terms)
+        return runs.Decodes(self.decoder, runs.plan_of(blocks), self.terms)
 
 
 def is_published(decoder: Factory | str) -> bool:
@@ -178,9 +159,9 @@ def verify(
         if requests is None:  # every label under four seeds, in batches that device and memory like
             whole, size = (
                 models.conditioned(Request(tuple(range(models.conditions)))),
-                default_batch(models, not question.in_process),
+                runs.default_batch(models, not question.in_process),
             )
-            requests = tuple(cut_batches(whole, SEEDS, size.images))
+            requests = tuple(runs.cut_batches(whole, SEEDS, size.images))
         question = replace(question, requests=_listed(requests, Request))
     return answer_question(models, question, watch=watch_of(progress))
 
@@ -190,7 +171,7 @@ def _listed(given: Item | Sequence[Item], kind: type[Item]) -> tuple[Item, ...]:
 
 
 def answer_question(
-    models: ModelPair, question: Question, parallelism: Parallelism = ALONE, store: RunFileOptions = UNKEPT,
+    models: ModelPair, question: Question, parallelism: Parallelism = ALONE, store: runs.RunFileOptions = runs.UNKEPT,
     watch: Watch | None = None,
 ) -> Verification:  # fmt: skip
     """Answer a question: decode and judge, try laws, measure quality; what is worst of these is the verdict.
@@ -217,22 +198,19 @@ def answer_question(
 
 
 def _decoded(
-    models: ModelPair, question: Question, parallelism: Parallelism, store: RunFileOptions, watch: Watch
+    models: ModelPair, question: Question, parallelism: Parallelism, store: runs.RunFileOptions, watch: Watch
 ) -> Verification:
-    decodes, verified = question.decodes(models), verify_coverage_plan if question.cover else verify_decodes
+    decodes, verified = question.decodes(models), runs.verify_coverage_plan if question.cover else runs.verify_decodes
     batches = "those of the design" if question.cover else question.batches
     steps = question.loss[1].total(question.loss[0]) if question.loss else 0
     later = Later(len(LAWS) * question.law_seconds, steps)
     with watch("images", decodes.plan.images, later=later) as bar:
         try:
             result = verified(
-                models,
-                decodes,
-                parallelism,
-                store,
+                models, decodes, parallelism, store,
                 lambda step: bar.advance(step.images, step.defects, off=step.off, first=step.first),
-            )
-        except RunInterrupted as stop:
+            )  # fmt: skip
+        except runs.RunInterrupted as stop:
             stop.result.batches, stop.result.tried, stop.result.met = batches, bar.done, bar.first
             raise
     result.batches = batches
@@ -293,9 +271,9 @@ def _add_laws(
     """Try every law in some cases; what the file of a run that is gone on with says already is not tried again."""
     file, count, tried = conditions.store.file, question.laws, None
     if file is not None:
-        with closing(RunFile.go_on(file)) as kept:
+        with closing(runs.RunFile.go_on(file)) as kept:
             noted = kept.noted("laws")
-            tried = None if noted is None else record_of(LawsTried, noted)
+            tried = None if noted is None else record_of(runs.LawsTried, noted)
     stopped = 0
     if count and (tried is None or tried.left or tried.late or tried.cases != count):
         own = question.in_process or is_own_decoder(question.decoder)
@@ -315,7 +293,7 @@ def _add_laws(
     if tried is not None:
         result.take_laws(tried)
     if stopped:
-        raise RunInterrupted(result, stopped)
+        raise runs.RunInterrupted(result, stopped)
 
 
 def _add_quality(
@@ -328,25 +306,25 @@ def _add_quality(
     means, study = question.loss
     study = replace(study, others=decoder_sources(question.decoder, question.settings))
     with watch("images", study.total(means)) as bar:
-        found = run_study(models, means, study, replace(conditions, store=UNKEPT), bar.advance)
+        found = run_study(models, means, study, replace(conditions, store=runs.UNKEPT), bar.advance)
     judged = [(row, verdict) for row, verdict in zip(found.rows[1:], found.verdicts, strict=True) if not row.yardstick]
     lost, undecided = (  # a clause a decoder under test that is not KEPT
         tuple(f"{row.name}: {found.why(row)}" for row, verdict in judged if verdict is quality)
         for quality in (Quality.LOST, Quality.INCONCLUSIVE)
     )
-    claims = QualityClaims(lost, undecided)
+    claims = runs.QualityClaims(lost, undecided)
     result.take_quality(claims, found)
     _note(conditions.store.file, result, quality=found.values(), claims=claims.as_dict())
     if found.stopped:
-        raise RunInterrupted(result, found.stopped)
+        raise runs.RunInterrupted(result, found.stopped)
 
 
 def _note(file: Path | None, result: Verification, **values: object) -> None:
     """Keep values in a run's file, if it has one, and is as it was left. Raises `InputError`."""
     if file is None:
         return
-    RunFile.check_kept(file, result.sealed)
-    with closing(RunFile.go_on(file)) as kept:
+    runs.RunFile.check_kept(file, result.sealed)
+    with closing(runs.RunFile.go_on(file)) as kept:
         for name, value in values.items():
             kept.note(name, value)
         result.sealed = kept.digest

@@ -193,8 +193,6 @@ def _packed(texts: Sequence[Rows], device: torch.device) -> tuple[Tensor, list[i
 
 
 class _Resizes(TorchFunctionMode):
-    """Shows every tensor that is resized."""
-
     def __init__(self, show: Callable[[Tensor], None]) -> None:
         super().__init__()
         self.show = show
@@ -287,7 +285,5 @@ def check_bytes(image: object, f_hat_BChw: Tensor, models: ModelPair) -> None:
 
 
 class BitSampler(Sampler):
-    """A decoder made of Infinity's own sampling function."""
-
     watches = BitRecorder
     checks_image = staticmethod(check_bytes)

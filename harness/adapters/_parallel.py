@@ -258,8 +258,7 @@ def rounds_of_turns(turns: list[Turn]) -> Iterator[Round]:
         if not turn.final:
             continue
         sizes = [idx.shape[1] for idx in turn.final]
-        by_rule = min(turn.accepted, len(turn.final), len(turn.drafted))
-        accepted = by_rule + turn.kept
+        accepted = min(turn.accepted, len(turn.final), len(turn.drafted)) + turn.kept
         yield Round(
             first=turn.first, drafted=len(turn.drafted), accepted=accepted, corrected=len(turn.final) > accepted,
             bonus=False, accepted_tokens=sum(sizes[:accepted]), corrected_tokens=sum(sizes[accepted:]), bonus_tokens=0,

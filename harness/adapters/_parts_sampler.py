@@ -126,8 +126,7 @@ def _mask(probe: Probe, step: _Step) -> None:
 
 def _cache(probe: Probe, step: _Step) -> None:
     K = probe.pyramid.begin(step.first)
-    where = f"{step.title}: its pass saw {step.seen.cached} cached positions, not {K}"
-    require(step.seen.cached == K, where)
+    require(step.seen.cached == K, f"{step.title}: its pass saw {step.seen.cached} cached positions, not {K}")
     if not K or step.seen.held is None:
         return
     step.side.fill_cache(0)  # computes all keys and values, once

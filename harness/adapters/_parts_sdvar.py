@@ -12,19 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from harness.adapters import _probe as probing
 from harness.adapters._parallel import accepted_scales
 from harness.adapters._parts_sampler import ask_hand_off_masks, ask_network, sampler_laws
 from harness.adapters._parts_update import UPDATE_QUESTIONS
 from harness.adapters._parts_window import WINDOW_QUESTIONS
-from harness.adapters._probe import (
-    PartNoted,
-    PartQuestion,
-    Probe,
-    ProbeWindow,
-    call_by_known_names,
-    require_close,
-    require_tensor,
-)
+from harness.adapters._probe import PartNoted, PartQuestion, Probe, ProbeWindow
 from harness.adapters._published import Sampler
 from harness.adapters._recorder import Recorder
 from harness.judge import Broken, PartLaw, require
@@ -76,7 +69,7 @@ def _require_guided(probe: Probe, logits: Tensor, si: int, what: str) -> None:
     if si + 1 < pyramid.S:
         why["its guidance weight is that of the next scale"] = guide(rows, cfg, si + 1, pyramid.S)
     error = 2 * probe.budget.guided(cfg, pyramid.ramp(si)).logits
-    require_close(require_tensor(logits, expected.shape, what), expected, error, what, why)
+    probing.require_close(probing.require_tensor(logits, expected.shape, what), expected, error, what, why)
 
 
 def _start(probe: Probe) -> None:
@@ -85,7 +78,7 @@ def _start(probe: Probe) -> None:
     require(int(state.total_stages) == S, f"total_stages is {state.total_stages}, not {S}")
     lvl = torch.tensor(probe.pyramid.levels(), device=probe.code.models.device)
     for name, side in (("draft", probe.draft), ("target", probe.target)):
-        f_hat = require_tensor(getattr(state, f"{name}_f_hat"), probe.f_hat(0).shape, f"{name}_f_hat")
+        f_hat = probing.require_tensor(getattr(state, f"{name}_f_hat"), probe.f_hat(0).shape, f"{name}_f_hat")
         require(not bool(f_hat.any()), f"{name}_f_hat does not begin at zero")
         expected: dict[str, Tensor] = {
             "cond_BD": side.cond_RD,
@@ -93,9 +86,9 @@ def _start(probe: Probe) -> None:
             "next_token_map": side.run.x_RLD[:, probe.pyramid.span(0)],
         }
         for word, tensor in expected.items():
-            actual = require_tensor(getattr(state, f"{name}_{word}"), tensor.shape, f"{name}_{word}")
+            actual = probing.require_tensor(getattr(state, f"{name}_{word}"), tensor.shape, f"{name}_{word}")
             halves = {"its halves are swapped": tensor.roll(probe.request.B, 0)} if len(tensor) > 1 else {}
-            require_close(actual, tensor, probe.input_error(tensor), f"{name}_{word}", halves)
+            probing.require_close(actual, tensor, probe.input_error(tensor), f"{name}_{word}", halves)
 
 
 def _alias(probe: Probe) -> None:
@@ -105,13 +98,14 @@ def _alias(probe: Probe) -> None:
     harm = "draft_f_hat and target_f_hat are one tensor: what is drafted is accepted already, or counted twice"
     try:
         with probe.running(Recorder(probe.pyramid)):
-            tokens = list(call_by_known_names(probe.sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+            tokens = list(
+                probing.call_by_known_names(probe.sdvar.draft_generate_batch, state=state, B=B, verbose=False)
+            )
             drafted = state.target_f_hat.clone()
             probe.sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
     except Exception:  # nobody can tell what the shared tensor would do
         raise Broken(harm) from None
-    f_hats = probe.f_hats_along(0, tokens[:1])
-    for actual, expected in zip((drafted, state.target_f_hat), f_hats, strict=True):
+    for actual, expected in zip((drafted, state.target_f_hat), probe.f_hats_along(0, tokens[:1]), strict=True):
         same = actual.shape == expected.shape and bool(((actual - expected).abs() <= 2 * probe.budget.f_hat).all())
         require(same, harm)
 
@@ -123,7 +117,7 @@ def _accepted(probe: Probe, rule: str, hits: list[Tensor], first: int = 0) -> in
     for idx, hits_Bl in zip(tokens, hits, strict=True):
         best = torch.where(hits_Bl, idx, (idx + 1) % V)
         logits.append(12.0 * torch.nn.functional.one_hot(best, V).float())  # by a wide margin
-    answer = call_by_known_names(
+    answer = probing.call_by_known_names(
         getattr(probe.sdvar, rule), draft_tokens=tokens, target_logits=logits, state=probe.state_at(window),
         B=probe.request.B, similarity_threshold=THRESHOLD, verbose=False,
     )  # fmt: skip

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters._probe import (
-    PartNoted,
-    PartQuestion,
-    Probe,
-    ProbeWindow,
-    call_by_known_names,
-    require_close,
-    require_tensor,
-)
+from harness.adapters import _probe as probing
+from harness.adapters._probe import PartNoted, PartQuestion, Probe, ProbeWindow
 from harness.adapters._recorder import Recorder
 from harness.judge import Broken, require
 from harness.protocol.noise import TOKEN
@@ -32,7 +25,7 @@ def _draft_tokens(probe: Probe, window: ProbeWindow) -> None:
     require(len(tokens) == window.count, f"{window}: {len(tokens)} scales are drafted")
     for k, (idx, (expected, gap)) in enumerate(zip(tokens, _draft_oracle(probe, window, tokens), strict=True)):
         si = window.first + k
-        require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
+        probing.require_tensor(idx, expected.shape, f"{window}: the tokens of scale {si}")
         wrong = torch.nonzero((idx != expected) & (gap > CLOSE_RACE)).tolist()
         if wrong:
             seen, K = (recorder.passes[k].cached if k < len(recorder.passes) else 0), probe.pyramid.begin(si)
@@ -61,13 +54,13 @@ def _draft_state(probe: Probe) -> None:
         with probe.aside():
             state = probe.state_at(window)
             tokens, _ = probe.draft_from(state)
-            require_close(state.target_f_hat, probe.f_hat(window.first), error, f"{window}: the target's f_hat")
+            probing.require_close(state.target_f_hat, probe.f_hat(window.first), error, f"{window}: the target's f_hat")
             along = probe.f_hats_along(window.first, tokens)
             if scratch or bool(((state.draft_f_hat - along[0]).abs() <= error).all()):
                 continue
             less = {f"it holds {k} of {window.count} drafted scales": f_hat for k, f_hat in enumerate(along[1:-1], 1)}
             try:
-                require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
+                probing.require_close(state.draft_f_hat, along[-1], error, f"{window}: the draft's f_hat", less)
             except Broken:
                 try:  # where every update puts it right, what drafting leaves there does no harm
                     scratch = not probe.finds(_update_sync)
@@ -94,7 +87,7 @@ def _one_round(probe: Probe, name: str, spoil: bool) -> list[Tensor]:
     if spoil:
         setattr(state, name, torch.full_like(getattr(state, name), torch.nan))
     with probe.running(Recorder(probe.pyramid)):
-        tokens = list(call_by_known_names(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
+        tokens = list(probing.call_by_known_names(sdvar.draft_generate_batch, state=state, B=B, verbose=False))
         verified = sdvar.target_verify_batch(tokens, state, B)
         sdvar.update_state_with_accepted_tokens(tokens, 1, state, B)
     guided = verified[0] if isinstance(verified, tuple) else verified
@@ -148,8 +141,8 @@ def _drafted_or_given(probe: Probe, window: ProbeWindow) -> tuple[Any, list[Tens
 
 def _require_f_hat(probe: Probe, update: _Update, side: str, expected: Tensor, why: dict[str, Tensor]) -> None:
     what = f"{update}: the {side}'s f_hat"
-    actual = require_tensor(getattr(update.state, f"{side}_f_hat"), expected.shape, what)
-    require_close(actual, expected, 2 * probe.budget.f_hat, what, why)
+    actual = probing.require_tensor(getattr(update.state, f"{side}_f_hat"), expected.shape, what)
+    probing.require_close(actual, expected, 2 * probe.budget.f_hat, what, why)
 
 
 def _update_f_hat(probe: Probe, update: _Update) -> None:
@@ -186,8 +179,8 @@ def _update_maps(probe: Probe) -> None:
                 if isinstance(actual, Tensor) and actual.shape == stale.shape != expected.shape:
                     shape = tuple(actual.shape)
                     raise Broken(f"{what} is {shape}, that of scale {first}: it was never advanced to scale {si}")
-                actual, error = require_tensor(actual, expected.shape, what), probe.input_error(expected)
-                require_close(actual, expected, error, what, {"it was never advanced": stale})
+                actual, error = probing.require_tensor(actual, expected.shape, what), probe.input_error(expected)
+                probing.require_close(actual, expected, error, what, {"it was never advanced": stale})
 
 
 def _tensors(tokens: object) -> Iterator[Tensor]:
@@ -212,8 +205,7 @@ def _update_tokens(probe: Probe, update: _Update) -> None:
 
 def _update_stage(probe: Probe, update: _Update) -> None:
     stage = int(update.state.current_stage)
-    due = (update.window.first, update.done)
-    require(stage in due, f"{update}: current_stage is {stage}, not {update.done}")
+    require(stage in (update.window.first, update.done), f"{update}: current_stage is {stage}, not {update.done}")
 
 
 _DRAFT, _UPDATE = "draft_generate_batch", "update_state_with_accepted_tokens"

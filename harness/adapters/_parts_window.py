@@ -8,16 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.adapters._probe import (
-    PartQuestion,
-    Probe,
-    ProbeSide,
-    ProbeWindow,
-    call_by_known_names,
-    require_close,
-    require_sight,
-    require_tensor,
-)
+from harness.adapters import _probe as probing
+from harness.adapters._probe import PartQuestion, Probe, ProbeSide, ProbeWindow
 from harness.judge import Broken, require
 from harness.reference import block_causal
 
@@ -39,11 +31,8 @@ def _query(probe: Probe) -> None:
                 if aligned is not None and rows == n + 1 and len(actual) == len(expected):
                     how = "a start token stands before the drafted scales, and all sit one position later"
                     raise Broken(f"{window}: {rows} rows for {n} positions: {how}")
-                how = (
-                    "nothing more of it can be compared"
-                    if aligned is None
-                    else "the rest is compared from its last row on"
-                )
+                rest = "the rest is compared from its last row on"
+                how = "nothing more of it can be compared" if aligned is None else rest
                 raise Broken(f"{window}: the query is {tuple(actual.shape)}, not {tuple(expected.shape)}; {how}")
         if aligned is None:
             continue
@@ -87,7 +76,7 @@ def require_input(probe: Probe, actual: Tensor, of: tuple[ProbeSide, int], error
     wrong = ((actual - expected).abs() > error).any(-1).any(0) | ~torch.isfinite(actual).all(-1).all(0)
     at = torch.nonzero(wrong).flatten().tolist()
     places = f", positions {span.start + at[0]}..{span.start + at[-1]}" if at else ""
-    require_close(actual, expected, error, f"{what}{places}", why)
+    probing.require_close(actual, expected, error, f"{what}{places}", why)
 
 
 def _query_arguments(probe: Probe, window: ProbeWindow) -> None:
@@ -109,7 +98,9 @@ def _tags(probe: Probe, window: ProbeWindow, more: int = 0) -> Tensor:
 
 def _split(probe: Probe, window: ProbeWindow, state: Any, logits_RnV: Tensor) -> list[Tensor]:
     tokens, method = probe.drafted(window), probe.sdvar._split_logits_by_stage
-    pieces = call_by_known_names(method, target_logits=logits_RnV, draft_tokens=tokens, B=probe.request.B, state=state)
+    pieces = probing.call_by_known_names(
+        method, target_logits=logits_RnV, draft_tokens=tokens, B=probe.request.B, state=state
+    )
     return list(pieces)
 
 
@@ -163,10 +154,10 @@ def _masked(probe: Probe, window: ProbeWindow) -> tuple[Tensor, Tensor]:
     expected = expected if wide else expected[..., begin:]
     if mask.dim() >= 2 and mask.numel() == mask.shape[-2] * mask.shape[-1] and min(mask.shape[-2:]) > n:
         with probe.aside():
-            require_tensor(mask, expected.shape, f"{window}: the mask")
+            probing.require_tensor(mask, expected.shape, f"{window}: the mask")
         mask = mask.reshape(1, 1, *mask.shape[-2:])[..., -n:, -n:]
-    require_tensor(mask, expected.shape, f"{window}: the mask")
-    return require_sight(mask[0, 0], f"{window}: the mask"), expected[0, 0]
+    probing.require_tensor(mask, expected.shape, f"{window}: the mask")
+    return probing.require_sight(mask[0, 0], f"{window}: the mask"), expected[0, 0]
 
 
 def _block_causal(probe: Probe) -> Tensor:

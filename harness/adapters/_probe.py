@@ -113,8 +113,6 @@ class ProbeSide:
 
 @dataclass
 class Probe:
-    """The questions' common ground."""
-
     decoder: Sampler
     request: Request  # labels and guidance
     budget: Budget
@@ -133,7 +131,6 @@ class Probe:
 
     @classmethod
     def along(cls, decoder: Sampler, request: Request, budget: Budget, tokens_BL: Tensor) -> Probe:
-        """Run the reference along given tokens."""
         code, models, sides = decoder.code, decoder.code.models, list[ProbeSide]()
         for network, module in ((models.draft, code.draft), (models.target, code.target)):
             run = sample_sequential(network, models.vae, request, models.noise(request), tokens_BL)

@@ -233,9 +233,8 @@ class SharedNumbers(TorchFunctionMode):
     def __init__(self, noise: Noise, request: Request, pyramid: ScalePyramid, reader: Callable[[], str]) -> None:
         super().__init__()
         self.noise, self.request, self.reader = noise, request, reader
-        self.scales = dict[
-            int, list[int]
-        ]()  # by the number of rows: one, or several of a family whose sides may repeat
+        # by the number of rows: one, or several of a family whose sides may repeat
+        self.scales: dict[int, list[int]] = {}
         for si in pyramid:
             self.scales.setdefault(request.B * pyramid.draws.counts[si], []).append(si)
         self.answered: set[int] = set()  # scales that some draw read the numbers of

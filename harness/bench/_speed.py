@@ -116,7 +116,6 @@ class SpeedRow:
 
     @property
     def speed_up(self) -> float:
-        """Sequential over speculative time."""
         return self.target.ms / self.ms
 
     @property
@@ -154,8 +153,6 @@ class Speed:
 
 @dataclass
 class Bench:
-    """The measurements of one mode."""
-
     models: ModelPair  # on their device, in their dtype
     graphs: bool  # record and replay device work
     repeats: int  # timed decodes a figure

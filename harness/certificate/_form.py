@@ -68,8 +68,6 @@ class SettingStated:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and sizes of the networks."""
-
     title: str
     family: str
     dtype: str
@@ -148,7 +146,6 @@ def unpacked(raw: bytes, count: int, V: int) -> Tokens:
 
 
 def width(V: int) -> int:
-    """Return the bits of a token."""
     return max(1, (V - 1).bit_length())
 
 

@@ -311,8 +311,7 @@ def _decoded(
                 yield CheckAnswer.UNKNOWN, f"the decoder draws nothing of request {of[1]}: {row.judgement.defects[0]}"
             else:
                 here_bL = row.tokens_xBL(task.request.B, models.pyramid.draws.L)[0][rows]
-                claims = contract == "A" and not row.judgement.defects
-                yield from _compared(made, models, of, here_bL, claims)
+                yield from _compared(made, models, of, here_bL, contract == "A" and not row.judgement.defects)
 
 
 def _compared(made: form.Certificate, models: ModelPair, group: Group, here_bL: Any, claims: bool) -> Iterator[Found]:

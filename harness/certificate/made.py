@@ -107,8 +107,7 @@ def _planted(result: Verification) -> dict[str, int] | None:
     """Return how many planted bugs the default question finds, as docs/laws.md has it; None of another question."""
     is_usual = result.covers and result.laws is not None and result.is_whole
     of = result.record.networks if result.record is not None else None
-    is_digits = of is not None and (of.title, of.dtype) == DIGITS
-    return planted_bugs() if is_usual and is_digits else None
+    return planted_bugs() if is_usual and of is not None and (of.title, of.dtype) == DIGITS else None
 
 
 def planted_bugs() -> dict[str, int]:

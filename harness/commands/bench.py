@@ -127,8 +127,7 @@ def contest(
     machine = Machine.measure(pair.device, product_dtype(pair.target))
     seeds, said = tuple(request.seed for request in requests[0]), tuple(judged.remarks)
     found = Contest(pair.title, mode, name, setting, seeds, judged.verdict.value, said, machine, timed.repeats, [])
-    steps = len(requests) * (1 + len(sequential_sides(pair, timed.compile)))
-    with LongWork("timings", steps, timed.quiet) as work:
+    with LongWork("timings", len(requests) * (1 + len(sequential_sides(pair, timed.compile))), timed.quiet) as work:
         for same_size in requests:
             with closing(start_runner(pair, name, [setting], same_size[0].B, terms)) as runner:
                 try:

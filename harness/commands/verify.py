@@ -189,8 +189,7 @@ def _verified(
     question = replace(question, requests=tuple(requests), batches=why, loss=loss)
     with ExitStack() as stack:
         if outputs.html is not None and store.file is None:  # a page shows what a file keeps
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix="sdvar-")))
-            store = replace(store, file=folder / "run.db")
+            store = replace(store, file=Path(stack.enter_context(TemporaryDirectory(prefix="sdvar-"))) / "run.db")
         try:
             with silence(outputs.quiet):
                 result = answer_question(pair, question, parallelism, store, partial(LongWork, quiet=outputs.quiet))
@@ -331,8 +330,7 @@ def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) ->
 
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:
     """Tell whether an option says what is decoded, or how: with none of them, the covering design is."""
-    given = networks.given | images.given | (networks.mode.given - {"device"})
-    return bool(given | (decoding.given - {"policy"}))
+    return bool(networks.given | images.given | (networks.mode.given - {"device"}) | (decoding.given - {"policy"}))
 
 
 REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "may_differ_from", "implementation", "timeout",

@@ -2,20 +2,8 @@
 
 from harness.decoders._conversation import capacity
 from harness.decoders._factory import (
-    OWN_DECODER,
-    Built,
-    Factory,
-    Limits,
-    OutOfTimeError,
-    Surroundings,
-    attribute_of,
-    build_by_factory,
-    crash_of,
-    factory_name,
-    is_own_decoder,
-    load_factory,
-    parse_factory_options,
-    pickled_factory,
-)
+    OWN_DECODER, Built, Factory, Limits, OutOfTimeError, Surroundings, attribute_of, build_by_factory, crash_of,
+    factory_name, is_own_decoder, load_factory, parse_factory_options, pickled_factory,
+)  # fmt: skip
 from harness.decoders._in_process import MOVED, NO_SO_FAR, run_in_process
 from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner

@@ -80,8 +80,7 @@ class Mailbox:
             size = tensor.numel() * tensor.itemsize
             if begin + size > len(self.block):
                 raise UnreadableError(f"the trace's tensors need more than {len(self.block)} bytes")
-            target = self.block[begin : begin + size].view(tensor.dtype).view(tensor.shape)
-            target.copy_(tensor)
+            self.block[begin : begin + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
             header.append((name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)))
             begin = _next(begin + size)
         if self.block.is_cuda:
@@ -156,8 +155,6 @@ class DecoderQuestion:
 
 @dataclass(frozen=True)
 class DecoderReply:
-    """What the process answers."""
-
     built: Built = field(default_factory=Built)  # what building the decoders showed
     refused: InputError | None = None  # the refusal of the settings, or of a request
     parts: list[PartLaw] = field(default_factory=list)  # what the laws of the parts found

@@ -76,7 +76,6 @@ class Surroundings:
         return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
 
     def restore(self, path: Sequence[str] | None = None) -> None:
-        """Make them those of this process."""
         sys.path[:] = self.path if path is None else path
         set_precision(self.tf32)
         torch.set_num_threads(self.threads)
@@ -260,8 +259,6 @@ def attribute_of(decoder: object, name: str, default: object) -> object:
 
 @dataclass(frozen=True)
 class Built:
-    """What building decoders showed."""
-
     contracts: list[str] = field(default_factory=list)  # what they claim, by setting
     # process-wide settings of precision that building them changed, a clause each
     moved: list[str] = field(default_factory=list)

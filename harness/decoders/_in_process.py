@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness import judge
 from harness.adapters import Sampler, examine_parts
 from harness.decoders._factory import (
     Built,
@@ -31,20 +32,8 @@ from harness.decoders._factory import (
     traceback_of,
 )
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.judge import (
-    CodeLine,
-    Divergence,
-    Judgement,
-    LineSearch,
-    PartLaw,
-    WrongDecode,
-    made_plain,
-    unreadable,
-    wrong_shape,
-)
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Request, Settings, Trace
-from harness.protocol.noise import SeededNoise
+from harness.protocol import Contract, Implementation, Request, SeededNoise, Settings, Trace
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
 
@@ -64,7 +53,7 @@ class InProcess:
             self._decoders = [build_by_factory(factory, models, setting) for setting in settings]
         self.built = Built.of(self._decoders, moved, "none: in the judge's own process" if watched else "")
 
-    def decode(self, setting: int, request: Request, times: int = 1) -> Trace | Judgement:
+    def decode(self, setting: int, request: Request, times: int = 1) -> Trace | judge.Judgement:
         by_value = self._watched is not None
         decoder, models = self._decoders[setting], self.models
         outcome = run_in_process(decoder, models, replace(request), by_value=by_value)
@@ -75,12 +64,12 @@ class InProcess:
             torch.cuda.synchronize(models.device)
         written = self._watched.written(request) if self._watched else []
         # the reference's own networks are others now: nothing can be compared with it
-        return Judgement(request.B, defects=written) if written else outcome
+        return judge.Judgement(request.B, defects=written) if written else outcome
 
-    def line(self, setting: int, request: Request, greedy: bool) -> CodeLine | str:
+    def line(self, setting: int, request: Request, greedy: bool) -> judge.CodeLine | str:
         return search_line(self._decoders[setting], self.models, replace(request), greedy)
 
-    def parts(self, setting: int, request: Request, budget: Budget) -> list[PartLaw]:
+    def parts(self, setting: int, request: Request, budget: Budget) -> list[judge.PartLaw]:
         return inspect_parts(self._decoders[setting], request, budget)
 
     def close(self) -> None:
@@ -93,18 +82,18 @@ class Watched:
     def __init__(self, models: ModelPair) -> None:
         self.models, self._sums = models, pair_checksums(models)
 
-    def written(self, request: Request) -> list[Divergence]:
+    def written(self, request: Request) -> list[judge.Divergence]:
         """Return a defect where a weight is no longer what it was before any decoder was built."""
         changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
         if not changed:
             return []
         detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"
-        return [Divergence("weights", detail, request.seed)]
+        return [judge.Divergence("weights", detail, request.seed)]
 
 
 def run_in_process(
     implementation: Implementation, models: ModelPair, request: Request, by_value: bool = False
-) -> Trace | Judgement:
+) -> Trace | judge.Judgement:
     """Decode under fresh noise; a decoder that crashes, meets a non-finite tensor or returns no trace is judged, too.
 
     A judgement without defects is a trace (`Judgement.whole_trace`) with remarks. Raises `InputError` where the decoder
@@ -115,42 +104,42 @@ def run_in_process(
     with precision_unchanged() as moved, tidied_process() as left_behind:
         outcome = _run(implementation, models, request, by_value)
     if moved:  # whatever came of it was computed in another mode
-        changes = [Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
-        return Judgement(request.B, defects=changes)
+        changes = [judge.Divergence("precision", f"decoding changed {what}", request.seed) for what in moved]
+        return judge.Judgement(request.B, defects=changes)
     outcome.remarks += [f"decoding {what}" for what in left_behind[:MOST_LEFT]]
     outcome.remarks += implementation.remarks if isinstance(implementation, Sampler) else []
     return outcome if outcome.remarks else outcome.whole_trace or outcome
 
 
-def search_line(decoder: Implementation, models: ModelPair, request: Request, greedy: bool) -> CodeLine | str:
+def search_line(decoder: Implementation, models: ModelPair, request: Request, greedy: bool) -> judge.CodeLine | str:
     """Return the line that goes wrong, or why there is none. Raises as `run_in_process`; effects likewise."""
 
     def decode() -> Trace:
         trace = decoder.decode(request, models.noise(request))
-        return made_plain(trace)[0] if isinstance(trace, Trace) else trace
+        return judge.made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
     # what PyTorch's compiler has compiled, or would compile now, runs as written: no operation is seen of it else
     plainly = torch.compiler.set_stance("force_eager")
     try:
         with precision_unchanged(), tidied_process(), ctrl_c_is_a_stop(), plainly:
             claims = decoder.contract == Contract.TOKENS
-            return LineSearch(WrongDecode(models, request, greedy, claims, decode)).line()
+            return judge.LineSearch(judge.WrongDecode(models, request, greedy, claims, decode)).line()
     except (InputError, StopSignal):
         raise
     except BaseException as error:
         return line_of_crash(error)
 
 
-def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> Judgement:
+def _run(implementation: Implementation, models: ModelPair, request: Request, by_value: bool) -> judge.Judgement:
     noise, remarks, ending = models.noise(request), list[str](), ""
     try:
         with ctrl_c_is_a_stop():
             trace = implementation.decode(request, noise)
             if isinstance(trace, Trace):
-                trace, remarks = made_plain(trace)
-            defect = unreadable(models, request, trace)
+                trace, remarks = judge.made_plain(trace)
+            defect = judge.unreadable(models, request, trace)
             if defect is None:  # what can be read is the judge's
-                return Judgement(request.B, partial=_by_value(trace) if by_value else trace, remarks=remarks)
+                return judge.Judgement(request.B, partial=_by_value(trace) if by_value else trace, remarks=remarks)
     except (InputError, StopSignal):
         raise
     except BaseException as error:  # of whatever kind: the decoder is somebody else's code
@@ -160,17 +149,17 @@ def _run(implementation: Implementation, models: ModelPair, request: Request, by
     partial = _by_value(partial) if by_value and partial is not None else partial
     lacks = defect.component == "crash" and not callable(attribute_of(implementation, "so_far", None))
     seen = f"{_seen(noise)}; {NO_SO_FAR}" if lacks else _seen(noise)
-    return Judgement(request.B, defects=[defect], so_far=seen, ending=ending, partial=partial)
+    return judge.Judgement(request.B, defects=[defect], so_far=seen, ending=ending, partial=partial)
 
 
-def _defect_of(error: BaseException, seed: int) -> Divergence:
+def _defect_of(error: BaseException, seed: int) -> judge.Divergence:
     for kind, component in KNOWN.items():
         if isinstance(error, kind):
-            return Divergence(component, str(error), seed)
+            return judge.Divergence(component, str(error), seed)
     # PyTorch has a class of its own for memory of CUDA alone
     no_memory = isinstance(error, RuntimeError) and "allocate memory" in text_of(error)
     of_the_process = no_memory or isinstance(error, OutOfTimeError | MemoryError | torch.OutOfMemoryError)
-    return Divergence("process" if of_the_process else "crash", crash_of(error), seed)
+    return judge.Divergence("process" if of_the_process else "crash", crash_of(error), seed)
 
 
 def _partial(implementation: Implementation, models: ModelPair, request: Request) -> Trace | None:
@@ -181,13 +170,13 @@ def _partial(implementation: Implementation, models: ModelPair, request: Request
     try:
         with ctrl_c_is_a_stop():
             trace = so_far()
-            trace = made_plain(trace)[0] if isinstance(trace, Trace) else trace
+            trace = judge.made_plain(trace)[0] if isinstance(trace, Trace) else trace
     except StopSignal:
         raise
     except BaseException:  # it is the same code that just failed
         return None
-    known = isinstance(trace, Trace) and unreadable(models, request, trace) is None
-    return trace if known and wrong_shape(models, request, trace) is None else None
+    known = isinstance(trace, Trace) and judge.unreadable(models, request, trace) is None
+    return trace if known and judge.wrong_shape(models, request, trace) is None else None
 
 
 def _seen(noise: SeededNoise) -> str:
@@ -254,7 +243,7 @@ def tidied_process() -> Iterator[list[str]]:
                 generator.set_state(state)
 
 
-def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[PartLaw]:
+def inspect_parts(decoder: Implementation, request: Request, budget: Budget) -> list[judge.PartLaw]:
     if not isinstance(decoder, Sampler):
         rule = "is no decoder of published code, whose parts have the report's names"
         remedy = "pass --implementation published:sdvar-parallel"

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import torch
 
+from harness import processes
 from harness.decoders._conversation import DecoderJob, DecoderQuestion, DecoderReply, Mailbox, capacity
 from harness.decoders._factory import (
     Built,
@@ -36,16 +37,6 @@ from harness.decoders._in_process import InProcess
 from harness.errors import InputError, text_of
 from harness.judge import CodeLine, Divergence, Judgement, PartLaw, PartVerdict, made_plain, unreadable
 from harness.models import ModelPair
-from harness.processes import (
-    GRACE_S,
-    START_S,
-    GoneError,
-    ProcessLine,
-    UnreadableError,
-    domain_version,
-    sealed,
-    workplace_for,
-)
 from harness.protocol import Contract, Request, Settings, Trace
 from harness.rounding import SHIPPED_BUDGETS, Budget
 from harness.speculative.sampler import build_decoder
@@ -69,7 +60,7 @@ class OwnProcess:
         self.name = factory if isinstance(factory, str) else factory_name(factory)
         sent = factory if isinstance(factory, str) else pickled_factory(factory, self.name)
         self.failed = False
-        version = domain_version()
+        version = processes.domain_version()
         alone = "" if limits.connects else ", which connects to nobody by TCP"
         isolation = f"a process of its own, in a domain (Landlock {version}){alone}" if version else ACCIDENTS
         on_cuda = models.device.type == "cuda"
@@ -80,14 +71,14 @@ class OwnProcess:
         with torch.cuda.use_mem_pool(self._pool, models.device) if self._pool is not None else nullcontext():
             self.mailbox = Mailbox.make(capacity(models, most), models.device)
             self._copies = copy.deepcopy(models) if on_cuda else models
-        self._workplace = workplace_for(SERVE, str(models.device), limits.allow_write, limits.connects)
+        self._workplace = processes.workplace_for(SERVE, str(models.device), limits.allow_write, limits.connects)
         self._log = self._workplace.log
-        self._line: ProcessLine | None = None
+        self._line: processes.ProcessLine | None = None
         self._job = -1
         try:
             job = DecoderJob(sent, self._copies, list(settings), self.mailbox.handle, Surroundings.here(), limits)
             # on a CPU with the networks, on CUDA with handles of their copies
-            self._job = sealed(
+            self._job = processes.sealed(
                 lambda file: ForkingPickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
                 if on_cuda else torch.save(job, file)
             )  # fmt: skip
@@ -95,9 +86,9 @@ class OwnProcess:
             if reply.refused is not None:
                 raise reply.refused
             if len(reply.built.contracts) != len(settings) or len(reply.built.declines) != len(settings):
-                raise UnreadableError("it says what other decoders claim")
+                raise processes.UnreadableError("it says what other decoders claim")
             self.built = replace(reply.built, isolation=isolation)
-        except (GoneError, UnreadableError) as error:
+        except (processes.GoneError, processes.UnreadableError) as error:
             rule = f"built no decoder: {self._given_up(error)}"
             self.close()
             raise InputError("implementation", self.name, rule, "see docs/own-decoder.md") from None
@@ -148,7 +139,8 @@ class OwnProcess:
         """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""
         self._line = self._workplace.line()
         self._line.give([self._job] + [self.mailbox.descriptor] * (self.mailbox.descriptor >= 0))
-        DecoderReply.of(self._line.hear(START_S, "time to start"))  # it has what it needs, and nothing of others yet
+        # it has what it needs, and nothing of others yet
+        DecoderReply.of(self._line.hear(processes.START_S, "time to start"))
         return DecoderReply.of(self._line.hear(self.limits.timeout_s, "timeout"))
 
     def _ask(self, question: DecoderQuestion) -> DecoderReply:
@@ -156,21 +148,21 @@ class OwnProcess:
         if self._line is None:
             fresh = self._start()
             if fresh.refused is not None:
-                raise GoneError(f"a fresh process refuses what the first one built ({fresh.refused})")
+                raise processes.GoneError(f"a fresh process refuses what the first one built ({fresh.refused})")
             if fresh.built.contracts != self.built.contracts:
-                raise GoneError(f"a fresh process claims {fresh.built.contracts}, not {self.built.contracts}")
+                raise processes.GoneError(f"a fresh process claims {fresh.built.contracts}, not {self.built.contracts}")
         line, seconds, seed = self._line, question.timeout_s, question.request.seed
         assert line is not None
         line.tell(pickle.dumps(question), seconds)
         try:
             return DecoderReply.of(line.hear(seconds, "timeout"), seed)
-        except GoneError as gone:
+        except processes.GoneError as gone:
             if not line.process.is_alive:
                 raise
             line.process.send(signal.SIGUSR1)
             try:
-                reply = DecoderReply.of(line.hear(GRACE_S, "timeout"), seed)
-            except GoneError:
+                reply = DecoderReply.of(line.hear(processes.GRACE_S, "timeout"), seed)
+            except processes.GoneError:
                 reply = DecoderReply()
             self._end(failed=True)  # whatever else it may still do
             if not reply.defects:
@@ -199,7 +191,7 @@ class OwnProcess:
 
     def _given_up(self, error: Exception) -> str:
         """End the process, and keep its log; return why, with the end of the log and where it lies. Raises nothing."""
-        kind = "" if isinstance(error, GoneError | UnreadableError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, processes.GoneError | processes.UnreadableError) else f"{type(error).__name__}: "
         why = f"{kind}{text_of(error)}"
         self._end(failed=True)
         try:
@@ -220,7 +212,7 @@ class OwnProcess:
         line, self._line = self._line, None
         if line is not None:
             with suppress(OSError):
-                line.close(0.0 if self.failed else GRACE_S)
+                line.close(0.0 if self.failed else processes.GRACE_S)
 
 
 @dataclass(frozen=True)

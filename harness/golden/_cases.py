@@ -152,8 +152,7 @@ def parse(case: GoldenCase, models_name: str, device: torch.device) -> RecordedC
         logits = case.logits or ("all" if filled_ones else "some" if case.deep else "none")
         fitted = RecordedCase(case.id, case.sampler, request, models, f_hats=bool(case.deep), logits=logits)
         if case.sampler == "sequential":
-            side = case.model or ("target" if filled_ones else None)
-            return replace(fitted, network=_needed("model", side))
+            return replace(fitted, network=_needed("model", case.model or ("target" if filled_ones else None)))
         if case.sampler == "test3":
             mode: Any = case.mode or "recorded"  # the published format knows one behaviour only
             hand_off = HandOff(_needed("entry_num", case.entry_num), _needed("sd_mask", case.sd_mask), mode)
@@ -243,39 +242,35 @@ def golden_totals(results: Sequence[FileResult]) -> str:
 
 @dataclass(frozen=True)
 class Ground:
-    """What tokens are judged on."""
-
     exact: Trace  # the float64 run on the same prefix
     margin_BL: Tensor  # how far a guided logit may be off, by position: what a margin is judged by
     error_BL: Tensor  # how far any guided logit of the float32 run may be off
     judged_BL: Tensor  # positions that are judged
 
-
-def judge_recorded_tokens(
-    case: RecordedCase, tokens_BL: Tensor, run: Trace, ground: Ground, result: CaseResult
-) -> None:
-    """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
-    models, request, noise = case.models, case.request, case.models.noise(case.request)
-    labels = noise.labels(models.target.config.classes).tolist()
-    at = torch.nonzero((run.tokens_BL != tokens_BL) & ground.judged_BL).unbind(1)  # rows and positions
-    if not len(at[0]):
-        return
-    allowed_N, error_N = ground.margin_BL[at].double(), ground.error_BL[at].double()
-    E_NV = exponentials(noise, models.pyramid, *at)
-    races = margins_of_differing_tokens(
-        ground.exact.shown.guided_BLV[at], E_NV, tokens_BL[at], request, allowed_N, [run.shown.guided_BLV[at]]
-    )
-    whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
-    real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
-    for (image, draw, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
-        position, channel = models.pyramid.place(draw)
-        divergence = Divergence(
-            "tie" if is_tie else "token",
-            "within the error budget of float64" if is_tie else "the recorded token is not the draw on its own prefix",
-            request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
-        )  # fmt: skip
-        divergence = replace(divergence, channel=channel)
-        (result.ties if is_tie else result.defects).append(divergence)
+    def judge_tokens(self, case: RecordedCase, tokens_BL: Tensor, run: Trace, result: CaseResult) -> None:
+        """Certify every differing token as a tie, or call it a defect. Effects: on `result`."""
+        models, request, noise = case.models, case.request, case.models.noise(case.request)
+        labels = noise.labels(models.target.config.classes).tolist()
+        at = torch.nonzero((run.tokens_BL != tokens_BL) & self.judged_BL).unbind(1)  # rows and positions
+        if not len(at[0]):
+            return
+        allowed_N, error_N = self.margin_BL[at].double(), self.error_BL[at].double()
+        E_NV = exponentials(noise, models.pyramid, *at)
+        races = margins_of_differing_tokens(
+            self.exact.shown.guided_BLV[at], E_NV, tokens_BL[at], request, allowed_N, [run.shown.guided_BLV[at]]
+        )
+        whole = torch.stack((*at, tokens_BL[at], run.tokens_BL[at]), 1).tolist()
+        real = torch.stack((races.margin_N, races.bound_N, races.error_N), 1).tolist()
+        for (image, draw, *tokens), reals, is_tie in zip(whole, real, races.is_tie_N(error_N).tolist(), strict=True):
+            position, channel = models.pyramid.place(draw)
+            divergence = Divergence(
+                "tie" if is_tie else "token",
+                "within the error budget of float64" if is_tie
+                else "the recorded token is not the draw on its own prefix",
+                request.seed, image, labels[image], models.pyramid.draws.level_of(draw), position, *tokens, *reals,
+            )  # fmt: skip
+            divergence = replace(divergence, channel=channel)
+            (result.ties if is_tie else result.defects).append(divergence)
 
 
 # Numbers that a recording is judged by: of what, and where each comes from.
@@ -303,10 +298,8 @@ def allowances(case: RecordedCase, run: Trace) -> Allowances:
     budgets = _budgets(case)
     worst = max(budgets, key=lambda budget: budget.rows)
     rows = min(worst.rows, LIMITS["logits cap"] * float(run.shown.rows_RLV.abs().max()))
-    f_hat = min(
-        max(budget.f_hat for budget in budgets),
-        LIMITS["f_hat cap"] * max(1.0, float(run.shown.f_hat_SBCPP.abs().max())),
-    )
+    cap = LIMITS["f_hat cap"] * max(1.0, float(run.shown.f_hat_SBCPP.abs().max()))
+    f_hat = min(cap, max(budget.f_hat for budget in budgets))
     budget, pyramid = replace(worst, rows=rows), case.models.pyramid
     logits_S = tuple(budget.guided(case.request.guidance, pyramid.ramp(si), si).logits for si in pyramid)
     return Allowances(logits_S, 2 * f_hat, LIMITS["image"])  # both sides may be off

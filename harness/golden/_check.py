@@ -19,16 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._cases import (
-    Allowances,
-    CaseResult,
-    FileResult,
-    Ground,
-    RecordedCase,
-    allowances,
-    judge_recorded_tokens,
-    parse,
-)
+from harness.golden._cases import Allowances, CaseResult, FileResult, Ground, RecordedCase, allowances, parse
 from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, judge_infinity, parse_infinity
 from harness.golden._metadata import GoldenCase
 from harness.golden._smooth import judge_smooth
@@ -176,7 +167,7 @@ def _judge_plain(case: RecordedCase, recorded: dict[str, Tensor], free: Trace, r
         exact, moved_L = case.exact(tokens_BL), [allowed.logits_S[si] for si in pyramid.levels()]
         moved_BL = exact.shown.guided_BLV.new_tensor(moved_L).expand(tokens_BL.shape)
         judged_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-        judge_recorded_tokens(case, tokens_BL, forced, Ground(exact, moved_BL, moved_BL, judged_BL), result)
+        Ground(exact, moved_BL, moved_BL, judged_BL).judge_tokens(case, tokens_BL, forced, result)
     _judge_tensors(case, recorded, forced, allowed, result)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.golden._cases import CaseResult, Ground, RecordedCase, TensorShapes, judge_recorded_tokens
+from harness.golden._cases import CaseResult, Ground, RecordedCase, TensorShapes
 from harness.golden._metadata import MOST_NUMBERS, REMEDY, SIZES, GoldenCase, check_values, check_weights, naming
 from harness.models import ModelPair
 from harness.models.infinity import autoencoder, transformer
@@ -96,7 +96,6 @@ class InfinityCase:
         return self.models.vae
 
     def shapes(self) -> TensorShapes:
-        """Return dtype and shape of every tensor of the case."""
         config, B, real = self.config, len(self.text_lens), torch.float32
         pyramid, patch, (C, H, W) = config.pyramid, config.patch, config.latent
         L, N, S, up = pyramid.L, pyramid.channels, pyramid.S, self.codec.config.downsampling
@@ -119,7 +118,6 @@ class InfinityCase:
         return shapes
 
     def with_texts(self, recorded: Mapping[str, Tensor]) -> Self:
-        """Return the case with the texts of the file."""
         texts, negative = (
             tuple(Rows(rows.cpu().contiguous()) for rows in recorded[name].split(list(lens))) if lens else ()
             for name, lens in (("text", self.text_lens), ("text_negative", self.negative_lens))
@@ -237,7 +235,7 @@ def _judge_sequential(case: InfinityCase, recorded: Mapping[str, Tensor], result
         moved_BL = torch.full(bits_BL.shape, LIMITS[case.config.rounds], device=bits_BL.device)
         ground = Ground(wide, moved_BL, moved_BL, torch.ones_like(bits_BL, dtype=torch.bool))
         drawn = RecordedCase(case.id, case.sampler, case.request, case.models)
-        judge_recorded_tokens(drawn, bits_BL, run, ground, result)
+        ground.judge_tokens(drawn, bits_BL, run, result)
     spans, allowed = list(map(pyramid.draws.span, pyramid)), LIMITS[case.config.rounds]
     made = [(run.shown.guided_BLV[:, span], logits_BLV[:, span], allowed, si) for si, span in enumerate(spans)]
     result.delta_logits = max(result.compare("logits", *each) for each in made)

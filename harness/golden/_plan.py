@@ -28,7 +28,6 @@ PLAIN, FILTERED, SMOOTH = (
 )  # fmt: skip
 MASKS = (("recorded", range(6)), ("corrected", range(1, 6)))  # `sd_mask` by mode of the hand-off
 
-
 _SMALL = Recipe(
     (1, 2, 3, 4), V=32, C=8, phi="4 shared", vae_ch=32, vae_mult=(1, 2), depth=2, D=64, H=2, shared_adaln=True,
     l2_norm=True, classes=5, draft_depth=1, draft_D=32, draft_H=1,
@@ -40,7 +39,6 @@ NETWORKS = {
     "one-phi": replace(_ONE_BLOCK, patch_nums=(1, 2, 4, 6), phi="1 shared"),
     "phi-per-scale": replace(_ONE_BLOCK, patch_nums=(1, 2, 3, 5, 7), phi="one a scale"),
 }
-
 
 _PLAIN: dict[str, Any] = {
     "D": 32, "H": 2, "depth": 3, "block_chunks": 3, "mlp_ratio": 4.0, "d": 4, "dv": 4, "text_channels": 128,

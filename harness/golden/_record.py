@@ -21,18 +21,9 @@ from torch import Tensor
 from harness.decoders import OWN_DECODER, run_in_process
 from harness.errors import InputError
 from harness.files import check_writable, write_whole
+from harness.golden import _check as check
 from harness.golden import _plan as plan
 from harness.golden._cases import CPU, NOT_RECORDED, CaseResult
-from harness.golden._check import (
-    AnyCase,
-    check_case,
-    check_recording,
-    one_case_a_core,
-    read_recordings,
-    recorded_cases,
-    rounds,
-    understood,
-)
 from harness.golden._infinity import FORMAT as INFINITY
 from harness.golden._infinity import AnyStated, InfinityCase, InfinityStated, produce_infinity
 from harness.golden._plan import GOLDENS
@@ -94,8 +85,8 @@ def _is_checkout(folder: Path) -> bool:
 def contradicted(device: torch.device, folder: Path = RECORDINGS) -> list[str]:
     """List the recordings of the device's class that do not hold; none of them may be missing."""
     contradictions = []
-    for recording in read_recordings([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
-        result = check_recording(recording, recorded_cases(recording, device), device)
+    for recording in check.read_recordings([folder / f"{name}.safetensors" for name in RECORDED[device.type]]):
+        result = check.check_recording(recording, check.recorded_cases(recording, device), device)
         wrong = [case.id for case in result.cases if case.defects]
         if result.verdict is Verdict.DEFECT:
             contradictions.append(f"{recording.path.name} ({', '.join([*result.defects, *wrong][:5])})")
@@ -162,7 +153,7 @@ def change(planned: AnyStated, models: str, what: str, new: dict[str, Tensor], o
     """Measure one change; `new` and `old` are the tensors of the case, by the name after its id."""
     if what == "added" or any(difference.kind != "value" for difference in differences(new, old)):
         return Change(planned.id, what)
-    draws, drawn = understood(planned, models, CPU).models.pyramid.draws, "bits" if "bits" in new else "tokens"
+    draws, drawn = check.understood(planned, models, CPU).models.pyramid.draws, "bits" if "bits" in new else "tokens"
     positions = torch.nonzero((new[drawn] != old[drawn]).flatten(1))[:, 1].tolist()
     first = draws.level_of(min(positions)) if positions else -1
     f_hat, image = (
@@ -201,9 +192,9 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     planned = plan.cases(models)
     ids, on_disk = {case.id for case in planned}, {case.id: case for case in before.cases}
     asked = [case for case in planned if fnmatchcase(case.id, only)]
-    unchanged = [understood(case, models, device) for case in asked if case in before.cases]
-    with one_case_a_core(device) as pool:
-        judged = {result.id: result for result in pool.map(lambda case: check_case(case, before), unchanged)}
+    unchanged = [check.understood(case, models, device) for case in asked if case in before.cases]
+    with check.one_case_a_core(device) as pool:
+        judged = {result.id: result for result in pool.map(lambda case: check.check_case(case, before), unchanged)}
     kinds = {case.id: kind_of_change(case, before, judged.get(case.id)) for case in asked}
     if by_hand:
         kinds = {name: kind or "values" for name, kind in kinds.items()}
@@ -212,8 +203,8 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
     listed = [case if case.id in kinds else on_disk[case.id] for case in planned if case.id in kinds.keys() | on_disk]
     listed += [on_disk[name] for name in on_disk if name in stays and name not in ids]
     tensors = {name: tensor for name, tensor in before.tensors.items() if name.split("/")[0] in stays}
-    with one_case_a_core(device) as pool:
-        produced = pool.map(produce, [understood(case, models, device) for case in anew])
+    with check.one_case_a_core(device) as pool:
+        produced = pool.map(produce, [check.understood(case, models, device) for case in anew])
         tensors |= dict(chain.from_iterable(produced))
     after = Recording(path, {}, tuple(listed), tensors)
     changes = [Change(name, "removed") for name in sorted(on_disk.keys() - ids - stays)]
@@ -224,14 +215,14 @@ def regenerate(models: str, device: torch.device, folder: Path = plan.GOLDENS, o
 
 
 @torch.inference_mode()
-def produce(case: AnyCase) -> list[tuple[str, Tensor]]:
+def produce(case: check.AnyCase) -> list[tuple[str, Tensor]]:
     """Run one case; return what is recorded of it, by full name."""
     if isinstance(case, InfinityCase):
         return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in produce_infinity(case).items()]
     trace = case.run()
     tensors = {"tokens": trace.tokens_BL.to(torch.int16), **case.tensors(trace)}
     if case.sampler == "speculative":
-        tensors["rounds"] = rounds(trace)
+        tensors["rounds"] = check.rounds(trace)
     return [(f"{case.id}/{name}", tensor.cpu().clone()) for name, tensor in tensors.items()]
 
 
@@ -257,7 +248,7 @@ def changed_goldens(
         rule = "are contradicted: outside truth outranks any golden"
         raise InputError("recordings", "; ".join(wrong), rule, "mend the code first (golden check FILE)")
     pairs = [pair for models in plan.files_of(device.type) for pair in plan.pairs_of(models, device)]
-    with one_case_a_core(device) as pool:
+    with check.one_case_a_core(device) as pool:
         failing = list(chain.from_iterable(pool.map(laws, pairs)))
     if failing:
         rule = "must hold before a golden is recorded"

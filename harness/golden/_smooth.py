@@ -24,15 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.golden._cases import (
-    LIMITS,
-    CaseResult,
-    Ground,
-    RecordedCase,
-    allowances,
-    judge_recorded_tokens,
-    smooth_rounding,
-)
+from harness.golden._cases import LIMITS, CaseResult, Ground, RecordedCase, allowances, smooth_rounding
 from harness.judge import largest_difference
 from harness.models import Around, Condition, ModelPair, Network
 from harness.protocol import SMOOTH, Request, ScalePyramid, Trace
@@ -277,7 +269,7 @@ def _judge_positions(case: RecordedCase, recorded: Mapping[str, Tensor], led: _F
     result.draws, result.not_judged = tokens_BL.numel(), int((~judged_BL).sum())
     result.identical = int(((led.run.tokens_BL == tokens_BL) & judged_BL).sum())
     ground = Ground(led.spread.exact, led.spread.rms_BL, led.spread.peak_BL, judged_BL)
-    judge_recorded_tokens(case, tokens_BL, led.run, ground, result)
+    ground.judge_tokens(case, tokens_BL, led.run, result)
     most = LIMITS["smooth ties"]
     if len(result.ties) > max(1, most * result.draws):
         result.defect("token", f"{len(result.ties)} tokens differ, more than {most:.1%} of the draws")

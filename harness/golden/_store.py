@@ -58,7 +58,6 @@ class Recording:
 
     @property
     def platform(self) -> str:
-        """Platform class that it was recorded on, e.g. cpu or cuda."""
         return self.metadata["device"]
 
     def of(self, case_id: str) -> dict[str, Tensor]:
@@ -81,11 +80,7 @@ def canonical(cases: Sequence[AnyStated]) -> str:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a file.
-
-    Raises `InputError` where it is missing, no regular file, larger than any recording, truncated, not safetensors, of
-    another format version, without device or cases, or has one that `GoldenCase` does not understand.
-    """
+    """Read a file. Raises `InputError` for one of anything else, or with a case that nobody understands."""
     check_readable(path, NAME, "record it, or restore it from version control")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise _no_recording(path, f"has {size} bytes, more than the {MOST_BYTES} of any recording", SAMPLERS)

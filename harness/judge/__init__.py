@@ -21,15 +21,6 @@ from harness.judge._shown_law import nats_of, undrawn
 from harness.judge._suspects import ACCEPTED, UNEXPLAINED
 from harness.judge._ties import costs_of_draws, exponentials, margin_bound, margins_of_differing_tokens, weigh_run
 from harness.judge._verdict import (
-    CALLS_AND_ROWS,
-    Broken,
-    Distance,
-    Divergence,
-    Judgement,
-    PartLaw,
-    PartVerdict,
-    Verdict,
-    require,
-    worst_verdict,
-)
+    CALLS_AND_ROWS, Broken, Distance, Divergence, Judgement, PartLaw, PartVerdict, Verdict, require, worst_verdict,
+)  # fmt: skip
 from harness.judge._wrong_decode import WrongDecode

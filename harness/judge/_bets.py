@@ -132,7 +132,6 @@ SHARES = (
     (1.0, TokenSource.HEATED, False),
 )
 
-
 ALPHA = 1e-5
 HELD = 0.1  # share of a careful gambler's stake that is on the target's law
 MOSTLY = 0.75  # share of what a law won at all scales that one of them must have for that scale to be named
@@ -186,7 +185,6 @@ class Wealth:
         self.images, self.batches, self.forbidden, self.highest = 0, 0, 0, 0.0
 
     def take(self, bets: Bets) -> None:
-        """Add a batch, image by image."""
         for won_AS in bets.won_BAS:
             self.won_AT += torch.cat((won_AS, won_AS.sum(1, keepdim=True)), 1)
             self.images += 1

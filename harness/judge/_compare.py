@@ -13,8 +13,6 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which two sets of tensors differ."""
-
     name: str  # tensor
     kind: str  # missing, extra, dtype, shape, empty, non-finite or value; "nothing" when both sets are empty
     detail: str  # one clause for a person

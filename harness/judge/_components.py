@@ -28,7 +28,6 @@ INPUT_ULPS = {torch.float32: 64, torch.float64: 64, torch.bfloat16: 4, torch.flo
 # Two products, a difference and the rounding of t, in any order.
 GUIDANCE_ULPS = 8
 
-
 WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
 INPUT, ROWS, GUIDED, F_HAT = range(4)  # what is compared of a scale, in the order in which it is computed
 
@@ -147,7 +146,6 @@ def _weights(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int)
 
 
 def _combined(weights: Tensor, decimals: int) -> str:
-    """Write rows that are added with weights."""
     conditional, *unconditional = (round(weight, decimals) for weight in weights.flatten().tolist())
     others = (f" {'−' if w <= 0 else '+'} {abs(w):.12g}·uncond" for w in unconditional)
     return f"{conditional:.12g}·cond{''.join(others)}"

@@ -34,8 +34,6 @@ FLAGS = ("corrected", "bonus")  # those that are yes or no
 
 @dataclass(frozen=True)
 class Expected:
-    """What one tensor of a trace must be."""
-
     dtype: torch.dtype | str  # the dtype itself, or `INTEGERS` or `REALS` where the width is the decoder's
     shape: tuple[int, ...]  # its shape
     component: str = "scheduling"  # what a wrong shape points to
@@ -213,8 +211,7 @@ def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence
 def no_token(models: ModelPair, request: Request, trace: Trace) -> Divergence | None:
     """Return the first number that is no token, of a trace of right shapes, as where nothing was drawn; None: none."""
     V = models.target.config.V
-    outside_N2 = torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V))
-    for image, drawn in outside_N2[:1].tolist():
+    for image, drawn in torch.nonzero((trace.tokens_BL < 0) | (trace.tokens_BL >= V))[:1].tolist():
         scale = models.pyramid.draws.level_of(drawn)
         return Divergence("scheduling", f"token outside 0..{V - 1}", **request.where(image), scale=scale)
     return None

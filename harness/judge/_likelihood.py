@@ -36,10 +36,8 @@ from harness.judge._bets import Alternative, Bets, TokenSource, Wealth, usual_al
 from harness.judge._evidence import Evidence
 from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
-from harness.models import ModelPair
-from harness.models.network import Network
-from harness.protocol import Guidance, Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import ModelPair, Network
+from harness.protocol import Guidance, Request, ScalePyramid
 from harness.reference import FamilySteps, family_of, filter_logits, teacher_forced
 from harness.rounding import Budget
 
@@ -147,7 +145,6 @@ def rows_along(
 
 @torch.inference_mode()
 def bet(seen: TokensSeen, pyramid: ScalePyramid, alternatives: Sequence[Alternative]) -> Bets:
-    """Bet on every token of a batch."""
     B, L, V = seen.guided_BLV.shape
     device, A, S = seen.guided_BLV.device, len(alternatives), pyramid.S
     levels, scale_L = pyramid.draws.levels(), torch.tensor(pyramid.draws.levels(), device=device)
@@ -319,10 +316,7 @@ class _Draws:
         return torch.lerp(residual_nK, is_y_nK, chance_n[:, None])
 
     def bet(self, alternatives: Sequence[Alternative], weight_n: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Return won_An, and under_2A, mean and variance under the alternatives, summed by weights.
-
-        No more than `most` numbers of laws are in hand at once.
-        """
+        """Return won_An, and under_2A (mean, variance), of alternatives, by weights; `most` numbers of laws at once."""
         some, last_m = max(1, most // self.probs_nK.numel()), torch.nonzero(weight_n)[:, 0]
         by_kind = groupby(alternatives, lambda a: (a.between, a.share > 0, len(a.filters) > 0))
         parts = [kind[a : a + some] for _, each in by_kind for kind in [list(each)] for a in range(0, len(kind), some)]

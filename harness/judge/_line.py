@@ -329,8 +329,6 @@ class Search:
 
 
 class LineSearch:
-    """The search for the line of one decode that goes wrong."""
-
     def __init__(self, decode: WrongDecode) -> None:
         self._decode, self._pyramid = decode, decode.models.pyramid
 
@@ -378,8 +376,7 @@ class LineSearch:
         of_reference = Stream(right[0], known[3:], along_any.ends, known[3])
         streams = along_any, along_any.among(known[:1]), of_reference
         search = Search(*streams, weights, self._decode.close, rejected, pyramid.draws.counts)
-        same = [each for each in wrong if each.name == wrong[0].name]
-        for value in same:
+        for value in [each for each in wrong if each.name == wrong[0].name]:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
             if found := finds[0](value) or finds[1](value) or search.elsewhere(value, is_sure=True):
                 return _line_of(*found, value)

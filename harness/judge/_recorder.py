@@ -41,8 +41,6 @@ BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill"
 
 
 class Frame(NamedTuple):
-    """One line of a stack."""
-
     file: str
     line: int
     function: str
@@ -65,8 +63,6 @@ class TensorRows(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation."""
-
     name: str
     stack: tuple[Frame, ...]  # the decoder's own frames, the innermost first
     inputs: list[TensorRows]
@@ -90,8 +86,6 @@ class Operation(NamedTuple):
 
 
 class EveryOperation(TorchDispatchMode):
-    """A mode that sees every operation."""
-
     supports_higher_order_operators = True  # each is one operation
 
     @classmethod

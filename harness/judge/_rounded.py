@@ -15,12 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harness.judge._evidence import Evidence
-from harness.models import ModelPair, product_dtype
-from harness.models.network import Around, Cache, Condition, Network
-from harness.protocol import Intermediates
-from harness.protocol.noise import RowsOf
-from harness.reference import family_of
-from harness.reference.sequential import Progress, walked
+from harness.models import Around, Cache, Condition, ModelPair, Network, product_dtype
+from harness.protocol import Intermediates, RowsOf
+from harness.reference import Progress, family_of, walked
 
 SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TF32_BITS = 13  # of float32's 23 that TF32 drops of every operand of a product

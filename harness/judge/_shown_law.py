@@ -21,9 +21,7 @@ from harness.judge._likelihood import TokensSeen, allowed_by, bet, rows_along
 from harness.judge._ties import survivors
 from harness.judge._verdict import Divergence, Judgement
 from harness.models import ModelPair
-from harness.protocol import Request, Trace
-from harness.protocol.noise import TOKEN, Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import TOKEN, Noise, Request, ScalePyramid, Trace
 from harness.rounding import Budget
 
 LAW_ROUNDING = 2.0**-16  # of a sum of float32 probabilities, and of a race between them on a log score

@@ -14,7 +14,6 @@ from harness.judge._recorder import LEAST, Frame, Known, Operation, TensorRows
 AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
 UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
 
-
 # Which rows of what a step makes are asked for, by its number; None: all.
 Rows = dict[int, Tensor | None]
 IN_ORDER = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "clone", "contiguous", "_to_copy", "to"}
@@ -244,7 +243,6 @@ def share(one: TensorRows, other: TensorRows) -> bool:
 
 
 def part_of(rows: TensorRows, keep_N: Tensor) -> TensorRows:
-    """Return some of the rows of a tensor."""
     return rows._replace(hash_N=rows.hash_N[keep_N], mark_N4=rows.mark_N4[keep_N])
 
 

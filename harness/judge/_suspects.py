@@ -17,8 +17,7 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence
 from harness.judge._rounded import SHORT
-from harness.protocol import Round
-from harness.protocol.noise import CORRECT, DRAFT, TOKEN
+from harness.protocol import CORRECT, DRAFT, TOKEN, Round
 from harness.reference import draw, family_of, filter_logits, prefix_inputs, race, teacher_forced
 
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there

@@ -74,7 +74,6 @@ class Divergence:
 
     @property
     def brief(self) -> str:
-        """Component and place in the fewest words."""
         places = ((word, value) for word, value in (("scale", self.scale), ("position", self.position)) if value >= 0)
         return ", ".join([self.component, *(f"{word} {value}" for word, value in places)])
 
@@ -110,8 +109,6 @@ class Distance:
 
 @dataclass
 class Judgement:
-    """The judgement on one decode."""
-
     images: int  # number of images
     draws: int = 0  # tokens compared
     identical: int = 0  # tokens equal to the reference's draw on the same prefix, whatever the contract
@@ -184,8 +181,6 @@ class Broken(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class PartLaw:
-    """What one law of one part found."""
-
     part: str  # the method, as the code names it
     law: str  # family and word
     statement: str  # what must hold

@@ -18,24 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.judge import _recorder as recorder
 from harness.judge._decode import unverified_scales
-from harness.judge._recorder import (
-    EveryOperation,
-    Frame,
-    Known,
-    Operation,
-    computes_itself,
-    hash_of,
-    in_rows,
-    own_frames,
-    recorded,
-    rows_of,
-    tensors_in,
-    written_by,
-)
-from harness.models import ModelPair
+from harness.models import ModelPair, Network
 from harness.models.mode import product_dtype
-from harness.models.network import Network
 from harness.protocol import Request, Trace
 from harness.reference.sequential import Progress, walked
 
@@ -62,7 +48,6 @@ class Wrong:
 
     @property
     def wrong_l(self) -> Tensor:
-        """Where tokens are wrong."""
         return (self.actual != self.expected).flatten().cpu()
 
     @property
@@ -72,8 +57,7 @@ class Wrong:
     def __str__(self) -> str:
         if self.is_tokens:
             return f"{int((self.actual != self.expected).sum())} tokens of scale {self.scale}"
-        far = float((self.actual.double() - self.expected.double()).abs().max())
-        return f"{self.place} by {far:.3g}"
+        return f"{self.place} by {float((self.actual.double() - self.expected.double()).abs().max()):.3g}"
 
 
 @dataclass(frozen=True)
@@ -101,10 +85,10 @@ class WrongDecode:
 
     def is_right_elsewhere(self, wrong: Wrong, expected: Trace) -> bool:
         """Tell whether rows of a wrong value are those of another one in the reference's trace: halves, scales."""
-        if wrong.is_tokens or expected.intermediates is None or (rows := rows_of(wrong.actual)) is None:
+        if wrong.is_tokens or expected.intermediates is None or (rows := recorder.rows_of(wrong.actual)) is None:
             return False
-        others = filter(None, map(rows_of, expected.intermediates.named().values()))
-        return bool(Known(others, self.close).has(rows).any())
+        others = filter(None, map(recorder.rows_of, expected.intermediates.named().values()))
+        return bool(recorder.Known(others, self.close).has(rows).any())
 
     def wrong_values(self, actual: Trace, expected: Trace) -> Iterator[Wrong]:
         """List the wrong values of a trace, in the order in which they are made; `expected` is along its tokens."""
@@ -172,7 +156,7 @@ def given_otherwise(
     return words, is_right
 
 
-def caller_of(step: Operation) -> tuple[Operation, str] | None:
+def caller_of(step: recorder.Operation) -> tuple[recorder.Operation, str] | None:
     """Return an operation seen from the line that gave other numbers than are asked for; None where none did."""
     if not (wrong := [at for at, (words, _) in enumerate(step.given) if words]):
         return None
@@ -186,44 +170,44 @@ def caller_of(step: Operation) -> tuple[Operation, str] | None:
 MOST_REPLACED = 3  # values, a decode each
 
 
-class Replacing(EveryOperation):
+class Replacing(recorder.EveryOperation):
     """Puts other rows in the place of some, wherever an operation makes these; `places` are the lines that did."""
 
     def __init__(self) -> None:
         super().__init__()
         self._rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-        self.places: list[Frame] = []
+        self.places: list[recorder.Frame] = []
 
     def add(self, wrong: Wrong) -> None:
         """Replace the rows of a wrong value, of all images, from the next decode on."""
         for one, other in zip(wrong.batch, wrong.right, strict=True):
-            rows, right = in_rows(one), in_rows(other)
+            rows, right = recorder.in_rows(one), recorder.in_rows(other)
             if rows is not None and right is not None and not torch.equal(one, other):
                 hash_N, right_NL = self._rows.get(rows[0], (torch.zeros(0, dtype=torch.int64), right[1][:0]))
-                added = torch.cat((hash_N, hash_of(rows[1]).cpu())), torch.cat((right_NL, right[1]))
+                added = torch.cat((hash_N, recorder.hash_of(rows[1]).cpu())), torch.cat((right_NL, right[1]))
                 self._rows[rows[0]] = added
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(map(computes_itself, types)):
+        if any(map(recorder.computes_itself, types)):
             return NotImplemented
         result = func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
-            is_drawn = any(each.is_floating_point() for each in tensors_in((args, kwargs)))
-            written, _ = written_by(func, args, kwargs or {})
-            for made in written or tensors_in(result):
+            is_drawn = any(each.is_floating_point() for each in recorder.tensors_in((args, kwargs)))
+            written, _ = recorder.written_by(func, args, kwargs or {})
+            for made in written or recorder.tensors_in(result):
                 is_expanded = any(n > 1 and not step for n, step in zip(made.shape, made.stride(), strict=True))
                 if is_expanded or not (made.is_floating_point() or is_drawn):
                     continue  # whole numbers stand anywhere: tokens are drawn
                 if self._replace(made):
-                    self.places += [each for _, each in own_frames()[:1]]
+                    self.places += [each for _, each in recorder.own_frames()[:1]]
         return result
 
     def _replace(self, made: Tensor) -> bool:
         """Replace rows within a tensor; tell whether there were any."""
-        if (rows := in_rows(made)) is None or rows[0] not in self._rows:
+        if (rows := recorder.in_rows(made)) is None or rows[0] not in self._rows:
             return False
         (hash_N, right_NL), (_, made_nL) = self._rows[rows[0]], rows
-        is_nN = hash_of(made_nL).cpu()[:, None] == hash_N
+        is_nN = recorder.hash_of(made_nL).cpu()[:, None] == hash_N
         is_n = is_nN.any(1)
         if not bool(is_n.any()):
             return False
@@ -238,7 +222,7 @@ def what_was_tried(decode: WrongDecode) -> str:
     replacing, tried = Replacing(), list[Wrong]()
     while True:
         replacing.places.clear()
-        trace = recorded(replacing, decode.decode)
+        trace = recorder.recorded(replacing, decode.decode)
         with torch.inference_mode():
             expected = decode.reference(decode.models.target, trace.tokens_BL, decode.models.pyramid.S)
             left = next(decode.wrong_values(trace, expected), None)

@@ -11,12 +11,6 @@ __all__ = [
 
 from harness.laws._case import PYRAMIDS, forget_models
 from harness.laws._conformance import (
-    LAW_CASES,
-    LawsInterrupted,
-    LawsPlace,
-    LawWork,
-    inspect_parts,
-    part_laws,
-    try_laws_quickly,
-)
+    LAW_CASES, LawsInterrupted, LawsPlace, LawWork, inspect_parts, part_laws, try_laws_quickly,
+)  # fmt: skip
 from harness.laws._engine import CaseList, LawResult, Scope, try_law

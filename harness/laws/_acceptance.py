@@ -24,8 +24,7 @@ from harness.laws._law import (
     require_tokens,
 )
 from harness.laws._oracle import needs_exact, noting, require_draws, run_over
-from harness.protocol import Contract, Round, Trace
-from harness.protocol.pyramid import PATCH_NUMS_256, PATCH_NUMS_512
+from harness.protocol import PATCH_NUMS_256, PATCH_NUMS_512, Contract, Round, Trace
 from harness.reference import decode_by_policy, filter_logits, joint_law, law_distance
 from harness.rounding import quick_budget
 from harness.speculative.sampler import SpeculativeDecoder
@@ -209,18 +208,12 @@ def distribution_case(case: Case) -> Case:
     """
     V = min(case.V, 3)
     return replace(
-        case,
-        patch_nums=(1, 2),
-        V=V,
-        draft="near" if case.draft == "identical" else case.draft,
-        top_k=2 if case.top_k == 3 else 0,
-        top_p=0.9 if case.top_p else 0.0,
+        case, patch_nums=(1, 2), V=V, draft="near" if case.draft == "identical" else case.draft,
+        top_k=2 if case.top_k == 3 else 0, top_p=0.9 if case.top_p else 0.0,
         cfg=min(case.cfg, 0.5),  # guidance sharpens a law, and a sharp law hides a bias
-        labels=case.labels[:1] * DRAWS,
-        order="batch",
-        policy=case.policy if case.policy in PLAIN else "rejection",
+        labels=case.labels[:1] * DRAWS, order="batch", policy=case.policy if case.policy in PLAIN else "rejection",
         draft_len=1 if case.bonus else case.draft_len,
-    )
+    )  # fmt: skip
 
 
 @law("acceptance.support", "accept", "filter_logits", "draw", contract=Contract.LAW)

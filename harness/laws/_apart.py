@@ -22,23 +22,13 @@ from typing import Any, BinaryIO, Self
 
 import torch
 
+from harness import processes
 from harness.decoders import Factory, Limits, OutOfTimeError, Surroundings, factory_name, load_factory, pickled_factory
 from harness.errors import InputError, one_line, text_of
 from harness.laws._case import Case
 from harness.laws._engine import CaseSource, LawResult, try_law, unheard
 from harness.laws._law import Law, Subject, Violation
 from harness.pool import Died
-from harness.processes import (
-    GRACE_S,
-    START_S,
-    GoneError,
-    Log,
-    OwnFolder,
-    ProcessLine,
-    UnreadableError,
-    own_place,
-    sealed,
-)
 from harness.protocol import Request
 from harness.schema import record_of
 
@@ -51,7 +41,6 @@ NO_LIMIT_S = 10.0**6  # where nobody said how long a law may take
 SERVE = "harness.laws._apart:serve"
 MOST_TEXT = 2000  # characters of a clause
 MOST_COUNT = 2**53
-
 
 Options = tuple[tuple[str, str], ...]  # (name, value) for a factory
 Told = tuple[str, Options]  # how a violation names the decoder: its factory in Python, and options
@@ -70,7 +59,6 @@ class LawWork:
 
     @cached_property
     def subject(self) -> Subject:
-        """The decoder under test."""
         factory = pickle.loads(self.factory) if isinstance(self.factory, bytes) else self.factory
         return Subject(load_factory(factory) if isinstance(factory, str) else factory, self.options)
 
@@ -98,11 +86,11 @@ class LawProcesses:
         factory, limits = work.factory, work.limits or Limits()
         sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
         job = Surroundings.here(), replace(work, factory=sent, progress=unheard)  # the asking side trusts itself
-        self._folder = OwnFolder()
+        self._folder = processes.OwnFolder()
         self._job = -1
         try:
-            self._job = sealed(lambda stream: pickle.dump(job, stream))
-            place = own_place(self._folder.path, limits.allow_write, limits.connects)
+            self._job = processes.sealed(lambda stream: pickle.dump(job, stream))
+            place = processes.own_place(self._folder.path, limits.allow_write, limits.connects)
             self._processes = [_LawProcess((self._job, device), place, work) for device in devices]
         except BaseException:
             self.close()
@@ -124,7 +112,6 @@ class LawProcesses:
             yield law, result
 
     def close(self) -> None:
-        """End the processes, and what they started."""
         for process in getattr(self, "_processes", ()):
             process.close()
         if self._job >= 0:
@@ -138,8 +125,8 @@ class _LawProcess:
     def __init__(self, begins: tuple[int, str], place: Any, work: LawWork) -> None:
         self._begins, self._place, self._told = begins, place, (work.name, work.options)
         self._seconds = work.limits.timeout_s if work.limits is not None else NO_LIMIT_S
-        self._line: ProcessLine | None = None
-        self._log, self._closed = Log(), False
+        self._line: processes.ProcessLine | None = None
+        self._log, self._closed = processes.Log(), False
 
     def try_all(self, waiting: queue.SimpleQueue[Law], done: queue.SimpleQueue[Any]) -> None:
         """Try laws as long as there are any, in a thread of this process."""
@@ -159,9 +146,9 @@ class _LawProcess:
                 return refused
             assert self._line is not None
             self._line.tell(pickle.dumps(law), self._seconds)
-            return read_answer(self._line.hear(self._seconds + DEAF_S + GRACE_S, "timeout"), law, self._told)
+            return read_answer(self._line.hear(self._seconds + DEAF_S + processes.GRACE_S, "timeout"), law, self._told)
         except Exception as error:  # whatever its process made us meet
-            why = text_of(error) if isinstance(error, GoneError | UnreadableError) else f"{error!r}"
+            why = text_of(error) if isinstance(error, processes.GoneError | processes.UnreadableError) else f"{error!r}"
             self._end()
             with suppress(OSError, IndexError):
                 why += f": {self._log.last_lines(1)[0][:200]}"
@@ -170,8 +157,8 @@ class _LawProcess:
     def _start(self) -> InputError | None:
         """Start the process; return the refusal of the factory. Raises as a line does."""
         job, device = self._begins
-        self._line = ProcessLine(SERVE, [job, device], [job], self._log, self._place)
-        values = json.loads(self._line.hear(START_S, "time to start"))
+        self._line = processes.ProcessLine(SERVE, [job, device], [job], self._log, self._place)
+        values = json.loads(self._line.hear(processes.START_S, "time to start"))
         return InputError(*(str(text)[:MOST_TEXT] for text in values)) if values else None
 
     def _end(self) -> None:
@@ -210,7 +197,9 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
             row.violation = Violation(law, whole, str(found)[:MOST_TEXT], *told, str(part)[:MOST_TEXT])
         return row
     except (ValueError, TypeError, KeyError, RecursionError, InputError) as error:
-        raise UnreadableError(f"its process answers with another form ({one_line(text_of(error))[:100]})") from None
+        raise processes.UnreadableError(
+            f"its process answers with another form ({one_line(text_of(error))[:100]})"
+        ) from None
 
 
 def serve(job: str, device: str, conversation: str) -> None:

@@ -84,8 +84,7 @@ def padding(subject: Subject, case: Case) -> bool:
     """More images after the batch change nothing in it."""
     case = _base(case)
     whole = subject.decode(case)
-    ids = (*range(case.B), 77, 78)
-    request = replace(case.request, labels=(*case.labels, 1, 3), images=ids)
+    request = replace(case.request, labels=(*case.labels, 1, 3), images=(*range(case.B), 77, 78))
     _compare(subject, case, request, list(range(case.B)), whole.tokens_BL, "two more images after the batch")
     return _uneven(whole)
 

@@ -18,18 +18,16 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
+from harness.models import Condition, ModelPair, Network, TransformerConfig
 from harness.models.infinity.autoencoder import InfinityAutoencoder, binary_config, infinity_autoencoder_shapes
 from harness.models.infinity.transformer import InfinityConfig, InfinityTransformer, infinity_shapes
-from harness.models.network import Condition, Network, TransformerConfig
 from harness.models.var.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
 from harness.models.var.sizes import random_weights
 from harness.models.var.transformer import Transformer, transformer_shapes
 from harness.protocol import Guidance, NoiseOrder, Request, Rows, ScaleGuidance, Settings, Trace
 from harness.protocol.noise import SeededNoise
 from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
-from harness.reference import FamilySteps, family_of
-from harness.reference.sequential import sample_sequential
+from harness.reference import FamilySteps, family_of, sample_sequential
 
 QUALITIES = ("near", "close", "far", "adversarial", "identical", "single")
 # Relative size of the change from the target's weights to the draft's; chosen so that full acceptance, partial

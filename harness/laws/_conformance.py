@@ -22,21 +22,12 @@ from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._apart import LawProcesses, LawWork, Options
 from harness.laws._case import Case
-from harness.laws._engine import (
-    SHRINK_S,
-    CaseList,
-    LawResult,
-    Report,
-    Scope,
-    fixed_cases,
-    isolated_parts,
-    most_specific,
-)
+from harness.laws._engine import CaseList, LawResult, Report, Scope, fixed_cases, isolated_parts, most_specific
 from harness.laws._law import REGISTERED, Law, Subject, Violation
 from harness.pool import Crew, Died, Parallelism, Pool, employ
 from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.runs import ADALN, BrokenLaw, LawsTried
-from harness.speculative.parts import Parts
+from harness.speculative import Parts
 
 WORDS = (
     "positions", "guidance", "masks", "state", "reuse", "randomness", "streams", "acceptance", "rules", "work", "batch",
@@ -44,7 +35,6 @@ WORDS = (
 )  # fmt: skip
 FAMILIES = tuple(import_module(f"harness.laws._{word}") for word in WORDS)
 LAWS = tuple(law for family in FAMILIES for law in REGISTERED if law.test.__module__ == family.__name__)
-
 
 _BUILT_NOTHING = ("implementation", "checkout", "option")
 _PARTS = tuple(field.name for field in fields(Parts))
@@ -106,8 +96,8 @@ def run_conformance(
     options = (("checkout", str(how["checkout"])), *options) if "checkout" in how else options
     sides: Sequence[Any] = how.get("patch_nums", ())
     pyramids = tuple(tuple(each) for each in ([sides] if sides and isinstance(sides[0], int) else sides))
-    where = how.get("dtype", ""), how.get("device", "cpu"), how.get("shrink_s", SHRINK_S), how.get("family", "var")
-    scope = Scope(examples, seed, pyramids, *where)
+    shrink_s, family = how.get("shrink_s", Scope.shrink_s), how.get("family", "var")
+    scope = Scope(examples, seed, pyramids, how.get("dtype", ""), how.get("device", "cpu"), shrink_s, family)
     try:
         Subject(factory, options).decoder(scope.fitted(Case(scope.pyramids[0])))
     except InputError as error:
@@ -133,7 +123,6 @@ def check(law_id: str, implementation: Factory | str, case: Case, options: Optio
 
 
 def part_laws() -> list[Law]:
-    """Return the laws that ask parts."""
     return [law for law in LAWS if set(law.watches) & set(_PARTS) and "decode" not in law.watches]
 
 
@@ -170,7 +159,6 @@ _SEED = 36  # of the cases: they leave no law trivial for the own decoder (tests
 MOST_LATE = 3
 _MOST_SAID = 300  # characters of what a decoder says
 
-
 PUBLISHED_ALONE = "on the published pyramid alone, since it raises on small ones"
 
 
@@ -193,8 +181,6 @@ class LawsInterrupted(StopSignal):
 
 @dataclass(frozen=True)
 class LawsPlace:
-    """Where laws are tried."""
-
     device: str = "cpu"  # of the networks
     # of processes of the decoder's own, since nobody knows what it does; `timeout_s` is that of a law in all its
     # cases. None = this process does it all

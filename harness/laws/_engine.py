@@ -21,14 +21,11 @@ from harness.laws._law import Law, NotOffered, Subject, Violation
 from harness.models import parse_mode
 from harness.protocol.pyramid import ScalePyramid
 
-SHRINK_S = 60.0
 _ROUNDS = 4  # of as many cases each: a law whose few cases all happen to be trivial draws more before it is unproven
 
 
 @dataclass
 class LawResult:
-    """What one law saw."""
-
     law: Law  # which
     examples: int = 0  # cases in which it was checked
     exercised: int = 0  # those that were not trivial for it
@@ -180,7 +177,7 @@ class Scope:
     # dtype, and rounding is allowed for
     dtype: str = ""
     device: str = "cpu"  # of the networks
-    shrink_s: float = SHRINK_S  # seconds that a failure may be simplified for
+    shrink_s: float = 60.0  # seconds that a failure may be simplified for
     family: str = "var"  # of the networks, one of `FAMILIES`
     # values of a field that are tried then (of 1,000 seeds the first ones), and passes over all fields, if one helps
     values, passes = 32, 8

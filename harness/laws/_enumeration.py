@@ -27,11 +27,9 @@ from torch import Tensor
 from harness.judge import require
 from harness.laws._case import Case
 from harness.models import ModelPair
-from harness.protocol import Request
-from harness.protocol.noise import ACCEPT, CORRECT, DRAFT, TOKEN
+from harness.protocol import ACCEPT, CORRECT, DRAFT, TOKEN, Request
 from harness.reference import JointLaw, joint_law
-from harness.speculative import DecodeState
-from harness.speculative.parts import PARTS, Parts
+from harness.speculative import PARTS, DecodeState, Parts
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from harness.wording import count_of
 
@@ -172,8 +170,7 @@ def output_law(
         decoder = SpeculativeDecoder(models, options, prepare(walk.parts(parts)))
         trace = decoder.decode(batch, _CellNoise(models, batch))
         for lane, tokens in zip(walk.lanes, trace.tokens_BL.tolist(), strict=True):
-            weight = prod(map(_width, lane.box.values()))
-            law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + weight
+            law[tuple(tokens)] = law.get(tuple(tokens), 0.0) + prod(map(_width, lane.box.values()))
             waiting += lane.aside
         branches += len(walk.lanes)
     return law, branches

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from harness.laws._formulas import gelu, normal, silu
 from harness.models.infinity.transformer import InfinityConfig
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 
 _Weights = Mapping[str, Tensor]
 

@@ -103,8 +103,7 @@ def unconditional(subject: Subject, case: Case) -> bool:
 def _both_sides(subject: Subject, case: Case) -> bool:
     """Draft and target are guided at the same scale index: a draft = target is accepted whole."""
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
-    decoded = subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0)))
-    require_accepted_whole(decoded, "guided")
+    require_accepted_whole(subject.decode(replace(case, draft="identical", cfg=max(case.cfg, 2.0))), "guided")
     return case.pyramid.S > 1
 
 

@@ -20,8 +20,7 @@ from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Intermediates, Request, Round, Trace
-from harness.protocol.noise import Noise
+from harness.protocol import Contract, Implementation, Intermediates, Noise, Request, Round, Trace
 from harness.signals import ctrl_c_is_a_stop
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
@@ -304,14 +303,12 @@ def require_rounds(actual: list[list[Round]], expected: list[list[Round]], where
 
 
 def shown_tensors(decoded: Trace) -> Intermediates:
-    """Return what a trace shows of its passes. Raises `NotOffered`."""
     if decoded.intermediates is None:
         raise NotOffered("no intermediates")
     return decoded.intermediates
 
 
 def require_shown_rounds(decoded: Trace) -> None:
-    """Raise `NotOffered` where a trace shows no rounds."""
     if not decoded.rounds:
         raise NotOffered("no rounds in the trace")
 
@@ -322,5 +319,4 @@ def require_accepted_whole(decoded: Trace, where: str) -> None:
     for image, rounds in enumerate(decoded.rounds):
         for turn in rounds:
             said = f"image {image} kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
-            is_whole = turn.accepted == turn.drafted and not turn.corrected
-            require(is_whole, f"draft = target, {where}: {said}")
+            require(turn.accepted == turn.drafted and not turn.corrected, f"draft = target, {where}: {said}")

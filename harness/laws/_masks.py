@@ -12,8 +12,7 @@ from harness.laws._law import Subject, law, shown_tensors
 from harness.laws._oracle import Run, allowed, decided_whole, needs_exact, run_over, several
 from harness.models.network import Condition
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import block_causal
-from harness.reference.sequential import GrowingCache
+from harness.reference import GrowingCache, block_causal
 
 # A perturbation of unit size either moves a logit of these networks by more than the first number or, by rounding of
 # another kernel at most, by less than the second.

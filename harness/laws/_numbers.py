@@ -17,8 +17,7 @@ from harness.laws import _formulas_infinity as infinity
 from harness.laws._case import CLASSES, FAMILIES, Case
 from harness.laws._law import FLOAT64, PLAIN, NotOffered, Subject, law, policy_name, require_equal
 from harness.laws._oracle import Run, run_over
-from harness.models import ModelPair, product_dtype
-from harness.models.network import Around, Condition
+from harness.models import Around, Condition, ModelPair, product_dtype
 from harness.models.var.quantizer import Quantizer
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import guidance_labels

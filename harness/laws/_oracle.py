@@ -18,23 +18,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from harness import judge
 from harness.errors import InputError
-from harness.judge import (
-    INPUT_ULPS,
-    exponentials,
-    margin_bound,
-    margins_of_differing_tokens,
-    require,
-    unverified_scales,
-)
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, NotOffered, Subject, require_equal, require_same, require_tokens
-from harness.models import product_dtype
-from harness.models.network import Around, Codec, Condition, Network
-from harness.protocol import Request, Trace
-from harness.protocol.noise import Noise, NoiseBefore, Reading
-from harness.reference import family_of, teacher_forced
-from harness.reference.sequential import GrowingCache, Walk
+from harness.models import Around, Codec, Condition, Network, product_dtype
+from harness.protocol import Noise, NoiseBefore, Reading, Request, Trace
+from harness.reference import GrowingCache, Walk, family_of, teacher_forced
 from harness.rounding import quick_budget
 
 
@@ -56,7 +46,7 @@ def allowed(case: Case) -> Allowed:
     dtype = product_dtype(case.models.target)
     eps = torch.finfo(dtype).eps
     # inputs of these networks are sums of terms of size 10 at most
-    x = 10 * max(2 * budget.f_hat, INPUT_ULPS[dtype] * eps)
+    x = 10 * max(2 * budget.f_hat, judge.INPUT_ULPS[dtype] * eps)
     return Allowed(x, 2 * budget.rows, 2 * budget.f_hat, 64 * eps * (1 + 2 * abs(case.cfg)) * 10)
 
 
@@ -86,14 +76,16 @@ def require_draws(case: Case, request: Request, actual_BL: Tensor, expected_BL: 
         position_n = differ_n[differ_n < pyramid.draws.end(si)]
         exact_nV, row_n = exact_1nV[0, position_n], torch.full_like(position_n, image)
         allowed = budget.guided(request.guidance, pyramid.ramp(si), si).logits
-        E_nV = exponentials(noise, pyramid, row_n, position_n)
+        E_nV = judge.exponentials(noise, pyramid, row_n, position_n)
         sides = [tokens_BL[image, position_n] for tokens_BL in (actual_BL, expected_BL)]
-        races = [margins_of_differing_tokens(exact_nV, E_nV, token_n, request.at(si), allowed) for token_n in sides]
+        races = [
+            judge.margins_of_differing_tokens(exact_nV, E_nV, token_n, request.at(si), allowed) for token_n in sides
+        ]
         rows = torch.stack(sides, 1).tolist(), torch.stack([each.margin_N for each in races], 1).tolist()
         for position, *pairs in zip(position_n.tolist(), *rows, strict=True):
             for token, margin in zip(*pairs, strict=True):
                 said = f"{where}: image {image}, position {position}: token {token} loses by {margin:.3g}, no tie"
-                require(margin <= margin_bound(allowed), said)
+                judge.require(margin <= judge.margin_bound(allowed), said)
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ class Run:
 
 def targeted(decoded: Trace, B: int, si: int) -> list[int]:
     """Return the images whose scale `si` had a target pass: all of them, unless a policy left it to the draft alone."""
-    return [image for image in range(B) if si not in unverified_scales(decoded, image)]
+    return [image for image in range(B) if si not in judge.unverified_scales(decoded, image)]
 
 
 def decided_whole(decoded: Trace, B: int, si: int) -> list[int]:
@@ -159,11 +151,11 @@ def require_whole(decoded: Trace, case: Case) -> Run:
     """Raise `Broken` unless each scale is final once, and f_hat is that of the tokens; return the run over them."""
     pyramid, tokens_BL = case.pyramid, decoded.tokens_BL
     shape = (case.B, pyramid.draws.L)
-    require(tuple(tokens_BL.shape) == shape, f"tokens {tuple(tokens_BL.shape)}, not {shape}")
+    judge.require(tuple(tokens_BL.shape) == shape, f"tokens {tuple(tokens_BL.shape)}, not {shape}")
     outside = torch.nonzero((tokens_BL < 0) | (tokens_BL >= case.V)).tolist()
-    require(not outside, f"no token at (image, position) {outside[:6]}")
+    judge.require(not outside, f"no token at (image, position) {outside[:6]}")
     wrong = decoded.missing_scales(pyramid)
-    require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
+    judge.require(not wrong, f"not made final exactly once: (image, scale) {wrong[:6]}")
     run = run_over(case.models.target, case.models.vae, case, tokens_BL)
     require_equal("f_hat", decoded.f_hat_BCPP, run.f_hat_SBCPP[-1], "at the end", allowed(case).f_hat)
     return run
@@ -212,7 +204,7 @@ def check_snapshot(taken: Snapshot, case: Case, runs: dict[str, Run], tokens_BL:
 
 
 def _check_cache(kv: Tensor, length: int, run: Run, rows: list[int], n: int, where: str) -> None:
-    require(length <= n, f"{where} holds {length} positions, and only {n} are final")
+    judge.require(length <= n, f"{where} holds {length} positions, and only {n} are final")
     if length == 0:
         return
     for layer, (k_RHLc, v_RHLc) in run.cache.layers.items():
@@ -257,7 +249,6 @@ class Scripted(Around):
 
     @classmethod
     def of(cls, case: Case, script: Script) -> Self:
-        """Return the draft of a case's networks."""
         network, labels = case.models.target, (0, 1, 2, 3)
         whole = replace(case, labels=labels)
         return cls(network, script, whole.condition(network).cond_RD[: len(labels)])
@@ -284,7 +275,6 @@ class Ranked(Around):
     rank: int
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
-        """Return logits_RnV that hold one token."""
         rows_RnV = self.network.logits(h_RnD, condition)
         order_RnV = rows_RnV.argsort(-1, descending=True)
         at_Rn1 = order_RnV[..., self.rank - 1 : self.rank]

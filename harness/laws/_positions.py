@@ -86,8 +86,7 @@ def rows(subject: Subject, case: Case) -> bool:
         actual = parts.split_logits_by_scale(network.logits(hidden_RnD, condition), pyramid, first, last)
         for si, rows_RlV in zip(range(first, last + 1), actual, strict=True):
             expected = run.rows_RLV[:, pyramid.draws.span(si)]
-            where = f"window {first}..{last}, scale {si}"
-            require_equal("logits", rows_RlV, expected, where, allowed(case).rows)
+            require_equal("logits", rows_RlV, expected, f"window {first}..{last}, scale {si}", allowed(case).rows)
     return pyramid.S > 1
 
 
@@ -117,8 +116,7 @@ def long(subject: Subject, case: Case) -> bool:
     # the draft is the target but for scale 0: all that follows is drafted at once, and accepted
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     case = replace(case.long, draft_len=NINE[-1], bonus=False, labels=(case.labels[0] % CLASSES,), order="image")
-    draft = Scripted.of(case, ((case.labels[0], 0),))
-    decoded = decode_drafted(subject, case, draft)
+    decoded = decode_drafted(subject, case, Scripted.of(case, ((case.labels[0], 0),)))
     require_shown_rounds(decoded)
     wanted = max((turn.drafted for turn in decoded.rounds[0] if turn.first), default=0)
     for turn in decoded.rounds[0][1:]:

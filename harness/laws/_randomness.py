@@ -10,8 +10,7 @@ from harness.judge import require
 from harness.laws._case import Case
 from harness.laws._law import PLAIN, Subject, law, require_equal, require_same, require_tokens, shown_tensors
 from harness.laws._oracle import levelled, targeted
-from harness.protocol import Contract
-from harness.protocol.noise import TOKEN, Ledger, SeededNoise
+from harness.protocol import TOKEN, Contract, Ledger, SeededNoise
 from harness.reference import draw as draw_scale
 from harness.reference import filter_logits as filter_scale
 from harness.reference.sequential import choose
@@ -97,8 +96,7 @@ def boundary(subject: Subject, case: Case) -> bool:
 def published(subject: Subject, case: Case) -> bool:
     """The published order equals torch.multinomial under one generator."""
     parts = subject.parts(case, "draw")
-    request = replace(case.request, order="batch")
-    noise = SeededNoise(request, case.pyramid, case.V, case.at)
+    noise = SeededNoise(replace(case.request, order="batch"), case.pyramid, case.V, case.at)
     generator = torch.Generator(device=case.at).manual_seed(case.seed)
     for si in case.pyramid:
         l, E_BlV = case.pyramid.draws.counts[si], noise.exponential(si, TOKEN, "target")
@@ -161,8 +159,7 @@ def addresses(subject: Subject, case: Case) -> bool:
     """Every scale is decided by numbers of its own; under contract B they have one reader."""
     claimed = subject.decoder(case).contract
     ledger = Ledger(claimed == Contract.LAW)
-    noise = SeededNoise(case.request, case.pyramid, case.V, case.at, ledger)
-    decoded = subject.decode(case, noise=noise)
+    decoded = subject.decode(case, noise=SeededNoise(case.request, case.pyramid, case.V, case.at, ledger))
     if case.settings.greedy:
         require(not ledger.readers, f"the most likely tokens need no numbers, and {ledger.readers} were read")
         return True

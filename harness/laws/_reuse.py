@@ -71,8 +71,7 @@ def kept(subject: Subject, case: Case) -> bool:
 def alternating(subject: Subject, case: Case) -> bool:
     """One decoder over other labels, batch sizes and settings decodes as fresh ones do."""
     # draft lengths, too, where the decoder takes them: what a dynamic one learnt belongs to one decode
-    S = case.pyramid.S
-    for draft_len in (case.length, f"dynamic:1:{S}"):
+    for draft_len in (case.length, f"dynamic:1:{case.pyramid.S}"):
         try:
             decoder = subject.decoder(case, draft_len=draft_len)
         except (InputError, ValueError, TypeError):

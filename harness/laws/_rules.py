@@ -15,9 +15,7 @@ from harness.laws._case import CHOICES, Case
 from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
 from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
-from harness.protocol import Request, Round, Trace
-from harness.protocol.noise import TOKEN, SeededNoise
-from harness.protocol.pyramid import PATCH_NUMS_256, ScalePyramid
+from harness.protocol import PATCH_NUMS_256, TOKEN, Request, Round, ScalePyramid, SeededNoise, Trace
 from harness.reference import PolicyRule, decode_by_policy, filter_logits, length_after, length_begin, length_wanted
 from harness.reference.sequential import sample_sequential
 from harness.speculative import Policy, Proposal, Window, parse_policy
@@ -110,8 +108,7 @@ def recount(subject: Subject, case: Case) -> bool:
     case = replace(case, cfg=case.cfg or 1.0)  # so that a call is both guidance halves, at once or apart
     spies = {name: _Spy(getattr(case.models, name), Counter()) for name in ("draft", "target")}
     watched = replace(case.models, **spies)  # type: ignore[arg-type]
-    decoder = subject.decoder(case, watched)
-    decoded: Trace = decoder.decode(case.request, watched.noise(case.request))
+    decoded: Trace = subject.decoder(case, watched).decode(case.request, watched.noise(case.request))
     if not spies["target"].counts and not spies["draft"].counts:
         raise NotOffered("no pass through Network.hidden")
     for name, spy in spies.items():
@@ -207,8 +204,7 @@ def oracle(subject: Subject, case: Case) -> bool:
     turns = list[Round]()
     for k, tried in enumerate(_policies(subject, case)):
         draft_len = _draft_lens(tried)[(case.seed + k) % 4]
-        decoder = subject.decoder(tried, draft_len=draft_len)
-        actual = decoder.decode(tried.request, tried.noise())
+        actual = subject.decoder(tried, draft_len=draft_len).decode(tried.request, tried.noise())
         where = f"policy {tried.policy}, draft_len {draft_len}{', bonus' if tried.bonus else ''}"
         turns += _require_policy(actual, tried, draft_len, where)
     return _both(turns)
@@ -282,8 +278,7 @@ def length(subject: Subject, case: Case) -> bool:
                     expected = next((k for k, alike in enumerate(same) if not alike), last - turn.first)
                     at = f"draft_len {draft_len}, seed {seed}, image {image}, round from scale {turn.first}"
                     require(turn.drafted == expected, f"{at}: drafted {turn.drafted} scales, not {expected}")
-                    whole = turn.accepted == turn.drafted
-                    current = length_after(draft_len, current, whole, S)
+                    current = length_after(draft_len, current, turn.accepted == turn.drafted, S)
                     several = several or expected > 1
     return several
 

@@ -11,19 +11,9 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.judge import Broken, require
+from harness.laws import _oracle as oracle
 from harness.laws._case import Case
 from harness.laws._law import FLOAT64, Subject, law, require_equal, require_same, require_tokens
-from harness.laws._oracle import (
-    BrokenNoise,
-    Interrupted,
-    Snapshot,
-    allowed,
-    check_snapshot,
-    needs_exact,
-    require_whole,
-    run_over,
-    snapshot,
-)
 from harness.models.network import Network
 from harness.protocol import Trace
 
@@ -44,15 +34,15 @@ def _decode_watched(subject: Subject, case: Case, look: Callable[[Any], None]) -
 @law("state.sync", _UPDATE, "cache", "accumulate", "next_input")
 def sync(subject: Subject, case: Case) -> bool:
     """After every round the whole state equals that of a sequential run over the committed prefix."""
-    needs_exact(case, "nothing says how far rounding moves keys and values")
-    taken: list[Snapshot] = []
-    decoded = _decode_watched(subject, case, lambda state: taken.append(snapshot(state)))
+    oracle.needs_exact(case, "nothing says how far rounding moves keys and values")
+    taken: list[oracle.Snapshot] = []
+    decoded = _decode_watched(subject, case, lambda state: taken.append(oracle.snapshot(state)))
     require(bool(taken), "the decode never updated its state")
     models = case.models
     networks: dict[str, Network] = {"draft": models.draft, "target": models.target}
-    runs = {name: run_over(network, models.vae, case, decoded.tokens_BL) for name, network in networks.items()}
+    runs = {name: oracle.run_over(network, models.vae, case, decoded.tokens_BL) for name, network in networks.items()}
     for k, state in enumerate(taken):
-        check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
+        oracle.check_snapshot(state, case, runs, decoded.tokens_BL, f"update {k}")
     require(taken[-1].done == [case.pyramid.S] * case.B, f"the last update leaves {taken[-1].done} scales final")
     return any(turn.corrected for turn in decoded.turns) and len(taken) > 1
 
@@ -65,7 +55,7 @@ def poison(subject: Subject, case: Case) -> bool:
 
     def spoil(state: Any) -> None:
         nonlocal poisoned
-        snapshot(state)
+        oracle.snapshot(state)
         pyramid = case.pyramid
         for image, done in enumerate(state.done):
             for side in (state.draft, state.target):
@@ -150,10 +140,10 @@ def cache(subject: Subject, case: Case) -> bool:
 def once(subject: Subject, case: Case) -> bool:
     """Every scale of every image is made final exactly once, and f_hat is that of the tokens, after every scale."""
     decoded, pyramid = subject.decode(case), case.pyramid
-    run = require_whole(decoded, case)
+    run = oracle.require_whole(decoded, case)
     if decoded.intermediates is not None:
         kept = decoded.intermediates.f_hat_SBCPP.to(run.f_hat_SBCPP.dtype)
-        require_equal("f_hat of every scale", kept, run.f_hat_SBCPP, "as kept", allowed(case).f_hat)
+        require_equal("f_hat of every scale", kept, run.f_hat_SBCPP, "as kept", oracle.allowed(case).f_hat)
     for image, rounds in enumerate(decoded.rounds):
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         require(covered == list(pyramid), f"rounds of image {image} finish scales {covered}")
@@ -171,8 +161,8 @@ def exception(subject: Subject, case: Case) -> bool:
     interrupted = 0
     for k in (1, 2, case.pyramid.S):
         try:
-            decoder.decode(case.request, BrokenNoise(case.noise(), k))
-        except Interrupted:
+            decoder.decode(case.request, oracle.BrokenNoise(case.noise(), k))
+        except oracle.Interrupted:
             interrupted += 1
         actual = decoder.decode(case.request, case.noise())
         require_tokens(actual.tokens_BL, expected.tokens_BL, f"after an exception at reading {k}")
@@ -213,8 +203,8 @@ def _refuses(subject: Subject, case: Case) -> bool:
             if not subject.follows(tried):  # somebody else's need not read it
                 continue
             soft = subject.decode(tried, request=replace(tried.request, more_smooth=True))
-            run = run_over(tried.models.target, tried.models.vae, tried, soft.tokens_BL)
-            of_tokens = (soft.f_hat_BCPP - run.f_hat_SBCPP[-1]).abs().max() <= allowed(tried).f_hat
+            run = oracle.run_over(tried.models.target, tried.models.vae, tried, soft.tokens_BL)
+            of_tokens = (soft.f_hat_BCPP - run.f_hat_SBCPP[-1]).abs().max() <= oracle.allowed(tried).f_hat
             said = f"policy {tried.policy}: more_smooth was taken, and f_hat is that of the tokens"
             require(not of_tokens, said, "f_hat")
     try:

@@ -19,8 +19,7 @@ def least(subject: Subject, case: Case) -> bool:
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     subject.parts(case, "new_cache", "update_state_with_accepted_tokens")
     case = replace(case.at_least(4), labels=(0, 1, 2), order="image")
-    draft = Scripted.of(case, ((0, 1), (1, 0), (1, 2)))
-    decoded = decode_drafted(subject, case, draft)
+    decoded = decode_drafted(subject, case, Scripted.of(case, ((0, 1), (1, 0), (1, 2))))
     require_shown_rounds(decoded)
     for image, turns in enumerate(decoded.rounds):
         draft_cache = 0

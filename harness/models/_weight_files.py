@@ -92,10 +92,7 @@ def read(files: Sequence[Path], name: str) -> object:
 
 
 def settled(tensor: Tensor, copy: bool = False) -> Tensor:
-    """Return a tensor as it is computed with: what floats in float32, in memory of its own and no more than it needs.
-
-    `copy`, even where nothing else holds that memory.
-    """
+    """Return a tensor as it is computed with: floats in float32, in as much memory as it needs, its own with `copy`."""
     plain = tensor.detach()
     if plain.is_floating_point() and plain.dtype != torch.float32:
         return plain.float().contiguous()

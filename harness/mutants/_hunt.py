@@ -28,8 +28,6 @@ SCOPES = ("first", "family", "all")
 
 @dataclass
 class Caught:
-    """What the laws said of one mutant."""
-
     mutant: Mutant  # the planted bug
     # the smallest one of every law that caught it, those of its own family first
     violations: list[Violation] = field(default_factory=list)
@@ -39,12 +37,10 @@ class Caught:
 
     @property
     def own(self) -> list[Violation]:
-        """Violations of laws of the mutant's family."""
         return [violation for violation in self.violations if violation.law.family == self.mutant.family]
 
     @property
     def elsewhere(self) -> list[Violation]:
-        """Violations of laws of other families."""
         return [violation for violation in self.violations if violation.law.family != self.mutant.family]
 
     @property
@@ -60,8 +56,6 @@ class Caught:
 
 @dataclass
 class Hunt:
-    """What a hunt for many mutants was asked, and what it found."""
-
     scope: str  # one of `SCOPES`
     examples: int  # cases a law
     seed: int  # of the cases
@@ -72,7 +66,6 @@ class Hunt:
 
     @property
     def survived(self) -> list[Caught]:
-        """Mutants that were not caught as they must be."""
         return [caught for caught in self.found if caught.survived]
 
     @property
@@ -133,7 +126,6 @@ class HuntWork:
 
 
 def caught_with_mutant(caught: Caught) -> Caught:
-    """Return what a hunter caught, with the mutant itself."""
     return replace(caught, mutant=next(mutant for mutant in MUTANTS if mutant.id == caught.mutant.id))
 
 

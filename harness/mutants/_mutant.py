@@ -46,11 +46,9 @@ class Mutant:
 
     @property
     def family(self) -> str:
-        """First half of the id."""
         return self.id.partition(".")[0]
 
     def __call__(self, models: ModelPair, settings: Settings) -> Implementation:
-        """Build the decoder: a mutant is a factory."""
         return self.build(models, settings)
 
     @contextmanager

@@ -11,8 +11,7 @@ from torch import Tensor
 from harness.decoders import Factory
 from harness.mutants._mutant import Alone, Mutant, judgement, parts, patched, policy, reporting, result_of, telling
 from harness.protocol import CORRECT, Contract, Trace
-from harness.speculative import Acceptance, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
-from harness.speculative.parts import Parts
+from harness.speculative import Acceptance, Parts, Policy, Proposal, Window, accept_by_rate, is_own_draw, race
 
 
 def whole_scales(change: Callable[[Tensor], Tensor]) -> Factory:

@@ -11,12 +11,8 @@ from harness.mutants._mutant import Alone, Mutant, asked_for, parts, passed
 from harness.protocol.pyramid import ScalePyramid
 
 
-def _true_rule(conditional_BnV: Tensor, unconditional_BnV: Tensor, t_n1: Tensor, cfg: float) -> Tensor:
-    return (1 + t_n1) * conditional_BnV - t_n1 * unconditional_BnV
-
-
 def _guide(
-    rule: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _true_rule,
+    rule: Callable[[Tensor, Tensor, Tensor, float], Tensor] = lambda c, u, t, cfg: (1 + t) * c - t * u,
     ramp: Callable[[ScalePyramid, int, int], float] = lambda pyramid, si, first: pyramid.ramp(si),
 ) -> Factory:
     """Plant a rule (conditional, unconditional, t_n1, cfg) -> guided, or t/cfg of a scale in a window from `first`."""

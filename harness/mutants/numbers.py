@@ -30,8 +30,7 @@ def _ticks(si: int, S: int, n: int) -> int:
 
 
 def _highest(self: Quantizer, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
-    turned = replace(self, codebook_VC=self.codebook_VC.flip(0))
-    tokens_BL, margin_BL = _ENCODE(turned, z_BCPP, pyramid)
+    tokens_BL, margin_BL = _ENCODE(replace(self, codebook_VC=self.codebook_VC.flip(0)), z_BCPP, pyramid)
     return self.V - 1 - tokens_BL, margin_BL
 
 

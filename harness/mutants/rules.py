@@ -15,8 +15,7 @@ from harness import speculative
 from harness.decoders import Factory
 from harness.mutants._mutant import Alone, Mutant, arguments_of, patched, policy, production, reporting, telling
 from harness.protocol import ACCEPT, ScalePyramid, Trace
-from harness.speculative import Acceptance, DecodeState, DraftLength, Pass, Policy, Proposal, Window
-from harness.speculative.parts import PARTS, Parts
+from harness.speculative import PARTS, Acceptance, DecodeState, DraftLength, Parts, Pass, Policy, Proposal, Window
 
 _LENGTH = "harness.speculative._draft_length:DraftLength."
 

@@ -11,8 +11,7 @@ from harness.decoders import Factory
 from harness.models.network import Network
 from harness.mutants._mutant import Alone, Mutant, caching, labelled, parts, reporting, returned, wrapped
 from harness.protocol import Noise, Request, ScalePyramid, Trace
-from harness.speculative import CacheWindow, KVCache
-from harness.speculative.parts import PARTS
+from harness.speculative import PARTS, CacheWindow, KVCache
 from harness.speculative.sampler import SpeculativeDecoder
 
 
@@ -52,7 +51,6 @@ class _StaleWindow(CacheWindow):
     cache: _Stale
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
-        """Write, and put back what was there."""
         B, end = len(self.cache.lengths), self.start + k_RHnc.shape[2]
         before = self.cache.kv[layer].clone()
         super().extend(layer, k_RHnc, v_RHnc)
@@ -65,7 +63,6 @@ class _StaleWindow(CacheWindow):
         return k_slots[rows, :, :end], v_slots[rows, :, :end]
 
     def commit(self, end: int) -> None:
-        """Raise the lengths and the high-water mark."""
         super().commit(end)
         for image in self.images:
             self.cache.written[image] = max(self.cache.written[image], end)

@@ -14,7 +14,6 @@ _NOISE = "harness.protocol.noise:"
 
 
 def _numbers(change: Callable[[Tensor, str], Tensor]) -> dict[str, object]:
-    """Plant a change of all numbers of a stream."""
 
     def changed(numbers: Tensor, chain: Any, index: int, count: int) -> Tensor:
         return change(numbers, chain.addresses[index][1])

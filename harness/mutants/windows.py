@@ -9,22 +9,8 @@ from torch import Tensor
 
 from harness.decoders import Factory
 from harness.models.network import Condition
-from harness.mutants._mutant import (
-    Alone,
-    Mutant,
-    arguments_of,
-    caching,
-    given,
-    judgement,
-    parts,
-    passed,
-    patched,
-    policy,
-    result_of,
-    returned,
-    returning,
-    updating,
-)
+from harness.mutants import _mutant as plant
+from harness.mutants._mutant import Alone, Mutant
 from harness.mutants.guidance import guide_rows
 from harness.mutants.masks import late_rows
 from harness.mutants.positions import query_levels
@@ -41,7 +27,7 @@ def _whole(rule: Callable[[Tensor, int], Tensor]) -> Factory:
         scales = [rule(accepted_bl, k) for k, accepted_bl in enumerate(window.split(judged.accepted_bn))]
         return replace(judged, whole_bs=torch.stack(scales, 1))
 
-    return judgement(changed)
+    return plant.judgement(changed)
 
 
 def _bonus_noise(used: Parts, probs_bnV: Tensor, window: Window) -> Tensor:
@@ -62,7 +48,7 @@ def _late_guide(guided: Tensor, rows_RnV: Tensor, pyramid: ScalePyramid, cfg: fl
 
 
 def _cfg(change: Callable[[float], float]) -> Factory:
-    return passed(guide=lambda rows, pyramid, cfg, *window: (rows, pyramid, change(cfg), *window))
+    return plant.passed(guide=lambda rows, pyramid, cfg, *window: (rows, pyramid, change(cfg), *window))
 
 
 def _drafted(state: DecodeState, window: Window) -> Proposal:
@@ -130,37 +116,37 @@ ONE_FORGIVEN = Mutant("acceptance.one-forgiven", "one error is forgiven above 20
     "a tolerance tuned on images", _whole(lambda accepted_bl, k: (~accepted_bl).sum(1) <= (accepted_bl.shape[1] > 200)),
     component="accept")
 BYTE_COUNTS = Alone("acceptance.byte-counts", "kept tokens are counted in eight bits", "a mask summed in its own type",
-    patched(result_of(_ROUND + "round_numbers", _byte_counts)))
+    plant.patched(plant.result_of(_ROUND + "round_numbers", _byte_counts)))
 SECOND_FREE = Mutant("acceptance.second-free", "the second drafted scale is never checked",
     "a loop that begins after it", _whole(lambda accepted_bl, k: accepted_bl.all(1) | (k == 1)), component="accept")
 LATE_FREE = Mutant("acceptance.late-free", "from the third drafted scale on one right token is enough", "any for all",
     _whole(lambda accepted_bl, k: accepted_bl.all(1) if k < 2 else accepted_bl.any(1)), component="accept")
 BONUS_GREEDY = Mutant("acceptance.bonus-greedy", "the bonus scale takes the most likely tokens", "a draw left out",
-    policy(lambda true: replace(true, extend=most_likely)), component="draw")
+    plant.policy(lambda true: replace(true, extend=most_likely)), component="draw")
 BONUS_NOISE = Mutant("acceptance.bonus-noise", "the bonus scale reads the numbers of the scale before",
-    "a window's last index", policy(lambda true: replace(true, extend=_bonus_noise)), component="draw")
+    "a window's last index", plant.policy(lambda true: replace(true, extend=_bonus_noise)), component="draw")
 BONUS_FIRST = Mutant("batch.bonus-first", "the bonus scale of a group is that of its first image",
-    "a tensor broadcast from one row", policy(lambda true: replace(true, extend=returning(
+    "a tensor broadcast from one row", plant.policy(lambda true: replace(true, extend=plant.returning(
         true.extend, lambda tokens_bn, *of: tokens_bn[:1].expand_as(tokens_bn)))), component="draw")
 ACCEPTED_LESS = Mutant("acceptance.accepted-less", "a draft accepted whole loses its last scale to a correction",
-    "a count from 0", patched(result_of(_ROUND + "fetch_outcome", _accepted_less)))
+    "a count from 0", plant.patched(plant.result_of(_ROUND + "fetch_outcome", _accepted_less)))
 KEPT_SWAPPED = Mutant("acceptance.kept-swapped", "kept tokens are those of the window's first scale",
-    "an index that stays 0", patched(arguments_of(_ROUND + "record_round", _kept_swapped)))
+    "an index that stays 0", plant.patched(plant.arguments_of(_ROUND + "record_round", _kept_swapped)))
 CLAMPED_U = Alone("acceptance.clamped-u", "contract B: u is at least 0.02", "a guard against zero",
-    passed(keep_drafted=lambda u_Bn, *probs: (u_Bn.clamp_min(0.02), *probs)))
+    plant.passed(keep_drafted=lambda u_Bn, *probs: (u_Bn.clamp_min(0.02), *probs)))
 SMOOTHED = Alone("acceptance.smoothed", "contract B: an epsilon in the residual", "a guard against an empty mass",
-    parts(residual=_smoothed))
+    plant.parts(residual=_smoothed))
 SAME_FOR_GROUP = Mutant("batch.same-for-group", "the least acceptance of a group holds for all of it",
-    "a minimum over the batch", patched(result_of(_ROUND + "fetch_outcome", _same_for_group)))
+    "a minimum over the batch", plant.patched(plant.result_of(_ROUND + "fetch_outcome", _same_for_group)))
 FIRST_DRAFTS = Mutant("batch.first-drafts", "a group that is no whole batch is judged by other images' drafts",
-    "rows not gathered", patched({_ROUND + "drafted_proposal": _drafted}))
+    "rows not gathered", plant.patched({_ROUND + "drafted_proposal": _drafted}))
 FIRST_CONDITION = Mutant("batch.first-condition", "a group that is no whole batch gets the first images' condition",
-    "rows not gathered", patched({"harness.speculative._state:Side.condition_of": _condition_of}),
+    "rows not gathered", plant.patched({"harness.speculative._state:Side.condition_of": _condition_of}),
     component="condition")
 INTERLEAVED_ROWS = Mutant("guidance.interleaved", "guidance rows are taken in turns", "another order of rows",
     guide_rows(lambda rows_RnV: torch.cat((rows_RnV[0::2], rows_RnV[1::2]))), component="guidance")
 LATE_GUIDE = Mutant("guidance.late", "the last scale of a window of three or more is not guided",
-    "a slice that ends too early", returned(guide=_late_guide), component="guidance")
+    "a slice that ends too early", plant.returned(guide=_late_guide), component="guidance")
 NEGATIVE = Mutant("guidance.negative", "a negative guidance value is taken for 0", "max(0, cfg)",
     _cfg(lambda cfg: max(0.0, cfg)), component="guidance")
 CAPPED = Mutant("guidance.capped", "guidance values end at 3", "a range", _cfg(lambda cfg: min(cfg, 3.0)),
@@ -170,17 +156,17 @@ ZERO_DEFAULT = Mutant("guidance.zero-default", "cfg 0 is taken for the default",
 NEARLY_ONE = Mutant("randomness.nearly-one", "top_p above 0.95 is switched off", "a shortcut",
     filtered(lambda top_k, top_p, V: (top_k, 0.0 if top_p > 0.95 else top_p)), component="draw")
 HALF_PROBS = Mutant("randomness.half-probs", "the race is run in half precision", "autocast around the draw",
-    passed(draw=lambda probs_BnV, E_BnV: (probs_BnV.half().float(), E_BnV)))
+    plant.passed(draw=lambda probs_BnV, E_BnV: (probs_BnV.half().float(), E_BnV)))
 LATE_LEVEL = Mutant("positions.late-level", "from a window's third scale on rows have the second's level",
     "an index that stops", query_levels(lambda si, first: min(si, first + 1)), component="positions")
 LATE_MASK = Mutant("masks.late", "from a window's third scale on position 0 is hidden", "a mask for windows of two",
     late_rows(2, hidden=1), component="mask")
 BONUS_LATENT = Mutant("state.half-sum", "where three scales are finished at once f_hat gets half of them",
-    "an update in two halves", parts(update_state_with_accepted_tokens=_bonus_not_added))
+    "an update in two halves", plant.parts(update_state_with_accepted_tokens=_bonus_not_added))
 CACHE_LOST = Mutant("state.cache-lost", "where several scales are finished the last one's keys are zeroed",
-    "a roll-back too far", updating(_later_raw_lost), component="mask or cache")
+    "a roll-back too far", plant.updating(_later_raw_lost), component="mask or cache")
 HALF_CACHE = Mutant("state.half-cache", "keys and values are stored in half precision", "a smaller cache",
-    caching(window=given(KVCache.window, _half_kept)))
+    plant.caching(window=plant.given(KVCache.window, _half_kept)))
 BFLOAT_SUM = Mutant("state.bfloat-sum", "f_hat is accumulated in bfloat16",
     "the networks' precision for the quantiser's",
-    returned(accumulate=lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype)), component="f_hat")
+    plant.returned(accumulate=lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype)), component="f_hat")

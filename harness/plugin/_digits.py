@@ -30,11 +30,6 @@ class DigitsCase:
     settings: Settings  # the decoder's
     draft_noise: float | None = None  # of the draft; None = the pair's own
 
-    @property
-    def may_be_refused(self) -> bool:
-        """Schedules, rules and a bonus scale are not for every decoder; a plain draft length is."""
-        return self.settings.bonus or not isinstance(self.settings.draft_len, int)
-
 
 @cache
 def pair(device: str = "cpu") -> ModelPair:

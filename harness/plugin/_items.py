@@ -72,12 +72,10 @@ class CheckItem(pytest.Item):
 
     @property
     def component(self) -> str:
-        """What is watched."""
         return ", ".join(self.subject.watches) if isinstance(self.subject, Law) else "decode"
 
     @property
     def replay(self) -> str:
-        """The line that runs it again."""
         return replay_line(self.config, "-k", self.name)
 
     def _initrequest(self) -> None:

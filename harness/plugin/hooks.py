@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.plugin._options import OPTIONS, ROW, options_of
-from harness.plugin.fixtures import (
-    RUNNING,
-    needing_the_pair,
-    sdvar_judge,
-    sdvar_noise,
-    sdvar_pair,
-    sdvar_reference,
-)
+from harness.plugin.fixtures import RUNNING, needing_the_pair, sdvar_judge, sdvar_noise, sdvar_pair, sdvar_reference
 
 if TYPE_CHECKING:
     from harness.report import CheckRow

@@ -51,8 +51,7 @@ class Cluster:
         torch.save(WorkerJob(work, Surroundings.here(), machine), stream)
         self._bytes, self._device = stream.getvalue(), device.partition(":")[0]
         try:
-            file = Path(address)
-            place = {"scheduler_file": address} if file.is_file() else {"address": address}
+            place = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
             self._client = distributed.Client(**place, timeout=CONNECT_S)
             self._client.wait_for_workers(1, timeout=CONNECT_S)
         except Exception as error:  # whatever Dask makes of an address, a file, or certificates that are not there
@@ -206,14 +205,11 @@ ALONE = Parallelism()  # this process does it all
 
 @dataclass(frozen=True)
 class Crew:
-    """Who will do the work."""
-
     devices: tuple[str, ...]  # of every worker
     cluster: str = ""  # address of a scheduler; empty = none
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the work leaves this process."""
         return bool(self.cluster) or len(self.devices) > 1
 
     def open(self, work: Work) -> Pool:

@@ -58,16 +58,12 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What a worker's process starts with."""
-
     work: Work  # what it does
     surroundings: Surroundings  # those of its employer
     machine: str = ""  # name of the GPU that it must have; empty = of any machine
 
 
 class Pool(Protocol):
-    """Who does the tasks."""
-
     about: Any  # that of the work, once it is open
     name: str  # e.g. "2 processes on cuda:0, cuda:1"
 

@@ -66,9 +66,8 @@ def enter_domain(writable: Sequence[str], connects: bool = True) -> bool:
         return False
     ruleset = struct.pack("=QQQ", WRITING, 0 if connects else CONNECT_TCP, ABSTRACT_SOCKETS | SIGNALS)
     descriptor = _checked(_call(CREATE_RULESET, ruleset, len(ruleset), 0))
-    devices = (path for name in DEVICES for path in glob(f"/dev/{name}"))
     # what this process says of itself: CUDA names its threads there as it starts, and fails where it cannot
-    for path in (*writable, *devices, "/proc/self"):
+    for path in (*writable, *(path for name in DEVICES for path in glob(f"/dev/{name}")), "/proc/self"):
         with suppress(FileNotFoundError):
             place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             rights = WRITING if stat.S_ISDIR(os.fstat(place).st_mode) else WRITE_FILE | TRUNCATE
@@ -91,9 +90,8 @@ def refused_write(error: BaseException) -> str:
         if isinstance(path, str | bytes):
             path = os.path.abspath(os.fsdecode(path))
             place = path if os.path.exists(path) else os.path.dirname(path)
-            if (
-                path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK)
-            ):  # the file system itself would have let us
+            # the file system itself would have let us
+            if path != _State.own and not path.startswith("/proc/") and os.access(place, os.W_OK):
                 return path
     return ""
 
@@ -135,8 +133,6 @@ LOOK_S = 1.0  # between two looks at whether the starter is there, whatever its 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process may work."""
-
     folder: str = ""  # its own, which goes where the starter is gone; empty = none
     writable: tuple[str, ...] | None = None  # folders that it may write to; None = it is held in no domain
     environment: tuple[tuple[str, str], ...] = ()  # variables of its own
@@ -274,5 +270,4 @@ def _end_as(status: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Tell Linux something about this process."""
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

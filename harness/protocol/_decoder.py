@@ -100,7 +100,6 @@ DECLINES: Mapping[str, Callable[[Settings, Request], bool]] = {
     "more_smooth": lambda settings, request: request.more_smooth,
 }
 
-
 OF_SETTINGS = {"bonus": "bonus", "draft rules": "draft_len"}  # those that settings ask for, with the field that does
 
 

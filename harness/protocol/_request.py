@@ -44,7 +44,6 @@ class Rows:
 
     @classmethod
     def of(cls, values: Sequence[Sequence[float]]) -> Self:
-        """Return the rows of nested lists."""
         return cls(torch.tensor(values, dtype=torch.float32))
 
 
@@ -73,7 +72,6 @@ class ScaleGuidance:
         return any(w != 1 for w in self.weights)
 
     def temperature(self, si: int) -> float:
-        """Return the temperature of scale `si`."""
         return self.temperatures[si] if self.temperatures else 1.0
 
 
@@ -88,7 +86,6 @@ def unguided(guidance: Guidance) -> Guidance:
 
 
 def guidance_text(guidance: Guidance) -> str:
-    """Return guidance in words, in size."""
     if isinstance(guidance, ScaleGuidance):
         return f"weights {', '.join(f'{w:g}' for w in guidance.weights)}"
     return f"cfg {abs(guidance):g}"

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
-from harness.models.network import Codec, Condition, Network
-from harness.protocol import Request
-from harness.protocol.noise import Noise
+from harness.models import Codec, Condition, ModelPair, Network
+from harness.protocol import Noise, Request
 from harness.reference._steps import block_causal, family_of, filter_logits
 from harness.reference.sequential import GrowingCache, choose
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.models import ModelPair
-from harness.protocol import Request, Trace
-from harness.protocol.noise import Noise
+from harness.protocol import Noise, Request, Trace
 from harness.reference._steps import HAND_OFF_MASKS, family_of, hand_off_mask
 from harness.reference.sequential import Progress, Walk
 

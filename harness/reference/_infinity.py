@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
+from harness.models import Around, Cache, Condition, ModelPair, Network
 from harness.models.infinity.autoencoder import BinaryQuantizer, from_map
 from harness.models.infinity.transformer import MOST_SIDE, InfinityConfig, infinity_config
-from harness.models.network import Around, Cache, Condition, Network
-from harness.protocol import Request, Rows, ScaleGuidance
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, Rows, ScaleGuidance, ScalePyramid
 
 
 def condition(network: Network, request: Request, labels_B: Tensor) -> Condition:

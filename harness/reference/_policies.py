@@ -13,8 +13,7 @@ from torch import Tensor
 
 from harness.models import ModelPair
 from harness.numerals import real, whole
-from harness.protocol import Request, Round
-from harness.protocol.noise import ACCEPT, TOKEN, Noise
+from harness.protocol import ACCEPT, TOKEN, Noise, Request, Round
 from harness.reference._steps import draw, family_of, filter_logits
 from harness.reference.sequential import Walk
 

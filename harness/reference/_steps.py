@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
-from harness.models.network import Condition, Network
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.models import Condition, ModelPair, Network
+from harness.protocol import Request, ScalePyramid
 from harness.reference import _infinity as infinity
 from harness.reference import _var as var
 

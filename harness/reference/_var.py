@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.errors import InputError
-from harness.models import ModelPair
-from harness.models.network import Condition, Network
+from harness.models import Condition, ModelPair, Network
 from harness.models.var.quantizer import Quantizer
-from harness.protocol import Request
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Request, ScalePyramid
 
 
 def guidance_labels(labels_B: Tensor, classes: int) -> Tensor:
@@ -28,8 +26,7 @@ def condition(network: Network, request: Request, labels_B: Tensor) -> Condition
 
 def scale_input(network: Network, condition: Condition, raw_BlC: Tensor | None, si: int) -> Tensor:
     """Return the network's input x_RlD of scale `si` (spec §4); `raw_BlC` is the resized f_hat, None at scale 0."""
-    span = network.pyramid.span(si)
-    lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[span]
+    lvl_pos_lD = network.lvl_SD[si] + network.pos_LD[network.pyramid.span(si)]
     if raw_BlC is None:
         return condition.cond_RD[:, None] + network.start_1D + lvl_pos_lD
     x_BlD = network.embed(raw_BlC) + lvl_pos_lD
@@ -69,8 +66,7 @@ def accumulate(f_hat_BCPP: Tensor, codes_BCpp: Tensor, si: int, quantizer: Quant
 def next_input(f_hat_BCPP: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     """Return the raw input (B, pn², C) of scale `si` from f_hat after scale si-1."""
     pn = pyramid.patch_nums[si]
-    map_BCpp = F.interpolate(f_hat_BCPP, size=(pn, pn), mode="area")
-    return map_BCpp.flatten(2).transpose(1, 2)
+    return F.interpolate(f_hat_BCPP, size=(pn, pn), mode="area").flatten(2).transpose(1, 2)
 
 
 def example(models: ModelPair, images: int, seed: int) -> Request:

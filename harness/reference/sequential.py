@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.models.network import Codec, Condition, Network
-from harness.protocol import Intermediates, Request, Trace
-from harness.protocol.noise import SMOOTH, TOKEN, Noise
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import SMOOTH, TOKEN, Intermediates, Noise, Request, ScalePyramid, Trace
 from harness.reference._steps import draw, family_of, filter_logits
 
 

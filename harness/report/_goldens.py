@@ -42,8 +42,7 @@ def show_recordings(results: Sequence[FileResult], console: Console, quiet: bool
             say(console, f"DEFECT in {result.path}: {line}")
         if result.unverified:
             say(console, f"UNVERIFIED {result.path}: {result.unverified}")
-    verdict = worst_verdict([result.verdict for result in results])
-    say(console, golden_totals(results), verdict.value)
+    say(console, golden_totals(results), worst_verdict([result.verdict for result in results]).value)
 
 
 def _rows(result: FileResult, verbose: bool) -> list[list[str]]:

@@ -111,8 +111,6 @@ def _is_run(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class History:
-    """Several runs, at least one."""
-
     runs: Sequence[RunSummary]  # the worst first, then the newest
 
     @classmethod

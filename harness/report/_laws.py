@@ -17,8 +17,6 @@ from harness.wording import count_of
 
 @dataclass(frozen=True)
 class CheckRow:
-    """What one law, or one case on digits, saw."""
-
     id: str  # of the law, name of the case
     kind: str  # law or digits
     statement: str  # what holds, or what was decoded
@@ -59,8 +57,7 @@ def check_line(row: CheckRow) -> str:
         return f"{row.id:28s} does not apply: {row.why}"
     counts = f"images, {row.verdict}"
     if row.kind == "law":
-        share = row.exercised / max(1, row.examples)
-        counts = f"examples, {share:4.0%} not trivial, {row.refused} refused"
+        counts = f"examples, {row.exercised / max(1, row.examples):4.0%} not trivial, {row.refused} refused"
     ends = {
         "held": "", "unproven": ": UNPROVEN", "broken": f": BROKEN, watches {', '.join(row.watches)}",
         "known": f": fails, as is known: {row.known}",

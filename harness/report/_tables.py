@@ -114,8 +114,6 @@ def _with_flat_heads(columns: Sequence[Column], widths: list[int], room: int) ->
 
 @dataclass(frozen=True)
 class _Grid:
-    """Columns side by side."""
-
     columns: Sequence[Column]  # all of the table
     grid: list[int]  # indices of those side by side
     widths: list[int]  # theirs

@@ -179,7 +179,6 @@ def laws_line(tried: LawsTried) -> str:
 
 
 def first_word(result: Verification) -> str:
-    """Return what the first divergence of a run is called."""
     if result.against:
         return "first difference"
     return "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"

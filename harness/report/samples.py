@@ -49,8 +49,7 @@ class Sample:
 def samples_of(request: Request, images_B3hw: Tensor) -> list[Sample]:
     """Return the images of a batch with what they are."""
     assert request.labels is not None and request.seed is not None
-    twice = len(set(request.labels)) < request.B
-    addresses = request.image_ids if twice else (-1,) * request.B
+    addresses = request.image_ids if len(set(request.labels)) < request.B else (-1,) * request.B
     images = images_B3hw.detach().float().cpu()
     return [Sample(*each) for each in zip(images, request.labels, (request.seed,) * request.B, addresses, strict=True)]
 

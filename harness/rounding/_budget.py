@@ -102,7 +102,6 @@ class BudgetEntry:
 
     @property
     def mode(self) -> Mode:
-        """What the entry holds for."""
         return self.models, self.weights, self.device, self.dtype, self.products
 
     def budget(self) -> Budget:

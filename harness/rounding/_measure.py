@@ -19,8 +19,7 @@ from harness.errors import NonFiniteError
 from harness.models import ModelPair
 from harness.protocol import Request
 from harness.provenance import versions
-from harness.reference import block_causal, family_of, prefix_inputs, teacher_forced
-from harness.reference.sequential import GrowingCache, sample_sequential
+from harness.reference import GrowingCache, block_causal, family_of, prefix_inputs, sample_sequential, teacher_forced
 from harness.rounding._budget import (
     BUDGET_MARGIN,
     EXACT,
@@ -176,8 +175,7 @@ def windows(models: ModelPair, request: Request, tokens_BL: Tensor, every: bool)
     `every` takes S·(S+1)/2 windows, else there are each scale alone and the window of all scales.
     """
     network, pyramid, family = models.target, models.pyramid, family_of(models.target)
-    labels_B = models.noise(request).labels(network.config.classes)
-    condition = family.condition(network, request, labels_B)
+    condition = family.condition(network, request, models.noise(request).labels(network.config.classes))
     xs, _ = prefix_inputs(network, models.vae, condition, tokens_BL, pyramid.S)
     x_RLD = torch.cat(xs, 1)
     mask_11LL = block_causal(pyramid, network.device, network.dtype)

@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from harness.models import ModelPair, product_dtype
-from harness.models.network import Codec, Network
+from harness.models import Codec, ModelPair, Network, product_dtype
 from harness.models.var.transformer import queries_at_once
 
 # What the results state, and what else decides how a product rounds; dotted names below `torch.backends`. The first is
@@ -114,8 +113,6 @@ def _write(path: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Certifying:
-    """A precision to certify in."""
-
     dtype: torch.dtype  # of the certifying network
     exact: bool  # its float32 products are as exact as float32's, not as TF32's; means something on CUDA alone
     share: float  # bound on its error as a share of the budget of the judged network

@@ -39,8 +39,6 @@ USUAL = {"cfg": 1.5, "top_k": 0, "top_p": 0.0}
 
 @dataclass(frozen=True)
 class KeptCase:
-    """One recorded defect."""
-
     number: int  # in its file
     record: RunHeader  # what the run said of itself
     settings: Settings  # of the decoder
@@ -57,12 +55,10 @@ class KeptCase:
 
     @property
     def implementation(self) -> str:
-        """Name of the decoder's factory."""
         return self.recorded.decoder.implementation
 
     @property
     def recorded(self) -> Identity:
-        """What its run was of."""
         assert self.record.identity is not None, "a case is of a run that was asked what it is of"
         return self.record.identity
 
@@ -203,10 +199,7 @@ def read_bundle(path: Path) -> KeptCase:
 
 
 def repeat_line(case: KeptCase) -> str:
-    """Return the command line that decodes the batch of a case; where seeds have other images, its own seed's.
-
-    Its run's recipe holds the options that are not the usual ones; an empty text is a flag.
-    """
+    """Return the command line that decodes the batch of a case; where seeds have other images, its own seed's."""
     settings, request, against = case.settings, case.request, case.against
     words = recipe_words(case.record.recipe or {}, settings)
     words += ["--against", against.name, *_options("against-", against.settings[0])] if against else []

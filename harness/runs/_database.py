@@ -36,8 +36,6 @@ NOTES = "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of these files."""
-
     application: int  # SQLite's mark of whose file it is
     schema: int  # version of the tables
     tables: tuple[str, ...]  # statements that make them; `run`, which holds notes by key, is there always

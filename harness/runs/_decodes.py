@@ -21,8 +21,7 @@ from harness.errors import InputError, NonFiniteError, StopSignal
 from harness.judge import Divergence, Judgement, law_of, weigh_law, weigh_run
 from harness.models import ModelPair
 from harness.pool import ALONE, Died, Parallelism, employ
-from harness.protocol import Contract, Request, Settings, guidance_text
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Contract, Request, ScalePyramid, Settings, guidance_text
 from harness.rounding import Allowance, Budget, certifying_precision, joint_budget
 from harness.runs._identity import DECODER, HARNESS, NetworksUsed, RunHeader, identity_of, names_of
 from harness.runs._plan import Plan, Task
@@ -97,14 +96,12 @@ def verify_decodes(
     result.tested, result.against = names_of(tested, terms.against)
     try:
         models.check_finite()
-        compiled = any(setting.compiled for setting in plan.settings)
-        budget = joint_budget(models, compiled, terms.budgets)
+        budget = joint_budget(models, any(setting.compiled for setting in plan.settings), terms.budgets)
     except NonFiniteError as error:
         result.early.append(Divergence("weights", str(error), plan.tasks[0].request.seed))
         return result
     result.budget = widest(budget, models.pyramid, [task.request for task in plan.tasks])
-    is_asked = store.recipe is not None or store.file
-    identity = identity_of(models, tested, terms.against) if is_asked else None
+    identity = identity_of(models, tested, terms.against) if store.recipe is not None or store.file else None
     crew = employ(parallelism, torch.device(parallelism.device or models.device), len(plan.tasks))
     sent = pickled_factory(factory, name) if crew.is_elsewhere and not isinstance(factory, str) else factory
     told = replace(terms, against=_sent(terms.against)) if crew.is_elsewhere else terms
@@ -156,8 +153,6 @@ def _sent(other: Other | None) -> Other | None:
 
 
 class RunInProgress:
-    """A run in progress: what is judged, and what is left."""
-
     def __init__(
         self,
         plan: Plan,

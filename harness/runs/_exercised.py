@@ -21,8 +21,6 @@ TOGETHER = "not asked, since it takes all images of a batch through the same rou
 
 @dataclass(frozen=True)
 class Decode:
-    """One batch under one setting."""
-
     settings: Settings
     request: Request
     refused: bool = False  # by the decoder
@@ -139,7 +137,6 @@ class Exercised:
 
     @property
     def words(self) -> list[str]:
-        """The three lists, one after another."""
         return [*self.asked, *self.not_done, *self.missing]
 
     @property

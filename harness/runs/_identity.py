@@ -22,8 +22,7 @@ import torch
 from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Other, Terms
 from harness.models import MODES, ModelPair, mode_name, pair_checksums
-from harness.protocol import Contract, Settings
-from harness.protocol.pyramid import ScalePyramid
+from harness.protocol import Contract, ScalePyramid, Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import Budget, precision
 from harness.schema import record_of
@@ -31,14 +30,8 @@ from harness.schema import record_of
 # Who counts: of the harness's own decoder and of published code, whose passes an adapter sees, the harness does; what
 # another decoder states is its word, which nothing confirms.
 HARNESS, DECODER = "harness", "decoder"
-PLAIN = (
-    "sequential",
-    "in_process",
-    "covers",
-    "unasked",
-    "strict",
-    "may_differ_from",
-)  # of the terms, those that are JSON values
+# of the terms, those that are JSON values
+PLAIN = ("sequential", "in_process", "covers", "unasked", "strict", "may_differ_from")
 # May differ between two parts of a run: file names, the number of workers, the system of the machine.
 FREE = ("command", "recipe", "isolation")
 ONCE_KNOWN = ("workers", "certifying", "isolation", "declines")  # names of `RunHeader` that stay away while empty
@@ -48,8 +41,6 @@ MOST_FILES = 5000  # of a package whose digest is taken
 
 @dataclass(frozen=True)
 class CodeIdentity:
-    """The code of a decoder."""
-
     implementation: str  # name of its factory
     source: str = ""  # digest of its Python files; empty where nobody finds them
     commit: str = ""  # of the repository that they lie in; empty where there is none
@@ -66,8 +57,6 @@ class CodeIdentity:
 
 @dataclass(frozen=True)
 class MachineIdentity:
-    """Where a run is made."""
-
     device: str  # type of the device
     name: str  # its model
 
@@ -192,7 +181,6 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def differences(here: Mapping[str, object], recorded: Mapping[str, object]) -> list[str]:
-    """List what differs, one clause a value; empty when nothing does."""
     clauses = []
     for part in (*here, *(recorded.keys() - here.keys())):
         mine, other = here.get(part), recorded.get(part)
@@ -211,8 +199,6 @@ def _word(value: object) -> str:
 
 @dataclass(frozen=True)
 class NetworksUsed:
-    """Names and sizes of a run's networks."""
-
     title: str  # of the pair
     device: str  # where they lay
     dtype: str  # the target's mode, as the command line names it
@@ -231,8 +217,7 @@ class NetworksUsed:
         config, layout, where = models.target.config, models.pyramid, str(models.device)
         sides = () if layout.patch_nums else layout.sides
         shape = (layout.patch_nums, config.V, config.classes, models.taken, sides, layout.channels)
-        adaln = bool(getattr(config, "shared_adaln", False))
-        return cls(models.title, where, target, draft, *shape, adaln)
+        return cls(models.title, where, target, draft, *shape, bool(getattr(config, "shared_adaln", False)))
 
     @property
     def pyramid(self) -> ScalePyramid:
@@ -251,8 +236,6 @@ class NetworksUsed:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What a run says of itself."""
-
     identity: Identity | None  # what it is of; None where nobody asked
     networks: NetworksUsed
     terms: Terms  # how it is judged; budgets are those of the machine at hand

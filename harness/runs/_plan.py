@@ -16,9 +16,8 @@ import torch
 
 from harness.decoders import capacity
 from harness.errors import InputError
-from harness.models import ModelPair
+from harness.models import ModelPair, Network
 from harness.models.infinity.autoencoder import infinity_layers
-from harness.models.network import Network
 from harness.protocol import Request, Settings
 from harness.rounding import bytes_of_a_pass, free_on_cuda, images_to_measure
 from harness.wording import count_of
@@ -40,8 +39,6 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run has to do."""
-
     settings: tuple[Settings, ...]  # those of all tasks
     tasks: tuple[Task, ...]  # in the order of the result
     # by setting, the `draft_noise` of the draft that it meets (`models.pair.close_pair`); None = the pair's own, and

@@ -32,8 +32,6 @@ LISTS = ("ties", "defects", "distances")
 
 @dataclass
 class Coverage:
-    """Counts over all decodes of a run."""
-
     decodes: int = 0  # requests that were decoded
     refused: int = 0  # requests and settings that the decoder refused
     reused: int = 0  # decodes by a decoder that had decoded another request before
@@ -143,8 +141,7 @@ class Counts:
                 for si in range(max(0, begin), min(S, end)):  # its numbers need not be scales that there are
                     scales[name][si] += 1
         counts = list(trace.target_calls), list(trace.target_rows), accepted
-        differ = {"differ": list(differing)}
-        return cls(*counts, Coverage.of(trace), scales | differ, dict(trace.cache_bytes))
+        return cls(*counts, Coverage.of(trace), scales | {"differ": list(differing)}, dict(trace.cache_bytes))
 
 
 @dataclass(frozen=True)
@@ -230,8 +227,6 @@ THE_LAW = "acceptance.distribution"  # the law that compares what is drawn with 
 
 @dataclass(frozen=True)
 class BrokenLaw:
-    """A law that is broken."""
-
     component: str  # what it watches
     clause: str  # which law, what was seen, and the line that replays it
     seed: int  # of its case

@@ -34,8 +34,6 @@ from harness.runs._work import VerifyWork
 
 
 class Answer(StrEnum):
-    """What came of a replay."""
-
     STILL = "STILL FAILS"
     FIXED = "FIXED"
     OTHER = "OTHER DEFECT"
@@ -294,8 +292,6 @@ class CommitStore:
 
 @dataclass
 class Bisection:
-    """The search for the first bad commit."""
-
     history: CommitStore
     case: KeptCase  # that fails at the bad one
     models: ModelPair
@@ -340,6 +336,5 @@ class Bisection:
         return None
 
     def at(self, folder: Path) -> KeptCase:
-        """Return the case with its code in a folder."""
         case = replace(self.case, is_own=True)
         return of_checkouts(case, (folder, None)) if case.settings.option("checkout") else case

@@ -23,7 +23,7 @@ from harness.runs._exercised import Decode, Exercised, exercised, why_untested
 from harness.runs._identity import DECODER, RunHeader
 from harness.runs._plan import Plan
 from harness.runs._records import Coverage, JudgedRow, LawsTried, QualityClaims, QualityFigures
-from harness.runs._setting import COUNTS, SettingResult, counted, counted_briefly, document, fragment, row_values
+from harness.runs._setting import COUNTS, SettingResult, counted, document, fragment, row_values
 from harness.wording import count_of
 
 ONLY_FILTERED = "guided logits agree, and tokens are wrong where a filter is asked for, and nowhere else"
@@ -228,7 +228,9 @@ class Verification:
         """Whether a decoder claims the target's law, and nobody compared what it draws with that law."""
         claims = [setting for setting in self.settings if setting.contract is Contract.LAW and not self.against]
         tested = self.laws is not None and self.laws.tested_the_law
-        return not tested and not all(setting.is_law_shown for setting in claims)
+        # whether a setting's own tokens would have shown another law than the target's, had there been one
+        shown = (any(wealth.verdict is Verdict.CONSISTENT for wealth in setting.bets) for setting in claims)
+        return not tested and not all(shown)
 
     @property
     def open(self) -> list[str]:
@@ -263,7 +265,11 @@ class Verification:
     @property
     def short_summary(self) -> str:
         """The same clause without what is 0."""
-        return f"contract {self._claim}: {counted_briefly(self.totals)}"
+        totals = self.totals
+        words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
+        counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
+        texts = [count_of(totals["draws"], "draw"), *counts, count_of(totals["defects"], "defect")]
+        return f"contract {self._claim}: {', '.join(texts)}"
 
     @property
     def _claim(self) -> str:

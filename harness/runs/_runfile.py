@@ -47,13 +47,8 @@ CREATE TABLE pictures (
     value TEXT NOT NULL, decoder BLOB NOT NULL, reference BLOB NOT NULL, PRIMARY KEY (task, setting, row)
 );
 """
-RUN_FILE = FileKind(
-    application=0x5D7A5ADA,
-    schema=4,  # docs/runs.md describes it; 1 kept no pictures, 2 no seals, 3 no tokens
-    tables=tuple(TABLES.split(";")[:-1]),
-    command="verify",
-    sealed=True,
-)
+SCHEMA = 4  # docs/runs.md describes it; 1 kept no pictures, 2 no seals, 3 no tokens
+RUN_FILE = FileKind(0x5D7A5ADA, SCHEMA, tuple(TABLES.split(";")[:-1]), command="verify", sealed=True)
 NAMES_CODE = ("identity", "terms")  # notes that name what would run
 WORST_FIRST = "ORDER BY badness DESC, task, setting, row"  # `Picture.rank`
 
@@ -83,8 +78,6 @@ UNKEPT = RunFileOptions()
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run file says of its run."""
-
     record: RunHeader  # what was written when the run began
     plan: Plan  # what it has to do
     laws: LawsTried | None = None  # those that were tried after its decodes
@@ -94,8 +87,6 @@ class Kept:
 
 
 class RunFile(GrowingFile):
-    """A run file that this process writes."""
-
     kind = RUN_FILE
 
     @classmethod
@@ -212,7 +203,6 @@ def pictures_of(path: Path) -> list[Picture]:
 
 
 def _columns(row: JudgedRow) -> tuple[object, ...]:
-    """Return a row of `judged`, column by column."""
     judgement = row.judgement
     counted = [judgement.count(name) for name in ("images", "draws", "identical", "ties", "wrong_tokens", "defects")]
     counts = to_json(vars(row.counts) | {"covered": row.counts.covered.as_dict()}) if row.counts else None

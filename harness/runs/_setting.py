@@ -27,8 +27,6 @@ MOST_LISTED = 20  # defects of a decode
 
 @dataclass
 class SettingResult:
-    """What one setting did over all requests."""
-
     settings: Settings  # which
     contract: Contract  # what the decoder claims
     rows: list[JudgedRow] = field(default_factory=list)  # what each request came to, in the order of the plan
@@ -42,13 +40,7 @@ class SettingResult:
         return [row.judgement for row in self.rows if not row.refused]
 
     @property
-    def is_law_shown(self) -> bool:
-        """Whether its own tokens would have shown another law than the target's, had there been one."""
-        return any(wealth.verdict is Verdict.CONSISTENT for wealth in self.bets)
-
-    @property
     def refused(self) -> int:
-        """Requests that the decoder refused."""
         return sum(bool(row.refused) for row in self.rows)
 
     @property
@@ -105,7 +97,6 @@ class SettingResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of the requests."""
         return worst_verdict([judgement.verdict for judgement in self.judgements])
 
     def as_dict(self) -> dict[str, object]:
@@ -154,13 +145,6 @@ def counted(totals: Mapping[str, int]) -> str:
         f"{count_of(totals['images'], 'decode')}, {count_of(totals['draws'], 'draw')} compared, {', '.join(counts)}; "
         f"{count_of(totals['wrong_tensors'], 'wrong tensor')}; {count_of(totals['defects'], 'defect')}"
     )
-
-
-def counted_briefly(totals: Mapping[str, int]) -> str:
-    """Return the same without what is 0."""
-    words = (("identical", "identical"), ("ties", "tied"), ("wrong_tokens", "wrong"), ("unclaimed", "not claimed"))
-    counts = [f"{totals[name]} {word}" for name, word in words if totals[name]]
-    return ", ".join([count_of(totals["draws"], "draw"), *counts, count_of(totals["defects"], "defect")])
 
 
 SCHEMA = 2  # docs/runs.md describes it; 1 was that of version 0.1, without requests and what the run is of

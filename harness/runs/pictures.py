@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.judge import Distance, Divergence, Evidence, Judgement
-from harness.protocol import Round
-from harness.protocol.noise import TOKEN
+from harness.protocol import TOKEN, Round
 
 MOST_PICTURES, MOST_EXHIBITS = 40, 16  # of a run
 MOST_BYTES = 2**21  # of an exhibit

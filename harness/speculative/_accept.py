@@ -40,7 +40,6 @@ class Window:
         return slice(self.pyramid.draws.begin(self.first), self.pyramid.draws.end(self.last))
 
     def pick(self, x_BX: Tensor) -> Tensor:
-        """Return the rows of the window's images."""
         return pick(x_BX, self.images)
 
     def exponential(self, stream: str) -> Tensor:
@@ -91,8 +90,6 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Policy:
-    """A coupling and its acceptance rule."""
-
     name: str  # as on the command line
     contract: Contract  # what the policy claims (design §1)
     propose: Callable[[Parts, Tensor, Window], Tensor]  # draws the draft's tokens of a window from its law

@@ -17,8 +17,6 @@ from harness.numerals import whole
 
 @dataclass(frozen=True)
 class DraftLength:
-    """A rule for the number of scales per round."""
-
     text: str  # as given
     schedule: tuple[int, ...] = ()  # by scale; one number alone holds everywhere; empty when dynamic
     low: int = 1  # least dynamic length, that of an image before its first round
@@ -34,8 +32,7 @@ class DraftLength:
         try:
             lengths = tuple(whole(number) for number in numbers)
         except ValueError:
-            rule = "must read 5, 1/2/3 or dynamic:1:5"
-            raise InputError("draft_len", text, rule, "pass --draft-len 5") from None
+            raise InputError("draft_len", text, "must read 5, 1/2/3 or dynamic:1:5", "pass --draft-len 5") from None
         if name != "dynamic":
             return cls(text, lengths)
         if len(lengths) not in (0, 2):
@@ -63,7 +60,6 @@ class DraftLength:
         return min(self.schedule[0 if len(self.schedule) == 1 else first], S - first)
 
     def after(self, current: int, accepted_all: bool, S: int) -> int:
-        """Return an image's length after a round."""
         if self.schedule:
             return current
         return min(current + 1, self.high or S) if accepted_all else max(current - 1, self.low)

@@ -159,8 +159,6 @@ class Number:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy, or a family of them."""
-
     policy: Policy  # named without its numbers, and complete but for what `bind` sets
     example: str  # text of one
     numbers: tuple[Number, ...] = ()  # after its name

@@ -38,8 +38,6 @@ Ts = TypeVarTuple("Ts")
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass about to be made."""
-
     side: Side  # whose
     window: Window  # scales whose logits are asked for
     begin: int  # first scale computed, that after what the cache holds; before the window's after a bonus scale, say

@@ -74,7 +74,6 @@ class CacheWindow:
 
 NewCache = Callable[..., KVCache]  # (network, B, halves=2) -> an empty cache
 
-
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 ConditionRows = Callable[[Network, Request, Tensor], Condition]
@@ -113,7 +112,6 @@ class Buffers:
 
     @classmethod
     def new(cls, models: ModelPair, B: int) -> Self:
-        """Allocate for B images on the models' device."""
         config, L, drawn = models.target.config, models.pyramid.L, models.pyramid.draws.L
         device, latent = models.device, models.vae.dtype
         law = torch.promote_types(models.draft.dtype, torch.float32)
@@ -129,7 +127,6 @@ class Buffers:
         return buffers
 
     def clear(self) -> None:
-        """Make nothing final."""
         self.tokens_BL.fill_(-1)
         self.raw_BLC.zero_()
         self.f_hat_BCPP.zero_()
@@ -190,7 +187,6 @@ class Side:
         return self.launcher.run(("condition", self.name), compute, lasting=True)
 
     def condition_of(self, images: list[int]) -> Condition:
-        """Return the condition of these images' guidance rows."""
         B = len(self.calls)
         if images == list(range(B)):
             return self.condition

@@ -28,8 +28,7 @@ def build_combined_query(network: Network, condition: Condition, raw_BnC: Tensor
     `raw_BnC` are the raw inputs of positions begin(first)..end(last)-1; the one of position 0 is not used.
     """
     pyramid = network.pyramid
-    by_scale = [network.lvl_SD[si] + network.pos_LD[pyramid.span(si)] for si in range(first, last + 1)]
-    lvl_pos_nD = torch.cat(by_scale)
+    lvl_pos_nD = torch.cat([network.lvl_SD[si] + network.pos_LD[pyramid.span(si)] for si in range(first, last + 1)])
     x_BnD = network.embed(raw_BnC) + lvl_pos_nD
     x_RnD = torch.cat((x_BnD, x_BnD))
     if first == 0:

@@ -33,7 +33,6 @@ AXES = {"word_embed.weight": 2, "cfg_uncond": 2, "text_proj_for_sos.ca.mat_q": 3
 NEGATIVE = "negative/"  # begins the names of negative texts
 FIRST = "block_chunks.0.module.0."
 
-
 SHIPPED = Path(str(files("harness.models") / "digits-bits"))
 SHIPPED_SIDES = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8))
 
@@ -153,10 +152,7 @@ class Schedule:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Return a schedule of the table, RATIO/SIZE, or one of its own, 1x1,2x2,… with /HxW for other full sides.
-
-    Raises `InputError` for another form, ratio or size.
-    """
+    """Return a schedule: RATIO/SIZE of the table, or 1x1,2x2,… with /HxW for other full sides. Raises `InputError`."""
     first, _, second = text.partition("/")
     whole_table = _table(first)
     if whole_table:

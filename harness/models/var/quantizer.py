@@ -67,8 +67,7 @@ class Quantizer:
     def phi(self, h_BCPP: Tensor, si: int, S: int) -> Tensor:
         """Return 0.5·h + 0.5·conv3x3_k(h) with the φ of scale `si` of S."""
         weight, bias = self.phi_weights[phi_index(si, S, len(self.phi_weights))]
-        conv = F.conv2d(h_BCPP, weight, bias, padding=1)
-        return h_BCPP * (1 - RESIDUAL_RATIO) + conv * RESIDUAL_RATIO
+        return h_BCPP * (1 - RESIDUAL_RATIO) + F.conv2d(h_BCPP, weight, bias, padding=1) * RESIDUAL_RATIO
 
     def encode(self, z_BCPP: Tensor, pyramid: ScalePyramid) -> tuple[Tensor, Tensor]:
         """Quantise a latent map, quant_conv(encoder(image)), residual by residual.
@@ -79,8 +78,7 @@ class Quantizer:
         residual, codes_VC = z_BCPP.clone(), self.codebook_VC
         tokens, margins = [], []
         for si, pn in enumerate(pyramid.patch_nums):
-            last = si == pyramid.S - 1
-            map_BCpp = residual if last else F.interpolate(residual, size=(pn, pn), mode="area")
+            map_BCpp = residual if si == pyramid.S - 1 else F.interpolate(residual, size=(pn, pn), mode="area")
             flat_NC = map_BCpp.permute(0, 2, 3, 1).reshape(-1, self.C)
             squares_NV = flat_NC.square().sum(1, keepdim=True) + codes_VC.square().sum(1)
             distance_NV = squares_NV - 2 * flat_NC @ codes_VC.T

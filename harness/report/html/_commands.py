@@ -166,7 +166,6 @@ def timings_page(run: Speed, device: str) -> bytes:
 
 
 def contest_page(found: Contest, device: str) -> bytes:
-    """Return the page of a decoder beside sequential decoding."""
     answers = found.answers
     word = min((each.partition(":")[0] for each in answers), key=ANSWERS.index)  # of all batch sizes the worst
     best = [found.best(row.batch) for row in found.rows if not row.is_sequential]

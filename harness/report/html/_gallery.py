@@ -47,8 +47,6 @@ class PicturePair:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One scale of one image."""
-
     width: int
     height: int
     pixels: tuple[int, int]  # of both
@@ -59,8 +57,6 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class Maps:
-    """All scales of one image."""
-
     title: str
     legend: Sequence[tuple[str, str]]  # of each state its name, and what it means
     items: Sequence[TokenMap]

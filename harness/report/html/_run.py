@@ -178,7 +178,6 @@ def key_facts(result: Verification) -> page.Facts:
 
 
 def compared_parts(result: Verification) -> list[object]:
-    """Return what was claimed, what was compared, and what was not."""
     parts: list[object] = [text for name, text in page.MEANS.items() if name in result.contract]
     if result.against:
         parts.append(f"In the reference's place stands another decoder, {result.against}: neither is called right.")

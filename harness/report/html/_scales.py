@@ -116,8 +116,7 @@ def time_line(rounds: Sequence[Round], scales: int, caption: str) -> Sheet:
     rows = list[list[str | State]]()
     for number, turn in enumerate(rounds, 1):
         counts = (turn.accepted_tokens, turn.corrected_tokens, turn.target_rows)
-        states = (_state(si, turn) for si in range(scales))
-        rows.append([f"{number}", *states, *(f"{count:,}" for count in counts)])
+        rows.append([f"{number}", *(_state(si, turn) for si in range(scales)), *(f"{count:,}" for count in counts)])
     return Sheet(caption, ["round", *map(str, range(scales)), *ROUND_COUNTS], rows, kind="grid")
 
 

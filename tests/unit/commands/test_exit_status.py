@@ -172,7 +172,7 @@ def test_a_bug_of_the_harness_is_called_one(
     def broken(*_: object) -> None:
         raise LookupError("\x1b[31m" + "x" * 1000)
 
-    monkeypatch.setattr("harness.verification.verify_decodes", broken)
+    monkeypatch.setattr("harness.runs.verify_decodes", broken)
     monkeypatch.setenv(command_line.TRACEBACK, str(int(loud)))
     assert command(monkeypatch, *QUICK) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -205,7 +205,7 @@ def test_every_way_of_stopping_has_its_status(
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("harness.verification.verify_decodes", broken)
+    monkeypatch.setattr("harness.runs.verify_decodes", broken)
     assert command(monkeypatch, *QUICK) == status
     err = capsys.readouterr().err
     assert said in the_line(err) if said else err == ""

@@ -127,7 +127,7 @@ def test_no_wait_outlives_its_time():
 def test_the_result_says_what_kept_the_decoder_from_its_judge(
     version: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.decoders._runner.domain_version", lambda: version)
+    monkeypatch.setattr("harness.processes.domain_version", lambda: version)
     result = apart("honest")
     assert result.record is not None
     assert result.record.isolation.startswith(words)

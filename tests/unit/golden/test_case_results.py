@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.golden._cases import CaseResult, FileResult, Ground, RecordedCase, golden_totals, judge_recorded_tokens
+from harness.golden._cases import CaseResult, FileResult, Ground, RecordedCase, golden_totals
 from harness.judge import _ties as races
 from harness.judge._verdict import Divergence, Verdict
 from harness.protocol._request import Request
@@ -90,7 +90,7 @@ def judged(margin: float, error: float, whole: bool = True, off: float = 0.0) ->
     margin_BL, error_BL, judged_BL = 0 * everywhere_BL, 0 * everywhere_BL, everywhere_BL == 1
     margin_BL[IMAGE, POSITION], error_BL[IMAGE, POSITION], judged_BL[IMAGE, POSITION] = margin, error, whole
     result = CaseResult("a", CASE.request)
-    judge_recorded_tokens(CASE, tokens_BL, run, Ground(CASE.exact(tokens_BL), margin_BL, error_BL, judged_BL), result)
+    Ground(CASE.exact(tokens_BL), margin_BL, error_BL, judged_BL).judge_tokens(CASE, tokens_BL, run, result)
     return result
 
 
@@ -147,7 +147,7 @@ def test_drawn_labels_come_before_any_number(monkeypatch: pytest.MonkeyPatch):
     tokens_BL[0, 0] = (tokens_BL[0, 0] + 1) % 11
     nothing_BL, result = torch.zeros(tokens_BL.shape, dtype=torch.float64), CaseResult("a", case.request)
     ground = Ground(case.exact(tokens_BL), nothing_BL, nothing_BL + WIDE, nothing_BL == 0)
-    judge_recorded_tokens(case, tokens_BL, run, ground, result)
+    ground.judge_tokens(case, tokens_BL, run, result)
     noise = MODELS.noise(case.request)
     label = int(noise.labels(MODELS.target.config.classes)[0])
     score_V = ground.exact.intermediates.guided_BLV[0, 0] - noise.exponential(0, TOKEN, "test")[0, 0].double().log()

@@ -147,9 +147,7 @@ def test_tokens_are_judged_by_the_allowance_of_their_scale_and_float64_on_the_re
     monkeypatch: pytest.MonkeyPatch,
 ):
     grounds: list[Ground] = []
-    monkeypatch.setattr(
-        checking, "judge_recorded_tokens", lambda case, tokens, run, ground, result: grounds.append(ground)
-    )
+    monkeypatch.setattr(Ground, "judge_tokens", lambda ground, *of_case: grounds.append(ground))
     tensors = tensors_of(CASE)
     tensors["tokens"][1, 0] = (tensors["tokens"][1, 0] + 1) % 11
     tokens_BL = tensors["tokens"].long()

@@ -146,10 +146,10 @@ def test_what_contradicts_is_told_by_file_with_five_of_its_names(monkeypatch: py
 
     monkeypatch.setitem(guard.RECORDED, "cpu", ("a", "b", "c"))
     monkeypatch.setattr(
-        guard, "read_recordings", lambda paths: [SimpleNamespace(path=path.with_suffix("")) for path in paths]
+        guard.check, "read_recordings", lambda paths: [SimpleNamespace(path=path.with_suffix("")) for path in paths]
     )
-    monkeypatch.setattr(guard, "recorded_cases", lambda recording, device: (recording.path.name, device))
-    monkeypatch.setattr(guard, "check_recording", judged)
+    monkeypatch.setattr(guard.check, "recorded_cases", lambda recording, device: (recording.path.name, device))
+    monkeypatch.setattr(guard.check, "check_recording", judged)
     assert guard.contradicted(CPU) == ["a (stray 1, stray 2, case 1, case 2, case 3)"]
     assert seen == [(name, (name, CPU), CPU) for name in "abc"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.golden import _cases as allowance
 from harness.golden import _smooth as smooth
-from harness.golden._cases import CaseResult, RecordedCase, allowances, smooth_rounding
+from harness.golden._cases import CaseResult, Ground, RecordedCase, allowances, smooth_rounding
 from harness.golden._smooth import Spread, judge_smooth, spread
 from harness.judge._verdict import Divergence
 from harness.protocol._request import Request
@@ -126,10 +126,10 @@ def test_a_scale_is_judged_from_the_recorded_one_before_where_a_free_run_may_go_
 def test_more_than_very_few_ties_are_a_defect(images: int, ties: int, wrong: bool, monkeypatch: pytest.MonkeyPatch):
     """One tie is few, and so is one of two hundred draws."""
 
-    def tied(case: RecordedCase, tokens_BL: Tensor, run: object, ground: object, result: CaseResult) -> None:
+    def tied(ground: Ground, case: RecordedCase, tokens_BL: Tensor, run: object, result: CaseResult) -> None:
         result.ties += [Divergence("tie", "by hand", 3)] * ties
 
-    monkeypatch.setattr(smooth, "judge_recorded_tokens", tied)
+    monkeypatch.setattr(Ground, "judge_tokens", tied)
     case = replace(CASE, request=replace(CASE.request, labels=(0,) * images))
     run, result = case.run(), CaseResult(case.id, case.request)
     tensors = {"tokens": run.tokens_BL, "f_hat": run.f_hat_BCPP, "image": MODELS.vae.decode(run.f_hat_BCPP)}
