@@ -5,7 +5,7 @@ from harness.judge._bets import ALPHA, HELD, Alternative, Wealth, gains, usual_a
 from harness.judge._compare import differences, largest_difference
 from harness.judge._components import INPUT_ULPS
 from harness.judge._decode import image_distances, judge, judge_along, judge_partial_trace, unverified_scales
-from harness.judge._evidence import Evidence
+from harness.judge._evidence import Evidence, Searches
 from harness.judge._form import (
     TRACE_DTYPES,
     expected_tensors,

@@ -30,6 +30,7 @@ GUIDANCE_ULPS = 8
 
 WrongTensors = dict[int, WrongTensor | None]  # the first one of every row of the batch
 INPUT, ROWS, GUIDED, F_HAT = range(4)  # what is compared of a scale, in the order in which it is computed
+KINDS = "inputs", "logits", "guided logits", "values of f_hat"
 
 
 def first_wrong(evidence: Evidence) -> WrongTensors:
@@ -92,11 +93,19 @@ def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTens
                 detail = f"{name} of scale {si} was never written, though guided logits of that scale were"
                 return WrongTensor(si, "trace", detail)
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
+    (setting, task), searches = evidence.decode, evidence.searches
+    at = si, task, image
+    if searches is not None and (known := searches.known(setting, which, at)) is not None:
+        taken = "not searched: taken for what the first ones of this kind were"
+        return WrongTensor(si, known, f"{KINDS[which]} of scale {si} differ; {taken}")
     if which == INPUT:
         error_B = _input_error(evidence) + (_steps(evidence) if si == 0 else 0)
-        return WrongTensor(si, *wrong_input(evidence, image, si, float(error_B[image])))
-    explain = {ROWS: wrong_rows, GUIDED: _wrong_guided, F_HAT: _wrong_f_hat}[which]
-    return WrongTensor(si, *explain(evidence, image, si))
+        named = wrong_input(evidence, image, si, float(error_B[image]))
+    else:
+        named = {ROWS: wrong_rows, GUIDED: _wrong_guided, F_HAT: _wrong_f_hat}[which](evidence, image, si)
+    if searches is not None:
+        searches.add(setting, which, at, named[0])
+    return WrongTensor(si, *named)
 
 
 def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:

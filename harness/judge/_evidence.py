@@ -29,6 +29,29 @@ class WrongTensor:
     detail: str
 
 
+MOST_SEARCHED = 8  # of a run's wrong tensors, some seconds of a core each
+
+
+@dataclass
+class Searches:
+    """The causes that were searched in a run; what comes before all others of its setting is always searched."""
+
+    count: int = 0
+    causes: dict[tuple[int, int], str] = field(default_factory=dict)  # component, by setting and kind of tensor
+    first: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # scale, task and row, by setting
+
+    def known(self, setting: int, kind: int, place: tuple[int, int, int]) -> str | None:
+        """Return what the first tensor of a kind was searched to be, where another search would cost too much."""
+        is_first = place <= self.first.get(setting, place)
+        return None if is_first or self.count < MOST_SEARCHED else self.causes.get((setting, kind))
+
+    def add(self, setting: int, kind: int, place: tuple[int, int, int], component: str) -> None:
+        """Remember what a search came to."""
+        self.count += 1
+        self.causes.setdefault((setting, kind), component)
+        self.first[setting] = min(place, self.first.get(setting, place))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One decode and its oracle."""
@@ -45,6 +68,8 @@ class Evidence:
     # by image, scales without a target pass, which have no target tensors to check (contract C)
     unverified: tuple[frozenset[int], ...] = ()
     may_differ_from: int | None = None  # under contracts B and C the tokens of scales before this one are claimed
+    searches: Searches | None = None  # of the run; None: every cause is searched
+    decode: tuple[int, int] = (0, 0)  # its setting and task
     is_exact: bool = False  # rounding is known not to be what is wrong
     # the request's numbers, those that the reference read; never the decoder's copy
     noise: Noise | None = field(default=None, repr=False)

@@ -23,7 +23,7 @@ from harness.adapters import OF_CODE
 from harness.clock import timed
 from harness.decoders import Built, Factory, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
-from harness.judge import Divergence, Evidence, Judgement
+from harness.judge import Divergence, Evidence, Judgement, Searches
 from harness.models import ModelPair, close_pair
 from harness.protocol import OF_SETTINGS, Contract, Request, Settings, Trace, declined
 from harness.protocol.noise import Noise
@@ -78,7 +78,7 @@ class Verifier:
 
     def __init__(self, work: VerifyWork) -> None:
         assert not isinstance(work.factory, bytes)
-        self.work, self._best = work, Best(work.pictures)
+        self.work, self._best, self._searches = work, Best(work.pictures), Searches()
         drafts = work.drafts or (None,) * len(work.settings)
         self._decoders: dict[int, tuple[Runner, int, ModelPair]] = {}  # by setting: where it is, and its number there
         self._others: dict[int, tuple[Runner, int]] = {}  # likewise, of those that are judged against
@@ -171,10 +171,10 @@ class Verifier:
         row = JudgedRow(task.number, number, Judgement(request.B), reference_seconds=run.trace.seconds)
         if isinstance(actual, Judgement):
             if actual.partial is not None:
-                evidence = self._evidence(request, number, actual.partial, run)
+                evidence = self._evidence(task, number, actual.partial, run)
                 actual = judge.judge_partial_trace(evidence, contract, drafts, actual)
             return replace(row, judgement=self._remarked(actual, remarks, request)), {}, [], seconds
-        evidence = self._evidence(request, number, actual, run)
+        evidence = self._evidence(task, number, actual, run)
         if run.costs_SB3 is None and contract is Contract.TOKENS:
             run.costs_SB3 = judge.costs_of_draws(evidence)
         judgement, along = judge.judge_along(replace(evidence, costs_SB3=run.costs_SB3), contract, drafts)
@@ -213,10 +213,10 @@ class Verifier:
             made = [each.partial if isinstance(each, Judgement) else each for each in (actual, expected)]
             evidence = None
             if made[0] is not None and made[1] is not None:
-                evidence = self._evidence(request, number, made[0], ReferenceRun(made[1], models.noise(request)))
+                evidence = self._evidence(task, number, made[0], ReferenceRun(made[1], models.noise(request)))
             judgement = self._remarked(judge.judge_ends(evidence, names, ended), remarks, request)
             return replace(row, judgement=judgement), {}, [], seconds
-        evidence = self._evidence(request, number, actual, ReferenceRun(expected, models.noise(request)))
+        evidence = self._evidence(task, number, actual, ReferenceRun(expected, models.noise(request)))
         judgement = self._remarked(judge.judge_against(evidence, names), remarks, request)
         seeds = sorted({seed for seed, _ in request.addresses})
         named = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds from {seeds[0]} on"
@@ -248,11 +248,12 @@ class Verifier:
         strict = [Divergence("environment", each, request.seed) for each in left]
         return replace(judgement, remarks=remarks, defects=[*judgement.defects, *strict], partial=None)
 
-    def _evidence(self, request: Request, number: int, actual: Trace, run: ReferenceRun) -> Evidence:
+    def _evidence(self, task: Task, number: int, actual: Trace, run: ReferenceRun) -> Evidence:
         models, greedy, budget = self._decoders[number][2], self.work.settings[number].greedy, self.work.budget
         differ = self.work.terms.may_differ_from
         return Evidence(
-            models, request, actual, run.trace, budget, greedy, run.consumed_BL, noise=run.noise, cache=run.cache,
+            models, task.request, actual, run.trace, budget, greedy, run.consumed_BL, noise=run.noise, cache=run.cache,
+            searches=self._searches, decode=(number, task.number),
             # of a case that was made smaller every scale comes before it
             may_differ_from=None if differ is None else min(differ, models.pyramid.S),
         )  # fmt: skip
