@@ -7,6 +7,7 @@ from harness.report._measured import (
     contest_cells,
     sequential_rows,
     show_contest,
+    show_exactness,
     show_quality,
     show_speed,
     speculative_rows,

@@ -14,5 +14,13 @@ from harness.speculative._policies import (
     race,
     race_alone,
 )
-from harness.speculative._round import Pass, draft_generate_batch, forward, forward_window, propose_scale, run_round
+from harness.speculative._round import (
+    Pass,
+    draft_generate_batch,
+    forward,
+    forward_window,
+    propose_scale,
+    run_round,
+    target_verify_batch,
+)
 from harness.speculative._state import Buffers, CacheWindow, DecodeState, KVCache, NewCache, Side
