@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from harness.bench._operations import Deviation, OperationWatch, SeenNetwork
+from harness.bench._operations import Deviation, OperationWatch, SeenNetwork, Width
 from harness.files import compact, finite
 from harness.models import ModelPair
 from harness.protocol import Intermediates, Request
@@ -33,44 +33,19 @@ WHOLE = "whole pass"
 
 
 @dataclass(frozen=True)
-class Width:
-    """What decides how many rows the kernels of a pass get."""
-
-    batch: int  # images of the decode
-    images: int  # of them, those that take the round together
-    first: int  # scale of the pass
-    last: int
-    recorded: bool = False  # as a CUDA graph
-
-    def __str__(self) -> str:
-        shared = "" if self.images == self.batch else f", {self.images} of {self.batch} images"
-        return f"{self.first}-{self.last}{shared}{', recorded' if self.recorded else ''}"
-
-
-@dataclass(frozen=True)
-class WidthRow:
-    """One kind of operation, over all blocks, or the whole pass, at one width."""
-
-    operation: str
-    width: Width
-    found: Deviation
-    ties: tuple[float, ...] = ()  # of a whole pass, by scale: draws an image that are expected to come out otherwise
-
-
-@dataclass(frozen=True)
 class Exactness:
     models: str  # name of the pair
     mode: str  # dtype, or TF32
     scales: int  # of its pyramid
     draws: int  # of an image
     compiled: bool  # whole passes and the sequential ones beside them are; operations are measured without
-    rows: list[WidthRow]
+    rows: list[Deviation]  # one an operation and width
     expected_ties: dict[int, float]  # draft length -> draws of an image that rounding is expected to change
 
-    def inexact(self, draft_len: int) -> list[WidthRow]:
+    def inexact(self, draft_len: int) -> list[Deviation]:
         """Return the rows that differ among the widths that a draft length uses."""
         used = {(first, min(first + draft_len, self.scales) - 1) for first in range(self.scales)}
-        return [row for row in self.rows if row.found.differs and (row.width.first, row.width.last) in used]
+        return [row for row in self.rows if row.differs and (row.width.first, row.width.last) in used]
 
     @property
     def exact_lengths(self) -> list[int]:
@@ -79,10 +54,9 @@ class Exactness:
 
     def document(self) -> bytes:
         rows = [
-            {"operation": row.operation, **asdict(row.width), "differs": list(row.found.differs), "ties": row.ties,
-             "difference": row.found.difference, "error": row.found.error, "rms": row.found.rms}
+            {**vars(row), **asdict(row.width), "width": str(row.width), "differs": list(row.differs), "rms": row.rms}
             for row in self.rows
-        ]  # fmt: skip
+        ]
         stated = {**vars(self), "exact_lengths": self.exact_lengths, "precision": precision(), "versions": versions()}
         return compact(finite({**stated, "rows": rows}))
 
@@ -129,7 +103,7 @@ def records(models: ModelPair, request: Request) -> bool:
 
 
 @torch.inference_mode()
-def measure(models: ModelPair, request: Request, compiled: bool = False) -> Iterator[list[WidthRow]]:
+def measure(models: ModelPair, request: Request, compiled: bool = False) -> Iterator[list[Deviation]]:
     """Measure one batch: yield the rows of every pass. Draws: the request's numbers, as any decode of it does."""
     plain, sizes = SequentialRun.of(models.compiled(compiled), request), range(1, request.B + 1)
     labels_B = models.noise(request).labels(models.target.config.classes)
@@ -145,10 +119,10 @@ def measure(models: ModelPair, request: Request, compiled: bool = False) -> Iter
     watch.finish([len(text) for text in texts] or [0] * request.R)
     for images in sizes:
         for width, _, _ in seen.passes(images):
-            yield [WidthRow(kind, width, found) for kind, found in watch.end().items()]
+            yield [replace(found, width=width) for found in watch.end()]
 
 
-def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: bool) -> Iterator[list[WidthRow]]:
+def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: bool) -> Iterator[list[Deviation]]:
     models, request, shown = plain.models, plain.request, plain.shown
     pyramid, draws = models.pyramid, models.pyramid.draws
     r = [half + image for half in range(0, request.R, request.B) for image in range(images)]
@@ -157,7 +131,7 @@ def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: 
     for width, verified, kv in plain.passes(images, graphs):
         n = slice(pyramid.begin(width.first), pyramid.end(width.last))
         drawn = slice(draws.begin(width.first), draws.end(width.last))
-        found, others = Deviation(), Deviation()
+        found, others = Deviation(WHOLE, width), Deviation(WHOLE)
         found.compare("logits", verified.rows_RnV, shown.rows_RLV[r, drawn])
         found.measure(verified.rows_RnV, exact_RLV[r, drawn])
         others.compare("inputs", verified.x_RnD, shown.x_RLD[r, n])
@@ -167,7 +141,7 @@ def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: 
         found.differs |= others.differs
         by_scale = enumerate(verified.probs_by_scale, width.first)
         ties = [parting(law_bLV[:, draws.span(si)], law_blV).sum() / images for si, law_blV in by_scale]
-        yield [WidthRow(WHOLE, width, found, tuple(map(float, ties)))]
+        yield [replace(found, ties=tuple(map(float, ties)))]
 
 
 def parting(one_XV: Tensor, other_XV: Tensor) -> Tensor:
@@ -186,7 +160,7 @@ def parting(one_XV: Tensor, other_XV: Tensor) -> Tensor:
     return apart_X.masked_fill((one_XV == other_XV).all(-1), 0.0)  # and not the rounding of these sums
 
 
-def expected_ties(models: ModelPair, request: Request, draft_len: int, rows: list[WidthRow]) -> float:
+def expected_ties(models: ModelPair, request: Request, draft_len: int, rows: list[Deviation]) -> float:
     """Return how many draws of an image rounding is expected to change, in the rounds of a decode of the request."""
     graphs = records(models, request)
     decoder = SpeculativeDecoder(models, DecoderOptions(draft_len, keep_intermediates=False, graphs=graphs))

@@ -23,17 +23,33 @@ INPUTS = "inputs"  # of a pass: f_hat, resized and embedded, and positions
 BETWEEN = "between"  # kind of what lies between two operations: norms, modulation, GELU, rotations
 
 
+@dataclass(frozen=True)
+class Width:
+    """What decides how many rows the kernels of a pass get."""
+
+    batch: int  # images of the decode
+    images: int  # of them, those that take the round together
+    first: int  # scale of the pass
+    last: int
+    recorded: bool = False  # as a CUDA graph
+
+    def __str__(self) -> str:
+        shared = "" if self.images == self.batch else f", {self.images} of {self.batch} images"
+        return f"{self.first}-{self.last}{shared}{', recorded' if self.recorded else ''}"
+
+
 @dataclass
 class Deviation:
-    """How far a kind of operation, or the whole pass, is from the sequential sampler's bits in one pass, and from
-    float64 on the same inputs.
-    """
+    """How far a kind of operation, or a whole pass, is from the sequential sampler's bits, and from float64."""
 
+    operation: str
+    width: Width = Width(0, 0, 0, 0)
     differs: dict[str, None] = field(default_factory=dict)  # which operations, or tensors of the whole pass
     difference: float = 0.0  # largest, from the sequential sampler; infinite where there is nothing to compare
-    error: float = math.nan  # largest, from float64; NaN where it is not measured
+    error: float = math.nan  # largest, from float64 on the same inputs; NaN where it is not measured
     squares: float = 0.0  # sum of squared errors
     numbers: int = 0  # so many
+    ties: tuple[float, ...] = ()  # of a whole pass, by scale: draws an image that are expected to come out otherwise
 
     def compare(self, name: str, actual: Tensor, expected: Tensor | None) -> None:
         """Set a result beside the sequential one. Effects: on itself."""
@@ -58,11 +74,6 @@ def _largest(off: Tensor) -> float:
     return float(off.abs().nan_to_num(math.inf, math.inf).max())  # Python's `max` would lose a NaN
 
 
-def kind_of(name: str) -> str:
-    """Return what an operation of every block is called: ``ffn.fc1`` of ``blocks.3.ffn.fc1``."""
-    return BETWEEN if name.startswith("before ") else re.sub(r"^.*\.\d+\.(?=.*\.)", "", name)
-
-
 class OperationWatch(TorchFunctionMode):
     """Records the operations of one pass a scale, and afterwards compares those of other passes with them."""
 
@@ -85,17 +96,22 @@ class OperationWatch(TorchFunctionMode):
     def begin(self, x_RnD: Tensor, cache: Any) -> None:
         """Begin a pass: its cache says of which rows, and after how many positions. Effects: as `_see`, on inputs."""
         self._names, self._kept, self._done, self._met = dict(self._weights), list[Tensor](), 0, set[str]()
-        self._found: dict[str, Deviation] = defaultdict(Deviation)
+        self._found = dict[str, Deviation]()
         if self._sequential is not None:
             every = range(len(self._texts))
             self._begin, self._rows = cache.start, list(every) if cache.rows_R is None else cache.rows_R.tolist()
         self._see(INPUTS, x_RnD)
 
-    def end(self) -> dict[str, Deviation]:
-        """Return what the last pass was, by kind of operation."""
+    def end(self) -> list[Deviation]:
+        """Return what the last pass was, a kind of operation each."""
         for name in (self._sequential or {}).keys() - self._met:
-            self._found[kind_of(name)].compare(name, torch.empty(0), None)
-        return self._found
+            self._of(name).compare(name, torch.empty(0), None)
+        return list(self._found.values())
+
+    def _of(self, name: str) -> Deviation:
+        """Return what is known of an operation's kind: ``ffn.fc1`` of ``blocks.3.ffn.fc1``."""
+        kind = BETWEEN if name.startswith("before ") else re.sub(r"^.*\.\d+\.(?=.*\.)", "", name)
+        return self._found.setdefault(kind, Deviation(kind))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, attends = kwargs or {}, func is F.scaled_dot_product_attention
@@ -124,7 +140,7 @@ class OperationWatch(TorchFunctionMode):
             self._met.add(name)
             return
         self._met.add(name)
-        found, expected = self._found[kind_of(name)], self._expected(self._sequential.get(name), actual)
+        found, expected = self._of(name), self._expected(self._sequential.get(name), actual)
         found.compare(name, actual, expected)
         if exact is not None:
             found.measure(actual, exact())
@@ -151,13 +167,10 @@ class SeenNetwork(Around):
 
     watch: OperationWatch
 
-    def hidden(
-        self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
-        positions: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def hidden(self, x_RnD: Tensor, condition: Condition, cache: Cache, *where: Tensor | None) -> Tensor:
         self.watch.begin(x_RnD, cache)
         with self.watch:
-            return self.network.hidden(x_RnD, condition, cache, mask_11nK, positions)
+            return self.network.hidden(x_RnD, condition, cache, *where)
 
     def logits(self, h_RnD: Tensor, condition: Condition) -> Tensor:
         with self.watch:

@@ -68,8 +68,8 @@ def exactness_cells(found: Exactness) -> list[list[str]]:
     cells = []
     for operation in dict.fromkeys(row.operation for row in found.rows):
         rows = [row for row in found.rows if row.operation == operation]
-        off = [str(row.width) for row in rows if row.found.differs]
-        far = [max(getattr(row.found, name) for row in rows) for name in ("difference", "error", "rms")]
+        off = [str(row.width) for row in rows if row.differs]
+        far = [max(getattr(row, name) for row in rows) for name in ("difference", "error", "rms")]
         more = f" and {len(off) - MOST_WIDTHS} more" if len(off) > MOST_WIDTHS else ""
         differing = "; ".join(off[:MOST_WIDTHS]) + more
         cells.append([operation, f"{len(rows)}", f"{len(rows) - len(off)}", *map(number, far), differing or "-"])

@@ -42,7 +42,7 @@ def differing(found: Exactness) -> dict[str, set[Width]]:
     """Return the widths that differ, by the name of the operation."""
     names: dict[str, set[Width]] = {}
     for row in found.rows:
-        for name in row.found.differs if row.operation != WHOLE else ():
+        for name in row.differs if row.operation != WHOLE else ():
             names.setdefault(name, set()).add(row.width)
     return names
 
@@ -138,8 +138,8 @@ def test_what_is_not_met_or_not_finite_is_not_exact():
     models = tiny()
     found = exactness(models, request, RowByRow(), Turned(F.linear, 28, nothing))
     assert found.exact_lengths == [1, 2]
-    assert {len(row.found.differs) > 0 for row in found.inexact(3)} == {True}
-    assert math.inf in {row.found.difference for row in found.inexact(3)}
+    assert {len(row.differs) > 0 for row in found.inexact(3)} == {True}
+    assert math.inf in {row.difference for row in found.inexact(3)}
 
 
 @pytest.mark.parametrize("hidden", [True, False])
