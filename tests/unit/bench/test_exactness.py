@@ -19,6 +19,8 @@ from harness.models import ModelPair, load_digits
 from harness.protocol import Request
 from harness.reference import draw
 from harness.reference.sequential import sample_sequential
+from harness.speculative import CacheWindow, KVCache
+from harness.speculative.parts import FAMILIES, PARTS
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder
 from tests.helpers import Layout, tiny
 from tests.unit.bench.machines import Apart, RowByRow
@@ -128,6 +130,35 @@ def test_what_lies_between_two_operations_is_not_blamed_on_them():
     assert found
     assert all(name.startswith("before ") for name in found)
     assert {width for widths in found.values() for width in widths} == {Width(1, 1, 0, 2)}
+
+
+class Forgetful(KVCache):
+    """Spoils what a pass over all scales leaves in the cache, after its logits are made."""
+
+    def window(self, images: list[int]) -> CacheWindow:
+        window, kv, L = super().window(images), self.kv, self.kv.shape[4]
+
+        class Spoiling(CacheWindow):
+            def commit(self, end: int) -> None:
+                super().commit(end)
+                if end - self.start == L:
+                    kv[-1, :, :, :, -1] += 1
+
+        return Spoiling(window.cache, images)
+
+
+@pytest.mark.parametrize("name", ["keys and values", "guided logits"])
+def test_what_no_operation_shows_is_seen_in_the_whole_pass(name: str, monkeypatch: pytest.MonkeyPatch):
+    def guide(rows_RnV: torch.Tensor, pyramid: Any, cfg: float, first: int, last: int) -> torch.Tensor:
+        guided_BnV = PARTS.guide(rows_RnV, pyramid, cfg, first, last)
+        return guided_BnV + 1e-3 if last - first == 2 else guided_BnV
+
+    wrong = replace(PARTS, new_cache=Forgetful) if name == "keys and values" else replace(PARTS, guide=guide)
+    monkeypatch.setitem(FAMILIES, "var", wrong)
+    found = exactness(tiny(), Request((0,), 0), RowByRow())
+    assert found.exact_lengths == [1, 2]
+    assert [(row.operation, row.width) for row in found.inexact(3)] == [(WHOLE, Width(1, 1, 0, 2))]
+    assert next(iter(found.inexact(3)[0].differs)) == name
 
 
 def test_what_is_not_met_or_not_finite_is_not_exact():
