@@ -27,6 +27,7 @@ from harness.commands.calibrate import calibrate
 from harness.commands.check import check_file
 from harness.commands.doctor import doctor
 from harness.commands.evidence import evidence
+from harness.commands.exactness import exactness
 from harness.commands.golden import app as golden
 from harness.commands.init import init
 from harness.commands.mutants import mutants
@@ -73,7 +74,7 @@ def everything(
     context.default_map = project_options(context.command, here)
 
 
-for each in (verify, replay, bisect, report, sample, evidence, parts, init, doctor, bench, calibrate):
+for each in (verify, replay, bisect, report, sample, evidence, parts, init, doctor, bench, exactness, calibrate):
     add(app, each)
 app.add_typer(golden, name="golden")
 add(app, check_file, "check")

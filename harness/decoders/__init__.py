@@ -6,4 +6,4 @@ from harness.decoders._factory import (
     factory_name, is_own_decoder, load_factory, parse_factory_options, pickled_factory,
 )  # fmt: skip
 from harness.decoders._in_process import MOVED, NO_SO_FAR, run_in_process
-from harness.decoders._runner import Other, Runner, Terms, claimed_contract, start_runner
+from harness.decoders._runner import Other, OwnProcess, Runner, Terms, claimed_contract, start_runner

@@ -32,8 +32,8 @@ SHOWN = ("inputs", "rows", "guided logits", "f_hat of every scale")  # what Trac
 def judge(evidence: Evidence, contract: Contract = Contract.TOKENS, drafts: bool = True) -> Judgement:
     """Judge one decode; defects come in causal order. Without a claim on tokens distances are measured.
 
-    `evidence.expected` is the reference's free run under the same noise. Nothing drafted means nothing proved, but for
-    a decoder that is sequential and says so: `drafts` is False then.
+    `evidence.expected` is a run of the reference under the same noise, a free one for distances. Nothing drafted means
+    nothing proved, but for a decoder that is sequential and says so: `drafts` is False then.
     """
     return judge_along(evidence, contract, drafts)[0]
 

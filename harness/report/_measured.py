@@ -1,10 +1,10 @@
-"""Measurements on the terminal: timings of `bench` and of the machine; what `quality` found, with its verdicts."""
+"""Measurements on the terminal: timings of `bench`, bits of `exactness`, what `quality` found with its verdicts."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.bench import Contest, Speed, SpeedRow
+from harness.bench import Contest, Exactness, Speed, SpeedRow
 from harness.quality import LEVEL, MOST_IMAGES, Estimate, Measured, Quality, QualityRow, images_to_resolve, nats_text
 from harness.report._tables import TABLES, columns_of, print_table
 from harness.report._terminal import say
@@ -12,6 +12,7 @@ from harness.wording import count_of, number
 
 COLOURS = {Quality.KEPT: "green", Quality.LOST: "bold red", Quality.INCONCLUSIVE: "yellow"}
 WORDS = TABLES["quality"]
+MOST_WIDTHS = 4  # that a row names
 
 
 def show_speed(run: Speed, device: str, console: Console) -> None:
@@ -47,6 +48,32 @@ def contest_cells(found: Contest) -> list[list[str]]:
          f"{row.peak / 2**30:.2f} GiB" if row.peak else "-"]
         for row in found.rows
     ]  # fmt: skip
+
+
+def show_exactness(found: Exactness, device: str, console: Console) -> None:
+    """Print which widths of every operation agree, at which draft lengths all do, and the ties of those asked."""
+    compiled = ", compiled" if found.compiled else ""
+    title = f"{found.models} on {device}, {found.mode}{compiled}: passes of several scales beside one pass a scale"
+    print_table(console, title, columns_of("exactness"), exactness_cells(found))
+    lengths = ", ".join(map(str, found.exact_lengths)) or "none"
+    of = f"of 1 to {found.scales}; a bonus scale counts as drafted"
+    say(console, f"draft lengths at which contract A holds bit for bit ({of}): {lengths}")
+    for length, ties in found.expected_ties.items():
+        share = f"{ties / found.draws:.2g} of all draws"
+        say(console, f"expected ties at draft length {length}: {ties:.2g} an image of {found.draws} draws, {share}")
+
+
+def exactness_cells(found: Exactness) -> list[list[str]]:
+    """Return a row an operation."""
+    cells = []
+    for operation in dict.fromkeys(row.operation for row in found.rows):
+        rows = [row for row in found.rows if row.operation == operation]
+        off = [str(row.width) for row in rows if row.differs]
+        far = [max(getattr(row, name) for row in rows) for name in ("difference", "error", "rms")]
+        more = f" and {len(off) - MOST_WIDTHS} more" if len(off) > MOST_WIDTHS else ""
+        differing = "; ".join(off[:MOST_WIDTHS]) + more
+        cells.append([operation, f"{len(rows)}", f"{len(rows) - len(off)}", *map(number, far), differing or "-"])
+    return cells
 
 
 def sequential_rows(rows: Sequence[SpeedRow]) -> list[list[str]]:

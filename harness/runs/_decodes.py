@@ -1,6 +1,6 @@
 """Decode many requests under many settings, and judge every decode.
 
-Promise: every setting sees the same requests, the reference runs once a request, and the verdict is the worst one met.
+Promise: every setting sees the same requests and the same reference, and the verdict is the worst one met.
 What decides the verdict (contract demanded, budget, precision mode) is fixed before the decoder is built, and a decoder
 that is not the harness's own runs in a process of its own. Who does the tasks, and in which order, changes nothing.
 """

@@ -21,7 +21,7 @@ from torch import Tensor
 from harness import judge
 from harness.adapters import OF_CODE
 from harness.clock import timed
-from harness.decoders import Built, Factory, Runner, Terms, claimed_contract, factory_name, start_runner
+from harness.decoders import Built, Factory, OwnProcess, Runner, Terms, claimed_contract, factory_name, start_runner
 from harness.errors import InputError
 from harness.judge import Divergence, Evidence, Judgement, Searches
 from harness.models import ModelPair, close_pair
@@ -142,6 +142,9 @@ class Verifier:
         if is_alone:
             request.check_for(work.models.target.config)
         for number in task.settings:
+            greedy = work.settings[number].greedy
+            if is_alone and not self._is_apart(number) and (greedy, True) not in runs:
+                runs[greedy, True] = ReferenceRun.of(work.models, request, greedy)
             try:
                 word = declined(self.about.declines[number], work.settings[number], request)
                 if word:
@@ -179,14 +182,19 @@ class Verifier:
             run.costs_SB3 = judge.costs_of_draws(evidence)
         judgement, along = judge.judge_along(replace(evidence, costs_SB3=run.costs_SB3), contract, drafts)
         row = replace(row, judgement=self._remarked(judgement, remarks, request), seconds=seconds)
-        greedy = self.work.settings[number].greedy
-        return self._shown(row, along, partial(run.own_f_hat, self.work.models, request, greedy), seconds)
+        others = partial(self._own_f_hat, request, self.work.settings[number].greedy, run, runs)
+        return self._shown(row, along, others, seconds)
+
+    def _is_apart(self, number: int) -> bool:
+        """Tell whether a setting's decoder has a process of its own."""
+        return isinstance(self._decoders[number][0], OwnProcess)
 
     def _reference(self, request: Request, number: int, actual: Trace | Judgement, runs: Runs) -> ReferenceRun:
         """Return the run that a decode is judged by, made where none is at hand.
 
         Where all tokens are claimed it follows the first decode's: a tie then costs no second run. Distances are those
-        from a free one.
+        from a free one. In the judge's process a free one was made before the decode, which may write into what both
+        sides read.
         """
         models, greedy = self.work.models, self.work.settings[number].greedy
         claims = self.about.contracts[number] == Contract.TOKENS
@@ -198,6 +206,12 @@ class Verifier:
             along_BL = judge.tokens_to_consume(models, request, actual)
         run = ReferenceRun.of(models, request, greedy, along_BL)
         return runs.setdefault((greedy, run.is_free), run)
+
+    def _own_f_hat(self, request: Request, greedy: bool, run: ReferenceRun, runs: Runs) -> Tensor:
+        """Return the last f_hat_BCPP of a free run: of the image that sequential decoding draws."""
+        if not run.is_free and (greedy, True) not in runs:
+            runs[greedy, True] = ReferenceRun.of(self.work.models, request, greedy)
+        return (run if run.is_free else runs[greedy, True]).trace.f_hat_BCPP
 
     def _compared(self, task: Task, number: int) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
@@ -303,10 +317,6 @@ class ReferenceRun:
     def is_free(self) -> bool:
         """Tell whether it draws every token that it runs along."""
         return self.consumed_BL is None or torch.equal(self.trace.tokens_BL, self.consumed_BL)
-
-    def own_f_hat(self, models: ModelPair, request: Request, greedy: bool) -> Tensor:
-        """Return the last f_hat_BCPP of a free run: of the image that sequential decoding draws."""
-        return self.trace.f_hat_BCPP if self.is_free else self.of(models, request, greedy).trace.f_hat_BCPP
 
 
 Runs = dict[tuple[bool, bool], ReferenceRun]  # of one request, by whether they are greedy, and free

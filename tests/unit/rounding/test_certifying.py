@@ -19,6 +19,7 @@ from harness.rounding._precision import (
     certifying_networks,
     certifying_precision,
     images_per_certifying_pass,
+    set_precision,
 )
 from tests.helpers import Layout, tiny
 
@@ -73,10 +74,10 @@ class TensorCores(TorchFunctionMode):
     """Multiply as TF32 does: operands keep 11 bits, whose products are exact; sums are exact here, too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.linear or args[0].dtype == F64:
+        if func is not F.linear or args[0].dtype == F64 or not torch.backends.cuda.matmul.allow_tf32:
             return func(*args, **(kwargs or {}))
-        bias = [each.double() for each in args[2:]]
-        return F.linear(_rounded(args[0]), _rounded(args[1]), *bias).float()
+        exact_nM = F.linear(_rounded(args[0]), _rounded(args[1]))
+        return (exact_nM + sum([*args[2:], *(kwargs or {}).values()])).float()
 
 
 def _rounded(operand: torch.Tensor) -> torch.Tensor:
@@ -89,13 +90,17 @@ def test_split_products_on_tensor_cores_are_as_exact_as_float32():
     x_nK, weight_MK, bias_M = (torch.randn(*shape, generator=generator) for shape in ((40, 300), (50, 300), (50,)))
     exact_nM = F.linear(x_nK.double(), weight_MK.double(), bias_M.double())
     with TensorCores():
+        set_precision(True)
         coarse_nM = F.linear(x_nK, weight_MK, bias_M)
+        set_precision(False)
         with SplitProducts():
             split_nM, wide_nM = F.linear(x_nK, weight_MK, bias_M), F.linear(x_nK.double(), weight_MK.double())
-            no_bias_nM = F.linear(x_nK, weight_MK)
+            no_bias_nM, named_nM = F.linear(x_nK, weight_MK), F.linear(x_nK, weight_MK, bias=bias_M)
+            assert not torch.backends.cuda.matmul.allow_tf32  # for what is no linear layer
     error, plain = ((each - exact_nM).abs().max() for each in (split_nM, F.linear(x_nK, weight_MK, bias_M)))
     assert error < 2 * plain < 2**-7 * (coarse_nM - exact_nM).abs().max()
     assert ((no_bias_nM + bias_M) - split_nM).abs().max() < 1e-5
+    assert torch.equal(named_nM, split_nM)
     assert wide_nM.dtype == F64  # left to whoever multiplies
 
 
@@ -107,7 +112,7 @@ def test_only_float32_that_is_exact_on_cuda_is_split(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(models.vae), "to", lambda vae, device, dtype: vae)
     for of, by in ((models, F32), (on_cuda, F64), (on_cuda, F32)):
         with certifying_networks(of, Certifying(by, True, 0.0)):
-            assert torch.backends.cuda.matmul.allow_tf32 is bool(entered)
+            assert not torch.backends.cuda.matmul.allow_tf32
     with certifying_networks(on_cuda, Certifying(F32, False, 0.0)):
         assert torch.backends.cuda.matmul.allow_tf32
     assert len(entered) == 1

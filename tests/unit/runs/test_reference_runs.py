@@ -27,6 +27,7 @@ from tests.helpers import Layout, tiny
 MODELS = tiny(Layout((1, 2, 3, 4)))
 REQUEST = Request((0, 1, 2), 7)
 BUDGET = quick_budget(MODELS)
+HERE = Terms(in_process=True, sequential=True)
 
 
 @dataclass
@@ -68,11 +69,18 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return seen
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge as if every decoder had a process of its own."""
+    monkeypatch.setattr(Verifier, "_is_apart", lambda self, number: True)
+
+
 def verifier(factory: Any, settings: Sequence[Settings], kept: int = 0, **terms: Any) -> Verifier:
     terms = {"in_process": True, "sequential": True, **terms}
     return VerifyWork(MODELS, factory, tuple(settings), REQUEST.B, BUDGET, Terms(**terms), pictures=kept).open()
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_decode_whose_tokens_differ_costs_one_run_and_is_judged_as_from_a_free_one(runs: list[tuple[str, int]]):
     lengths = [Settings(2), Settings(9)]  # other tokens from scale 1 on, and from scale 2 on
     done = verifier(at_draw, lengths).do(Task(0, REQUEST, (0, 1)))
@@ -90,6 +98,7 @@ def test_a_decode_whose_tokens_differ_costs_one_run_and_is_judged_as_from_a_free
         ]
 
 
+@pytest.mark.usefixtures("apart")
 def test_decodes_of_the_same_tokens_share_one_run(runs: list[tuple[str, int]]):
     done = verifier(build_decoder, [Settings(1), Settings(3)], sequential=False).do(Task(0, REQUEST, (0, 1)))
     assert runs == [("task", 0)]
@@ -97,6 +106,7 @@ def test_decodes_of_the_same_tokens_share_one_run(runs: list[tuple[str, int]]):
     assert done.rows[0].judgement.surprise == done.rows[1].judgement.surprise
 
 
+@pytest.mark.usefixtures("apart")
 def test_distances_are_from_a_free_run_whoever_was_judged_before(runs: list[tuple[str, int]]):
     def either(models: ModelPair, settings: Settings) -> OtherTokens:
         return OtherTokens(models, 2, Contract.TOKENS if settings.draft_len == 1 else Contract.QUALITY)
@@ -107,6 +117,7 @@ def test_distances_are_from_a_free_run_whoever_was_judged_before(runs: list[tupl
     assert [each.tokens > 0 for each in distances] == [False, True, False]
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_picture_beside_other_tokens_is_of_the_image_that_sequential_decoding_draws():
     done = verifier(at_draw, [Settings(2)], kept=3).do(Task(0, REQUEST, (0,)))
     worst = min(done.pictures, key=lambda picture: picture.rank)
@@ -128,6 +139,7 @@ def test_a_request_that_the_networks_do_not_take_reaches_no_decoder():
     assert not asked
 
 
+@pytest.mark.usefixtures("apart")
 def test_tokens_that_no_network_can_run_along_are_judged_by_a_free_run(runs: list[tuple[str, int]]):
     class Beyond(OtherTokens):
         def decode(self, request: Request, noise: Noise) -> Trace:
@@ -137,3 +149,29 @@ def test_tokens_that_no_network_can_run_along_are_judged_by_a_free_run(runs: lis
     done = verifier(lambda models, settings: Beyond(models, 2), [Settings(1)]).do(Task(0, REQUEST, (0,)))
     assert runs == [("task", 0)]
     assert done.rows[0].judgement.verdict is Verdict.DEFECT
+
+
+def test_in_the_judges_process_the_reference_runs_before_a_decoder_can_write_into_what_both_read(
+    runs: list[tuple[str, int]],
+):
+    models = tiny(Layout((1, 2, 3, 4)))  # its own, since it is spoiled
+
+    class Spoils(OtherTokens):
+        @torch.inference_mode()
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            for bias_3D, _ in models.target._attention_constants:
+                bias_3D.add_(0.5)
+            return sample_sequential(models.target, models.vae, request, noise)
+
+    work = VerifyWork(models, lambda models, settings: Spoils(models, 2), (Settings(1),), 3, BUDGET, HERE)
+    done = work.open().do(Task(0, REQUEST, (0,)))
+    assert runs[0] == ("task", 0)
+    assert done.rows[0].judgement.verdict is Verdict.DEFECT
+
+
+def test_a_process_of_its_own_is_known_by_what_keeps_it_apart():
+    work = VerifyWork(MODELS, "harness.speculative.sampler:build_decoder", (Settings(1),), 3, BUDGET, Terms())
+    for terms, is_apart in ((Terms(), True), (Terms(in_process=True), False)):
+        opened = replace(work, terms=terms).open()
+        assert opened._is_apart(0) is is_apart
+        opened.close()
