@@ -1,7 +1,8 @@
 """The work of a verification: one task at a time, wherever it is done.
 
 Promise: what comes of a task depends on the task, the weights and the machine alone, so that the same task gives the
-same rows in this process, in a worker and on a cluster.
+same rows in this process, in a worker and on a cluster; but for the causes of wrong tensors beyond the first ones that
+a worker meets, which are not searched (`judge.Searches`).
 """
 
 from __future__ import annotations

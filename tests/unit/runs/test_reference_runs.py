@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_tokens_that_no_network_can_run_along_are_judged_by_a_free_run(runs: lis
 def test_in_the_judges_process_the_reference_runs_before_a_decoder_can_write_into_what_both_read(
     runs: list[tuple[str, int]],
 ):
-    models = tiny(Layout((1, 2, 3, 4)))  # its own, since it is spoiled
+    models = deepcopy(MODELS)  # it is spoiled
 
     class Spoils(OtherTokens):
         @torch.inference_mode()
