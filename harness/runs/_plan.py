@@ -115,7 +115,7 @@ def default_batch(models: ModelPair, own_process: bool = False) -> BatchSize:
     each, device = bytes_of_an_image(models, own_process), models.device
     share, copies = (SHARE_OWN_PROCESS, bytes_of_networks(models)) if own_process else (SHARE, 0)
     if device.type == "cuda":
-        free = free_on_cuda(device) - copies
+        free = max(0, free_on_cuda(device) - copies)
         fits = int(share * free // each)
         why = f"{free / 2**30:.0f} GiB free on {device}, {each / 2**20:.0f} MiB an image, at most {MOST_ON_CUDA}"
         return BatchSize(max(1, min(fits, MOST_ON_CUDA)), why)

@@ -144,8 +144,8 @@ class Verifier:
             request.check_for(work.models.target.config)
         for number in task.settings:
             greedy = work.settings[number].greedy
-            if is_alone and not self._is_apart(number) and (greedy, True) not in runs:
-                runs[greedy, True] = ReferenceRun.of(work.models, request, greedy)
+            if is_alone and not self._is_apart(number):
+                self._free(request, greedy, runs)
             try:
                 word = declined(self.about.declines[number], work.settings[number], request)
                 if word:
@@ -183,8 +183,8 @@ class Verifier:
             run.costs_SB3 = judge.costs_of_draws(evidence)
         judgement, along = judge.judge_along(replace(evidence, costs_SB3=run.costs_SB3), contract, drafts)
         row = replace(row, judgement=self._remarked(judgement, remarks, request), seconds=seconds)
-        others = partial(self._own_f_hat, request, self.work.settings[number].greedy, run, runs)
-        return self._shown(row, along, others, seconds)
+        greedy = self.work.settings[number].greedy
+        return self._shown(row, along, lambda: self._free(request, greedy, runs).trace.f_hat_BCPP, seconds)
 
     def _is_apart(self, number: int) -> bool:
         """Tell whether a setting's decoder has a process of its own."""
@@ -198,21 +198,20 @@ class Verifier:
         sides read.
         """
         models, greedy = self.work.models, self.work.settings[number].greedy
-        claims = self.about.contracts[number] == Contract.TOKENS
-        for is_free in (True, False)[: 1 + claims]:
-            if (greedy, is_free) in runs:
-                return runs[greedy, is_free]
-        along_BL = None
-        if claims and isinstance(actual, Trace) and not request.more_smooth:
-            along_BL = judge.tokens_to_consume(models, request, actual)
+        if self.about.contracts[number] != Contract.TOKENS or request.more_smooth:
+            return self._free(request, greedy, runs)
+        known = runs.get((greedy, True)) or runs.get((greedy, False))
+        if known is not None:
+            return known
+        along_BL = judge.tokens_to_consume(models, request, actual) if isinstance(actual, Trace) else None
         run = ReferenceRun.of(models, request, greedy, along_BL)
         return runs.setdefault((greedy, run.is_free), run)
 
-    def _own_f_hat(self, request: Request, greedy: bool, run: ReferenceRun, runs: Runs) -> Tensor:
-        """Return the last f_hat_BCPP of a free run: of the image that sequential decoding draws."""
-        if not run.is_free and (greedy, True) not in runs:
+    def _free(self, request: Request, greedy: bool, runs: Runs) -> ReferenceRun:
+        """Return the free run, made where it is not at hand: it draws the image of sequential decoding."""
+        if (greedy, True) not in runs:
             runs[greedy, True] = ReferenceRun.of(self.work.models, request, greedy)
-        return (run if run.is_free else runs[greedy, True]).trace.f_hat_BCPP
+        return runs[greedy, True]
 
     def _compared(self, task: Task, number: int) -> Judged:
         """Decode a task by both decoders under one setting, and judge one against the other."""
