@@ -7,7 +7,7 @@ are, so is every decode by it (by induction over its rounds). What was not measu
 
 Ties are predicted without a model of rounding: two laws p and q of one draw, which race the same exponentials, give
 different tokens with probability 1 − Σ_v 1 / Σ_u max(p_u/p_v, q_u/q_v), over all numbers that may be drawn. The laws
-are those that were measured, the rounds those of a decode.
+are those of a whole decode, whose cache keeps what wide passes left, and of the plain reference along its tokens.
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.bench._operations import Deviation, OperationWatch, SeenNetwork, Width
 from harness.files import compact, finite
 from harness.models import ModelPair
-from harness.protocol import Intermediates, Request
+from harness.protocol import Intermediates, Request, ScalePyramid
 from harness.provenance import versions
 from harness.reference import family_of, filter_logits, teacher_forced
 from harness.reference.sequential import KnownScales, sample_sequential
@@ -126,8 +126,7 @@ def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: 
     models, request, shown = plain.models, plain.request, plain.shown
     pyramid, draws = models.pyramid, models.pyramid.draws
     r = [half + image for half in range(0, request.R, request.B) for image in range(images)]
-    filtered = (filter_logits(shown.guided_BLV[:images, draws.span(si)], *request.filter(si)) for si in pyramid)
-    law_bLV = torch.cat([scale_blV.softmax(-1) for scale_blV in filtered], 1)
+    law_bLV = law_of(request, pyramid, shown.guided_BLV[:images])
     for width, verified, kv in plain.passes(images, graphs):
         n = slice(pyramid.begin(width.first), pyramid.end(width.last))
         drawn = slice(draws.begin(width.first), draws.end(width.last))
@@ -139,9 +138,13 @@ def _whole_passes(plain: SequentialRun, exact_RLV: Tensor, images: int, graphs: 
         others.compare("guided logits", verified.guided_bnV, shown.guided_BLV[:images, drawn])
         others.compare("law", torch.cat(verified.probs_by_scale, 1), law_bLV[:, drawn])
         found.differs |= others.differs
-        by_scale = enumerate(verified.probs_by_scale, width.first)
-        ties = [parting(law_bLV[:, draws.span(si)], law_blV).sum() / images for si, law_blV in by_scale]
-        yield [replace(found, ties=tuple(map(float, ties)))]
+        yield [found]
+
+
+def law_of(request: Request, pyramid: ScalePyramid, guided_bLV: Tensor) -> Tensor:
+    """Return the law of every draw, filtered as the request says of its scale."""
+    filtered = (filter_logits(guided_bLV[:, pyramid.draws.span(si)], *request.filter(si)) for si in pyramid)
+    return torch.cat([scale_blV.softmax(-1) for scale_blV in filtered], 1)
 
 
 def parting(one_XV: Tensor, other_XV: Tensor) -> Tensor:
@@ -160,14 +163,18 @@ def parting(one_XV: Tensor, other_XV: Tensor) -> Tensor:
     return apart_X.masked_fill((one_XV == other_XV).all(-1), 0.0)  # and not the rounding of these sums
 
 
-def expected_ties(models: ModelPair, request: Request, draft_len: int, rows: list[Deviation]) -> float:
-    """Return how many draws of an image rounding is expected to change, in the rounds of a decode of the request."""
-    graphs = records(models, request)
-    decoder = SpeculativeDecoder(models, DecoderOptions(draft_len, keep_intermediates=False, graphs=graphs))
-    rounds, total = decoder.decode(request, models.noise(request)).rounds, 0.0
-    ties = {row.width: row.ties for row in rows if row.operation == WHOLE}
-    for k, turn in (each for turns in rounds for each in enumerate(turns)):
-        together = sum(len(others) > k and others[k].first == turn.first for others in rounds)
-        recorded, last = graphs and together == request.B, turn.first + turn.drafted - 1
-        total += sum(ties[Width(request.B, together, turn.first, last, recorded)][: turn.finished])
-    return total / request.B
+def expected_ties(models: ModelPair, request: Request, draft_len: int, compiled: bool = False) -> float:
+    """Return how many draws of an image rounding is expected to change in a decode of the request.
+
+    The laws of the decode, whose cache holds what wide passes left there, are set beside those of the plain reference
+    along the same tokens. Draws: the request's numbers.
+    """
+    options = DecoderOptions(draft_len, graphs=records(models, request))
+    trace = SpeculativeDecoder(models.compiled(compiled), options).decode(request, models.noise(request))
+    noise = models.noise(request)
+    plain = sample_sequential(models.target, models.vae, request, noise, trace.tokens_BL)
+    pyramid, sides = models.pyramid, (trace.intermediates, plain.shown)
+    assert trace.intermediates is not None
+    one_BLV, other_BLV = (law_of(request, pyramid, shown.guided_BLV) for shown in sides if shown is not None)
+    by_scale = (parting(one_BLV[:, at], other_BLV[:, at]).sum() for at in map(pyramid.draws.span, pyramid))
+    return float(sum(by_scale)) / request.B

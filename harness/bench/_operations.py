@@ -49,7 +49,6 @@ class Deviation:
     error: float = math.nan  # largest, from float64 on the same inputs; NaN where it is not measured
     squares: float = 0.0  # sum of squared errors
     numbers: int = 0  # so many
-    ties: tuple[float, ...] = ()  # of a whole pass, by scale: draws an image that are expected to come out otherwise
 
     def compare(self, name: str, actual: Tensor, expected: Tensor | None) -> None:
         """Set a result beside the sequential one. Effects: on itself."""

@@ -51,8 +51,7 @@ def exactness(networks: Networks, widths: Widths) -> None:
                 found.rows.extend(rows)
                 work.advance()
     for length in lengths:
-        fast = pair.compiled(widths.compile)
-        ties = [expected_ties(fast, request, length, found.rows) for request in requests]
+        ties = [expected_ties(pair, request, length, widths.compile) for request in requests]
         found.expected_ties[length] = sum(ties) / len(ties)
     if not widths.quiet:
         show_exactness(found, str(pair.device), plain_console())

@@ -107,9 +107,14 @@ class Transformer(StoredNetwork):
 
     @in_its_mode
     def embed(self, raw_BnC: Tensor) -> Tensor:
-        """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term."""
+        """Return word_embed(raw_BnC), (B,n,D): a scale's raw input without its position term.
+
+        The same bits however the input lies in memory, and the product is rounded before its bias is added: so do
+        published samplers, whose input lies channel by channel, and for which `F.linear` adds the bias apart.
+        """
         weight_DC, bias_D = self.weights["word_embed.weight"], self.weights["word_embed.bias"]
-        return F.linear(raw_BnC.to(self.dtype), weight_DC, bias_D).to(self.dtype)
+        product_BnD = F.linear(raw_BnC.to(self.dtype).contiguous(), weight_DC)
+        return (product_BnD + bias_D.to(product_BnD.dtype)).to(self.dtype)
 
     @cached_property
     def _attention_constants(self) -> list[tuple[Tensor, Tensor]]:

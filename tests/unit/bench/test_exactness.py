@@ -54,7 +54,6 @@ def test_where_every_width_agrees_contract_a_holds_at_every_length():
     assert {row.operation for row in found.rows} == OPERATIONS
     assert len(found.rows) == len(OPERATIONS) * 2 * 6
     assert found.exact_lengths == [1, 2, 3]
-    assert [sum(row.ties) for row in found.rows if row.operation == WHOLE] == [0] * 12
 
 
 def test_so_it_does_in_the_other_family_whose_attention_comes_in_pieces():
@@ -218,8 +217,7 @@ def ties_of(models: ModelPair, request: Request, draft_len: int) -> int:
 def test_ties_are_as_many_as_predicted():
     models, draft_len = load_digits().first_scales(5).in_mode("cpu", "bfloat16"), 3
     request = Request((0, 1), 0)
-    rows = exactness(models, request).rows
-    predicted = expected_ties(models, request, draft_len, rows)
+    predicted = expected_ties(models, request, draft_len)
     seen = sum(ties_of(models, replace(request, seed=seed), draft_len) for seed in range(1, 21)) / 40
     assert seen > 0.5  # an image, of 55 draws
-    assert predicted / 2 < seen < 2 * predicted
+    assert predicted / 1.5 < seen < 1.5 * predicted

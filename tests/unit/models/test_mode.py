@@ -77,6 +77,14 @@ def test_keys_values_and_inputs_have_the_dtype_of_the_weights(layout: str):
     assert {tensor.dtype for tensor in every} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_a_raw_input_is_embedded_to_the_same_bits_however_it_lies_in_memory(name: str):
+    network = MODELS.in_mode("cpu", name).target
+    raw_BCn = torch.randn(2, network.config.C, 9, generator=torch.Generator().manual_seed(0))
+    by_channel_BnC = raw_BCn.transpose(1, 2)
+    assert torch.equal(network.embed(by_channel_BnC), network.embed(by_channel_BnC.contiguous()))
+
+
 @pytest.mark.parametrize("name", AUTOCAST)
 def test_the_own_decoder_is_right_where_images_part(name: str):
     models, requests = tiny(FOUR, kin=0.02).in_mode("cpu", name), [Request((0, 1, 2), 3)]
