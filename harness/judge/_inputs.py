@@ -35,8 +35,8 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> Named:
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span, both = evidence.models.pyramid.span(si), evidence.request.rows_of(image)
     halves = [bool(((actual.x_RLD[row, span] - expected.x_RLD[row, span]).abs() <= error).all()) for row in both]
-    for component, clause, x_R1D, _ in asked_otherwise(evidence, image, 0) if si == 0 else ():
-        if bool(((actual.x_RLD[both, span] - x_R1D).abs() <= error).all()):
+    for component, clause, walk in asked_otherwise(evidence, image, 0) if si == 0 else ():
+        if bool(((actual.x_RLD[both, span] - walk.input(None, 0)).abs() <= error).all()):
             return component, f"the input of scale 0 is as if {clause}"
     if si == 0 and (labels := _unconditional_labels(evidence, error)):
         return "condition", f"the unconditional rows of scale 0 are those of {labels}"

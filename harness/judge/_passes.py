@@ -26,7 +26,7 @@ from harness.reference.sequential import GrowingCache
 _HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
 MOST_IMAGES = 8  # of a batch whose rows a cache may hold in the place of an image's own
 SHORT_CACHE = "the last cached scale is missing, as after a rollback too far"
-MOST_READERS = 4  # of a batch whose texts the two rows of an image may attend to
+MOST_READERS = 4  # of a batch whose conditions or texts the two rows of an image may have
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class TargetPass:
     @torch.inference_mode()
     def hidden(
         self, mask_nK: Tensor | None = None, cache: GrowingCache | None = None, depth: int = 0,
-        texts: tuple[Tensor, ...] = (),
+        condition: Condition | None = None,
     ) -> Tensor:  # fmt: skip
         """Return h_RnD of the pass.
 
         `mask_nK` says who sees whom (None: as it must be), `cache` holds the scales before (None: as they must be;
-        more rows than these are seen by all), `depth` is how many blocks are run (0: all), and `texts` what
-        cross-attention reads (none: its own).
+        more rows than these are seen by all), `depth` is how many blocks are run (0: all), and `condition` what
+        they are conditioned on (None: its own).
         """
-        condition, K = self.condition, self.evidence.models.pyramid.begin(self.first)
-        condition = replace(condition, blocks=condition.blocks[: depth or None], texts=texts or condition.texts)
+        condition, K = condition or self.condition, self.evidence.models.pyramid.begin(self.first)
+        condition = replace(condition, blocks=condition.blocks[: depth or None])
         x_RnD, mask_11nK, positions = self.window()
         cache = self.cache() if cache is None else cache
         if mask_nK is not None:
@@ -95,20 +95,25 @@ class TargetPass:
             self.network.hidden(x_RKD, self.condition, cache, mask_11KK, positions)
         return cache
 
-    def rows(self, hidden_RnD: Tensor, si: int) -> Tensor:
-        """Return logits_RlV of one of its scales."""
+    def rows(self, hidden_RnD: Tensor, si: int, condition: Condition | None = None) -> Tensor:
+        """Return logits_RlV of one of its scales; `condition` as `hidden` has it."""
         pyramid = self.evidence.models.pyramid
         l = slice(pyramid.begin(si) - pyramid.begin(self.first), pyramid.end(si) - pyramid.begin(self.first))
-        return self.evidence.models.target.logits(hidden_RnD[:, l], self.condition)
+        return self.evidence.models.target.logits(hidden_RnD[:, l], condition or self.condition)
 
 
-def of_other_rows(made: TargetPass) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what the rows of a pass attend to where that is of any other rows of the batch; nothing without texts."""
+def of_other_rows(made: TargetPass) -> Iterator[tuple[str, str, Condition]]:
+    """Yield (component, clause, condition) of rows that read what others of the batch do; nothing without texts."""
     evidence, network = made.evidence, made.network
     labels_b = evidence.numbers.labels(network.config.classes)[:MOST_READERS]
-    if len(labels_b) > 1 and evidence.request.texts:
-        texts = family_of(network).condition(network, evidence.request, labels_b).texts
-        yield from product(texts, repeat=evidence.request.R // evidence.request.B)
+    if len(labels_b) == 1 or not evidence.request.texts:
+        return
+    every = family_of(network).condition(network, evidence.request, labels_b)
+    for rows in product(range(len(every.texts)), repeat=evidence.request.R // evidence.request.B):
+        theirs = every.rows(torch.tensor(rows, device=network.device))
+        mixed = replace(made.condition, texts=theirs.texts)
+        yield "text", "whose rows attend to texts of other rows of the batch", mixed
+        yield "rows", "whose rows have the conditions of other rows of the batch", theirs
 
 
 def last_of(turn: Round, si: int, pyramid: ScalePyramid) -> int:

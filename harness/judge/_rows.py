@@ -18,7 +18,7 @@ from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import family_of
+from harness.reference import family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers"
@@ -45,10 +45,7 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
         return "split", f"logits of scale {si} are those of {unit} {place}"
     if word := rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span)):
         return "precision", f"logits of scale {si} are the right ones, rounded to {word}"
-    for component, clause, _, rows_RlV in asked_otherwise(evidence, image, si):
-        if _is_other(evidence, image, si, rows_RlV):
-            return component, f"logits of scale {si} are as if {clause}"
-    for explain in (_other_head, _other_label, _moved_rows, _other_pass):
+    for explain in (_asked_otherwise, _other_head, _other_label, _moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -63,9 +60,31 @@ def _is_other(evidence: Evidence, image: int, si: int, other_2lV: Tensor) -> boo
     actual, expected = evidence.actual.shown, evidence.expected.shown
     span = evidence.models.pyramid.draws.span(si)
     found_2lV, right_2lV = _of_image(actual, image, span), _of_image(expected, image, span)
+    return _is_within(evidence, found_2lV, other_2lV) and explains(found_2lV, right_2lV, other_2lV)
+
+
+def _is_within(evidence: Evidence, found_2lV: Tensor, other_2lV: Tensor) -> bool:
     far_2lV, budget = (found_2lV - other_2lV).abs(), evidence.budget
-    within = bool((far_2lV <= 2 * budget.rows).all()) and bool(far_2lV.square().mean().sqrt() <= 2 * budget.rows_rms)
-    return within and explains(found_2lV, right_2lV, other_2lV)
+    return bool((far_2lV <= 2 * budget.rows).all()) and bool(far_2lV.square().mean().sqrt() <= 2 * budget.rows_rms)
+
+
+@torch.inference_mode()
+def _asked_otherwise(evidence: Evidence, image: int, si: int) -> Named | None:
+    """Return of the mistakes that the family names, and that give a scale's logits, the one that gives most scales'."""
+    (models, draws), most, named = (evidence.models, evidence.models.pyramid.draws), 0, None
+    tokens_1L, shown = evidence.actual.tokens_BL[image : image + 1], evidence.actual.shown
+    for component, clause, walk in asked_otherwise(evidence, image, si):
+        xs, _ = prefix_inputs(walk.network, models.vae, walk.condition, tokens_1L, models.pyramid.S)
+        count = 0
+        for k, x_RlD in enumerate(xs):
+            rows_RlV = walk.rows(x_RlD, k)
+            if k == si and not _is_other(evidence, image, si, rows_RlV):
+                count = 0
+                break
+            count += _is_within(evidence, _of_image(shown, image, draws.span(k)), rows_RlV)
+        if count > most:
+            most, named = count, (component, f"logits of scale {si} are as if {clause}")
+    return named
 
 
 def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
@@ -173,9 +192,9 @@ def _other_pass(evidence: Evidence, image: int, si: int) -> Named | None:
         for component, clause, cache in caches(made, image):
             if _is_other(evidence, image, si, made.rows(made.hidden(cache=cache), si)):
                 return component, f"{where} where {clause}"
-        for texts in of_other_rows(made):
-            if _is_other(evidence, image, si, made.rows(made.hidden(texts=texts), si)):
-                return "text", f"{where} whose rows attend to texts of other rows of the batch"
+        for component, clause, condition in of_other_rows(made):
+            if _is_other(evidence, image, si, made.rows(made.hidden(condition=condition), si, condition)):
+                return component, f"{where} {clause}"
     return None
 
 

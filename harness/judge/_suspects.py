@@ -8,7 +8,6 @@ wins. What no such change explains stays with the part that `components` names, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -19,6 +18,7 @@ from harness.judge._evidence import Evidence
 from harness.judge._rounded import SHORT
 from harness.protocol import CORRECT, DRAFT, TOKEN, Round
 from harness.reference import draw, family_of, filter_logits, prefix_inputs, race, teacher_forced
+from harness.reference.sequential import Walk
 
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
 
@@ -95,24 +95,19 @@ def is_accepted_draft(evidence: Evidence, image: int, scales: int) -> bool:
 
 
 @torch.inference_mode()
-def asked_otherwise(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield (component, clause, x of scale 0, rows_RlV of a scale) of an image, for mistakes that its family names."""
-    network, vae = evidence.models.target, evidence.models.vae
+def asked_otherwise(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Walk]]:
+    """Yield (component, clause, walk from scale 0 on) of an image, for mistakes that its family names.
+
+    Scale by scale, as the reference goes: a network that is wrong in longer passes is what some decoders share with it.
+    """
+    network = evidence.models.target
     if (others := family_of(network).others) is None:
         return
     labels_1 = evidence.numbers.labels(network.config.classes)[image : image + 1]
-    tokens_1L, span = evidence.actual.tokens_BL[image : image + 1], network.pyramid.draws.span(si)
-    request, guidance = evidence.request, evidence.request.scale_guidance
-    known = list(others(network, request, int(labels_1)))
-    if guidance is not None and min(guidance.places, default=0) < 0:
-        turns = [round_of(evidence, image, k) or k for k in network.pyramid]
-        weights = tuple(guidance.weights[k if isinstance(k, int) else k.first] for k in turns)
-        by_pass = replace(request, scale_guidance=replace(guidance, weights=weights))
-        known.append(("guidance", "all rows of a pass had the weight of its first scale", network, by_pass))
-    for component, clause, other, request in known:
-        condition = family_of(other).condition(other, request, labels_1)
-        rows_RnV, _, _ = teacher_forced(other, vae, request, labels_1, tokens_1L, si + 1)
-        yield component, clause, family_of(other).input(other, condition, None, 0), rows_RnV[:, span]
+    turns = [round_of(evidence, image, k) for k in network.pyramid]
+    firsts = [k if turn is None else turn.first for k, turn in enumerate(turns)]
+    for component, clause, other, request in others(network, evidence.request, int(labels_1), si, firsts):
+        yield component, clause, Walk.begin(other, request, labels_1)
 
 
 @torch.inference_mode()

@@ -58,9 +58,9 @@ class LawResult:
 
 # Parts that other parts build on come before these: where several laws isolate one, the first is nearest the cause.
 _CAUSES = (
-    "crash", "network", "quantizer", "autoencoder", "noise", "condition", "build_combined_query", "attention_mask",
-    "split_logits_by_scale", "new_cache", "cache", "guide", "filter_logits", "draw", "accumulate", "next_input",
-    "keep_drafted", "residual", "accept", "bonus", "draft_len", "counts",
+    "crash", "network", "quantizer", "autoencoder", "noise", "condition", "build_combined_query", "positions",
+    "attention_mask", "split_logits_by_scale", "new_cache", "cache", "guide", "filter_logits", "draw", "accumulate",
+    "next_input", "keep_drafted", "residual", "accept", "bonus", "draft_len", "counts",
 )  # fmt: skip
 NO_PART = {"decode", "unknown"}  # the decode as a whole, and what nobody can name
 

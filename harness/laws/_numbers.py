@@ -162,22 +162,28 @@ def encode(subject: Subject, case: Case) -> bool:
 
 
 def _signs(case: Case) -> bool:
-    """Require that bits are the residuals' signs, draw by draw, and that codes of given bits lie where they should."""
+    """Require that bits are the residuals' signs, draw by draw, and that codes of given bits lie where they should.
+
+    Of patches of one place and of four, be the case's networks of either kind: few cases would hardly meet both.
+    """
     vae: Any = case.models.vae
-    pyramid, given_BL = case.pyramid, case.random_tokens()
-    z_BChw = case.normal(case.B, *case.models.target.config.latent).to(vae.dtype)
-    bits_BL, residual_BL = vae.quantizer.encode(z_BChw, pyramid, given_BL)
-    expected_BL = infinity.encoded(z_BChw.double(), pyramid, given_BL)
-    error = rounded(expected_BL, product_dtype(vae))
-    require_equal("residuals", residual_BL.double(), expected_BL, "along given bits", error)
-    sure_BL = expected_BL.abs() > error  # the sign of others is rounding's
-    require_equal("bits", bits_BL[sure_BL], (expected_BL > 0).long()[sure_BL], "along given bits")
-    for si, sides in enumerate(pyramid.sides):
-        bits_Bl = given_BL[:, pyramid.draws.span(si)]
-        codes = vae.quantizer.codes(bits_Bl, *sides).double()
-        expected_Bl = (2.0 * bits_Bl - 1).double() * codes.shape[1] ** -0.5
-        actual_Bl = infinity.draws_of(codes, codes.shape[3] // sides[1])
-        require_equal("codes", actual_Bl, expected_Bl, f"scale {si}", rounded(expected_Bl, product_dtype(vae)))
+    for patch in (1, 2):
+        pyramid = replace(case.pyramid, channels=vae.quantizer.C * patch**2)
+        given_BL = (case.normal(case.B, pyramid.draws.L) > 0).long()
+        h, w = pyramid.sides[-1]
+        z_BChw = case.normal(case.B, vae.quantizer.C, patch * h, patch * w).to(vae.dtype)
+        bits_BL, residual_BL = vae.quantizer.encode(z_BChw, pyramid, given_BL)
+        expected_BL = infinity.encoded(z_BChw.double(), pyramid, given_BL)
+        error, where = rounded(expected_BL, product_dtype(vae)), f"along given bits, {pyramid.channels} a position"
+        require_equal("residuals", residual_BL.double(), expected_BL, where, error)
+        sure_BL = expected_BL.abs() > error  # the sign of others is rounding's
+        require_equal("bits", bits_BL[sure_BL], (expected_BL > 0).long()[sure_BL], where)
+        for si, sides in enumerate(pyramid.sides):
+            bits_Bl = given_BL[:, pyramid.draws.span(si)]
+            codes = vae.quantizer.codes(bits_Bl, *sides).double()
+            expected_Bl = (2.0 * bits_Bl - 1).double() * codes.shape[1] ** -0.5
+            error, where = rounded(expected_Bl, product_dtype(vae)), f"scale {si}, {pyramid.channels} bits a position"
+            require_equal("codes", infinity.draws_of(codes, patch), expected_Bl, where, error)
     return True
 
 

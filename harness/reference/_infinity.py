@@ -4,7 +4,7 @@ Promise: pure functions; arguments are never written into. The module of this na
 contracts, a window of scales at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -118,7 +118,7 @@ _COUNTED: tuple[tuple[str, int, bool, Callable[[Tensor], Tensor]], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class _Seated(Around):
-    """A network whose rows sit elsewhere, in passes that begin with the image."""
+    """A network whose rows sit elsewhere, or are of other levels."""
 
     where_L3: Tensor
 
@@ -126,11 +126,26 @@ class _Seated(Around):
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.network.hidden(x_RnD, condition, cache, mask_11nK, self.where_L3[: x_RnD.shape[1]])
+        assert positions is not None
+        begin = self.network.pyramid.begin(int(positions[0, 0]))
+        return self.network.hidden(x_RnD, condition, cache, mask_11nK, self.where_L3[begin : begin + x_RnD.shape[1]])
 
 
-def others(network: Network, request: Request, label: int) -> Iterator[tuple[str, str, Network, Request]]:
-    """Yield (component, clause, network, request) of mistakes with an image's text, level, places and guidance."""
+def others(
+    network: Network, request: Request, label: int, si: int, firsts: Sequence[int]
+) -> Iterator[tuple[str, str, Network, Request]]:
+    """Yield (component, clause, network, request) of mistakes with an image's text, places, guidance and levels.
+
+    `si` is the first wrong scale, `firsts` of every scale the first one of its pass. Where several give the same
+    numbers, as in passes of one scale, the first is named: wrong levels show in fewer requests than wrong places.
+    """
+    scales = range(len(firsts))
+    levels = {
+        "levels were counted from the first scale of a pass": [k - first for k, first in enumerate(firsts)],
+        "levels were those of the scale before": [max(k - 1, 0) for k in scales],
+        "levels were those of the scale after": [min(k + 1, scales[-1]) for k in scales],
+    }
+    yield from _other_levels(network, request, levels)
     yield from _other_texts(network, request, label)
     yield from _other_places(network, request)
     guidance, depth = request.scale_guidance, network.config.depth
@@ -142,6 +157,17 @@ def others(network: Network, request: Request, label: int) -> Iterator[tuple[str
         copied = replace(guidance, weights=tuple(COPIED if w == 1 else w for w in guidance.weights))
         clause = "both halves were the conditional one where guidance is off"
         yield "guidance", clause, network, replace(request, scale_guidance=copied)
+        if min(guidance.places) < 0:
+            by_pass = [guidance.weights[first] for first in firsts]
+            off = [1.0 if first == 1 else own for first, own in zip(by_pass, guidance.weights, strict=False)]
+            for clause, weights in (
+                ("all rows of a pass had the weight of its first scale", by_pass),
+                ("guidance was off in passes whose first scale has none", off),
+            ):  # and one more than there are scales, so that there are two halves
+                changed = replace(guidance, weights=(*weights, COPIED))
+                yield "guidance", clause, network, replace(request, scale_guidance=changed)
+    alone = {f"the level of scale {si} were {other}": [other if k == si else k for k in scales] for other in scales}
+    yield from _other_levels(network, request, alone)
 
 
 def _other_texts(network: Network, request: Request, label: int) -> Iterator[tuple[str, str, Network, Request]]:
@@ -191,3 +217,15 @@ def _other_places(network: Network, request: Request) -> Iterator[tuple[str, str
             x_l = rounded((place_l % row) * torch.tensor((config.full[1] - edge) / max(w - edge, 1)))
             where.append(torch.stack((torch.full_like(y_l, si), y_l, x_l), 1))
         yield "positions", clause, _Seated(network, torch.cat(where).double().to(network.device)), request
+
+
+def _other_levels(
+    network: Network, request: Request, known: Mapping[str, list[int]]
+) -> Iterator[tuple[str, str, Network, Request]]:
+    """Yield levels that rows have beside their inputs, where guidance between blocks or chunks read them."""
+    guidance, where_L3 = request.scale_guidance, positions(network, 0, network.pyramid.S - 1)
+    if infinity_config(network).levels_once and (guidance is None or min(guidance.places) >= 0):
+        return
+    for clause, level_S in known.items():
+        level_L1 = torch.tensor(level_S).to(where_L3)[where_L3[:, :1].long()]
+        yield "level", clause, _Seated(network, torch.cat((level_L1, where_L3[:, 1:]), 1)), request

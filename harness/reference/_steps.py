@@ -5,7 +5,7 @@ file of this name in `speculative/` keeps the same contracts, a window of scales
 `FAMILIES`, and its functions one module here; nobody else asks which family it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +102,9 @@ class FamilySteps:
     example: Callable[[ModelPair, int, int], Request]  # (models, images, seed): what budgets are measured with
     # the codes of `Request.more_smooth`, (logits_BlV, E', code vectors, si/(S-1)), where the family reads it
     smooth_codes: Callable[[Tensor, Tensor, Tensor, float], Tensor] | None = None
-    # mistakes of the family's own, as (component, clause, network, request) in the place of right ones;
-    # (network, request, label)
-    others: Callable[[Network, Request, int], Iterator[Other]] | None = None
+    # mistakes of the family's own, as (component, clause, network, request) in the place of right ones; (network,
+    # request, label, the scale in question, of every scale the first one of its pass)
+    others: Callable[[Network, Request, int, int, Sequence[int]], Iterator[Other]] | None = None
 
 
 VAR = FamilySteps(

@@ -176,6 +176,17 @@ def of_the_first(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int)
     return rows_n3
 
 
+def marked(level: Callable[[int, int], int]) -> Parts:
+    """Say of the rows of a scale, in passes from another on, that they are of a third: guidance between blocks."""
+
+    def change(where_L3: Tensor, pyramid: ScalePyramid, first: int, last: int) -> Tensor:
+        rows_n3 = where_L3[pyramid.begin(first) : pyramid.end(last)].clone()
+        rows_n3[:, 0] = torch.tensor([level(int(si), first) for si in rows_n3[:, 0]])
+        return rows_n3
+
+    return where(change)
+
+
 def copied(network: Network, request: Request, labels_B: Tensor) -> Condition:
     """Let scales that are not guided copy their conditional rows to both halves."""
     condition = INFINITY.condition_rows(network, request, labels_B)
@@ -266,6 +277,9 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "coordinates cut off": (counted(False, torch.floor), "positions", at(0, -1)),
     "rows and columns counted by the height": (counted(True, torch.round), "positions", REQUEST),
     "weight of a pass's first scale between blocks": (where(of_the_first), "guidance", at(-1)),
+    "levels counted from a pass's first scale": (marked(lambda si, first: si - first), "level", at(-1)),
+    "levels of the scale before": (marked(lambda si, first: max(si - 1, 0)), "level", at(-1)),
+    "level of one scale alone": (marked(lambda si, first: 4 if si == 3 else si), "level", at(0, -1)),
     "conditional rows copied where guidance is off": (
         replace(INFINITY, condition_rows=copied),
         "guidance",

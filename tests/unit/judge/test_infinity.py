@@ -13,9 +13,10 @@ from harness import LikelihoodTest, Terms, verify
 from harness.judge._bets import usual_alternatives
 from harness.judge._verdict import Verdict
 from harness.models import ModelPair, close_pair
+from harness.models.infinity import transformer
 from harness.models.infinity.transformer import InfinityTransformer
 from harness.models.network import Condition
-from harness.protocol import Request, Settings, Trace
+from harness.protocol import Request, Rows, ScaleGuidance, Settings, Trace
 from harness.protocol.noise import Noise, NoiseBefore, Reading
 from harness.reference.sequential import sample_sequential
 from harness.rounding import quick_budget
@@ -23,7 +24,7 @@ from harness.speculative import DecodeState, Side
 from harness.speculative.sampler import DecoderOptions, SpeculativeDecoder, build_decoder
 from tests.helpers import decoder_factory, verify_here
 from tests.unit.judge.planted_infinity import BUGS, REQUESTS, at
-from tests.unit.speculative.test_infinity import GUIDANCE, REQUEST, pair
+from tests.unit.speculative.test_infinity import GUIDANCE, REQUEST, TEXTS, pair
 
 
 def single(patch: int = 1, rounds: bool = False) -> ModelPair:
@@ -87,25 +88,72 @@ def test_weights_of_guidance_are_said_with_those_that_are_due(name: str, weights
     assert first.detail == f"guided logits of scale 1 are not those of their rows: they are {weights}; {due}"
 
 
-def test_the_texts_of_a_batch_that_parts_are_named():
+class TextsOfTheFirst(Side):
     """Images that go on alone attend to the texts of the batch's first rows."""
 
-    class First(Side):
-        def condition_of(self, images: list[int]) -> Condition:
-            condition = super().condition_of(images)
-            return replace(condition, texts=self.condition.texts[: len(condition.texts)])
+    def condition_of(self, images: list[int]) -> Condition:
+        condition = super().condition_of(images)
+        return replace(condition, texts=self.condition.texts[: len(condition.texts)])
 
+
+class Interleaved(Side):
+    """Images that go on alone have both rows side by side, as if halves were."""
+
+    def condition_of(self, images: list[int]) -> Condition:
+        B = len(self.calls)
+        rows = [first + b for b in images for first in (0, B)]
+        return self.condition if len(images) == B else self.condition.rows(torch.tensor(rows))
+
+
+class Reversed(Side):
+    """Images that go on alone are read from the last to the first, unconditional ones too."""
+
+    def condition_of(self, images: list[int]) -> Condition:
+        condition = super().condition_of(images)
+        return condition if len(images) == len(self.calls) else condition.rows(torch.arange(2 * len(images)).flip(0))
+
+
+@pytest.mark.parametrize(
+    ("side", "component", "asked"),
+    [
+        (TextsOfTheFirst, "text", REQUEST),
+        (Interleaved, "rows", REQUEST),
+        (Interleaved, "rows", at(-1)),
+        (Reversed, "rows", REQUEST),
+    ],
+)
+def test_the_rows_of_a_batch_that_parts_are_named(side: type[Side], component: str, asked: Request):
     class Decoder(SpeculativeDecoder):
         def begin(self, request: Request, noise: Noise) -> DecodeState:
             state = super().begin(request, noise)
-            state.target.__class__ = First
+            state.target.__class__ = side
             return state
 
     models = close_pair(single(), 0.003)
-    requests = [replace(REQUEST, seed=seed) for seed in range(3)]
+    requests = [replace(asked, seed=seed) for seed in range(3)]
     result = verify_here(models, lambda pair, _: Decoder(pair, DecoderOptions(2)), [Settings(2)], requests)
     assert result.first_divergence is not None
-    assert result.first_divergence.component == "text", result.first_divergence
+    assert result.first_divergence.component == component, result.first_divergence
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[-1:] * 3])  # of one row, so that one row more pads nothing
+def test_a_network_that_is_wrong_in_longer_passes_is_asked_in_none(
+    texts: tuple[Rows, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """Guidance between blocks is off in passes whose first scale has none: decoder and judge share the network."""
+    right = transformer.guided_between
+
+    def off_where_the_first_is(x_RnD: Tensor, guidance: ScaleGuidance, level_n: Tensor) -> Tensor:
+        return x_RnD if guidance.weights[int(level_n[0])] == 1 else right(x_RnD, guidance, level_n)
+
+    models = single()
+    quick_budget(models)
+    monkeypatch.setattr(transformer, "guided_between", off_where_the_first_is)
+    weights = (1.0, 3.0, 2.0, 3.0, 1.5)
+    request = replace(at(-1), texts=texts, scale_guidance=replace(at(-1).scale_guidance, weights=weights))
+    found = verify_here(replace(models, draft=models.target), build_decoder, [Settings(3)], [request]).first_divergence
+    assert found is not None
+    assert (found.component, found.scale) == ("guidance", 1), found
 
 
 @pytest.mark.parametrize("patch", [1, 2])

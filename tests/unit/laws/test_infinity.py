@@ -142,6 +142,13 @@ def _rows_and_columns_of_a_patch(idx_Bl: Tensor, h: int, w: int, C: int) -> Tens
     return F.pixel_shuffle(bits_BNhw.unflatten(1, (C, 2, 2)).transpose(2, 3).flatten(1, 3), 2)
 
 
+def _channels_last(idx_Bl: Tensor, h: int, w: int, C: int) -> Tensor:
+    bits_BNhw = idx_Bl.view(len(idx_Bl), h, w, -1).permute(0, 3, 1, 2)
+    if bits_BNhw.shape[1] == C:
+        return bits_BNhw
+    return F.pixel_shuffle(bits_BNhw.unflatten(1, (4, C)).transpose(1, 2).flatten(1, 2), 2)
+
+
 def _unrotated_keys(x_RHnc: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = turn
     a, b = x_RHnc.chunk(2, -1)  # halves, not neighbours
@@ -166,6 +173,7 @@ SHARED = {
     "no rounding": ("numbers.transformer", f"{NETWORK}:InfinityTransformer._rounded", _wide),
     "GELU without tanh": ("numbers.transformer", f"{NETWORK}:_gelu", F.gelu),
     "columns before rows": ("numbers.encode", f"{CODES}:to_map", _columns_first),
+    "channels of a patch spread otherwise": ("numbers.encode", f"{CODES}:to_map", _channels_last),
     "a patch turned": ("numbers.encode", f"{CODES}:to_map", _rows_and_columns_of_a_patch),
 }
 
@@ -176,6 +184,22 @@ def test_a_bug_in_what_both_sides_share_breaks_its_law(name: str):
     with Mutant("numbers.shared", "", "", shared={place: wrong}).planted():
         row = try_law(BY_ID[law_id], Subject(build_decoder), CaseList(LISTED, passes=0))
     assert row.violation is not None
+
+
+@pytest.mark.parametrize("name", ["a patch turned", "channels of a patch spread otherwise"])
+def test_the_few_cases_of_a_verification_meet_patches(name: str, monkeypatch: pytest.MonkeyPatch):
+    law_id, place, wrong = SHARED[name]
+    monkeypatch.setattr(few, "LAWS", (BY_ID[law_id],))
+    with Mutant("numbers.shared", "", "", shared={place: wrong}).planted():
+        tried = try_laws_quickly(build_decoder, where=LawsPlace(family="infinity"))
+    assert [each.component for each in tried.broken] == ["quantizer"]
+
+
+def test_rows_that_sit_elsewhere_are_named_before_the_cache_that_holds_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(few, "LAWS", (BY_ID["positions.query"], BY_ID["state.sync"]))
+    bug = decoder_factory(BUGS["coordinates rounded half up"][0])
+    tried = try_laws_quickly(bug, where=LawsPlace(family="infinity"))
+    assert [each.component for each in tried.broken] == ["positions", "cache"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

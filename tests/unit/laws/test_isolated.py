@@ -125,6 +125,11 @@ def test_a_crash_comes_first_then_what_isolates_one_part_causes_before_consequen
     assert most_specific([several, unknown, length, accept, draw, noise, crash]) == expected
 
 
+def test_rows_that_sit_elsewhere_come_before_the_keys_that_were_cached_of_them():
+    cached, placed = row("cache", part="cache"), row("build_combined_query", part="positions")
+    assert most_specific([cached, placed]) == [placed, cached]
+
+
 def test_a_law_that_judges_a_decode_has_the_judges_component():
     (found,) = tried(positions.OFFSET, "acceptance.token-identical")
     assert found.violation is not None
