@@ -26,6 +26,7 @@ _BY_ORACLE = (*EXACT, *LOSSY)
 _LONG = (1, 2, 3, 4, 5, 6, 7)
 _DECIDES = "rounding decides what is accepted"
 _KEEPS = "kl:9"  # the draft's own tokens, nearly always
+_BORDER = "collaborative:2"  # beyond scale 1 the draft decides alone, and no bonus scale is taken
 # Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
 # the number of tokens that a filter leaves.
 _SHARP = (
@@ -86,12 +87,13 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [
-        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, *_at_the_border(case),
+        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, _BORDER,
+        *_at_the_border(case),
     ]  # fmt: skip
     cases = []
     for policy in dict.fromkeys(wanted):
-        draft = "far" if policy == _KEEPS else "near" if policy in _SHARP else case.draft
-        candidate = replace(case, policy=policy, draft=draft)
+        draft = "far" if policy == _KEEPS else "near" if policy in (_BORDER, *_SHARP) else case.draft
+        candidate = replace(case, policy=policy, draft=draft, bonus=case.bonus or policy == _BORDER)
         try:
             _follows(subject, candidate)
         except (NotOffered, InputError):

@@ -36,6 +36,7 @@ from harness.runs._decodes import Decodes, Step
 from harness.runs._records import CLAIMS, Coverage
 from harness.runs._result import Verification
 from harness.runs._runfile import RunFileOptions, read_run
+from harness.runs._setting import SettingResult
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, digits, seal_anew, tiny, verify_here
 
@@ -245,6 +246,14 @@ def test_a_hunt_stops_at_the_first_defect():
     assert {"bonus scales", "guidance off"} <= set(result.exercised.missing)
 
 
+def undetailed(setting: SettingResult) -> str:
+    """Return what was judged, but for causes: how many are searched depends on the number of workers."""
+    return str([
+        replace(judgement, defects=[replace(defect, detail="", component="") for defect in judgement.defects])
+        for judgement in setting.judgements
+    ])  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     """The file holds drafts and what was covered; two workers go on with a part of it, to the serial result."""
@@ -266,7 +275,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     )
     assert again.verdict is serial.verdict is Verdict.DEFECT
     assert str(again.coverage) == str(serial.coverage)
-    assert [str(setting.judgements) for setting in again.settings] == [str(s.judgements) for s in serial.settings]
+    assert [undetailed(setting) for setting in again.settings] == [undetailed(setting) for setting in serial.settings]
     assert [setting.draft for setting in again.settings] == ["own"] * 3 + ["close"] * (len(again.settings) - 3)
     assert sum(step.images for step in steps) == plan_of(blocks).images
     kept, rows = read_run(path)
