@@ -118,7 +118,7 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
-        message = error.format_message()
+        message = error.format_message().removesuffix(".")
         context = getattr(error, "ctx", None)
         of = context.command_path if context else "sdvar-harness"
         every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""

@@ -71,7 +71,8 @@ def next_step(result: Verification) -> NextStep | None:
     if not result.is_whole:
         if "--run" in record.command:
             return "go on where it stopped", shlex.join(["sdvar-harness", *record.command, "--resume"])
-        return "ask again with --run FILE: with --resume such a run goes on where it stopped", ""
+        anew = shlex.join(["sdvar-harness", *record.command, "--run", "run.db"])
+        return "ask again so that it can be stopped; the same command with --resume goes on then", anew
     name = record.recipe.get("implementation", OWN_DECODER)
     if verdict is Verdict.INCONCLUSIVE and (result.covers or not exercised.missing):
         if exercised.not_done:

@@ -187,7 +187,9 @@ class InfinityTransformer(StoredNetwork):
         return self._linear("word_embed", raw_BnC)
 
     def condition(self, texts: Sequence[Tensor]) -> Condition:
-        """Compute what depends on the text (T,A) of every guidance row alone."""
+        """Compute what depends on the text (T,A) of every guidance row alone. Raises `TypeError` for labels."""
+        if isinstance(texts, Tensor):
+            raise TypeError("a network of Infinity takes the texts of its guidance rows, no labels (docs/infinity.md)")
         R, Hp, w = len(texts), self.config.pool_heads, self.weights
         lengths, x_TA = [len(text) for text in texts], torch.cat(list(texts)).to(self.device, self.dtype)
         y_TA = x_TA * (x_TA.square().mean(-1, keepdim=True) + EPS).rsqrt() * w["text_norm.weight"]

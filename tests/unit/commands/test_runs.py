@@ -119,6 +119,7 @@ def test_a_signal_ends_a_run_that_can_go_on(number: int, status: int, pair: list
     document, done = json.loads((tmp_path / "r.json").read_text()), len(judged(tmp_path / "a.db"))
     assert (document["whole"], document["images"]) == (False, 3 * done)
     assert f"interrupted: {3 * done} of 450 images judged" in out
+    assert re.search(r"^(IDENTICAL|TIE|INCONCLUSIVE) so far ", out, re.MULTILINE)
     assert 3 <= done < 150
 
 

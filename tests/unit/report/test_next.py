@@ -206,7 +206,8 @@ def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Pat
     assert after(result)[0].startswith("let it do what it refuses or declines, or ask a part")
     result = made(tmp_path)
     result.stopped = 2
-    assert "--run FILE" in after(result)[0]
+    asked = f"sdvar-harness {' '.join(result.record.command)} --run run.db"
+    assert after(result) == ("ask again so that it can be stopped; the same command with --resume goes on then", asked)
     result.record = replace(result.record, command=("verify", "--seeds", "0:2", "--run", "a b.db"))
     assert after(result) == ("go on where it stopped", "sdvar-harness verify --seeds 0:2 --run 'a b.db' --resume")
 

@@ -155,3 +155,9 @@ def test_requests_that_the_network_cannot_answer_are_refused(change: dict, said:
     SMALL.check_request(RIGHT)
     with pytest.raises(InputError, match=re.escape(said)):
         SMALL.check_request(replace(RIGHT, **change))
+
+
+def test_labels_in_place_of_texts_are_named():
+    network = InfinityTransformer(SMALL, filled_weights(infinity_shapes(SMALL)))
+    with pytest.raises(TypeError, match="takes the texts of its guidance rows, no labels"):
+        network.condition(torch.tensor([3, 10]))  # type: ignore[arg-type]
