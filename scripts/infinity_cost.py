@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
           f"{result.decode_seconds:.1f} s, judging {share:.1%} on top, at most {given.most:.0%}")  # fmt: skip
     seen = peak_bytes(models.device)
     where = f"on {torch.cuda.get_device_name()}" if on_cuda else "of the process"
-    print(f"most memory: {seen / 2**30:.2f} GiB {where}, {seen / stated:.0%} of what was stated")
+    of_stated = "" if given.own_process else f", {seen / stated:.0%} of what was stated"
+    print(f"most memory: {seen / 2**30:.2f} GiB {where}{of_stated}")
     print(f"all: {clock(models) - begin:.0f} s")
     is_right = result.verdict in (Verdict.IDENTICAL, Verdict.TIE)
     is_stated = given.own_process or stated / FACTOR <= seen <= stated

@@ -85,5 +85,5 @@ def findings(mode: Mode) -> Iterator[Finding]:
         sample_sequential(models.target, models.vae, request, models.noise(request))
         seconds.append(time.perf_counter() - start)
     minutes = max(0.5, DEFAULT_RUN * min(seconds) / 60)
-    expected = f"about {minutes:.1f} minutes for this project's own decoder, if it stays as busy as now"
+    expected = f"about {minutes:.1f} minutes for this project's own decoder, if the machine stays as busy"
     yield Finding("`verify` without options", expected)

@@ -141,7 +141,9 @@ def load_factory(name: str) -> Factory:
     except BaseException as error:
         check_refused_write(error)
         if not attribute:
-            raise InputError("implementation", name, "must read package.module:factory", example) from None
+            module_name, _, attribute = name.rpartition(".")
+            meant = f"pass --implementation {module_name}:{attribute}" if module_name else example
+            raise InputError("implementation", name, "must read package.module:factory", meant) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         remedy = "see how it is spelt, and run in the folder where it lies"
         raise InputError("implementation", name, rule, remedy) from None

@@ -58,7 +58,7 @@ class Violation(HarnessError):  # noqa: N818
         )
         super().__init__(
             f"law {law.id} is broken\n  law:     {law.statement}\n  found:   {found[:900]}\n"
-            f"  watches: {', '.join(law.watches)}\n  case:    {case!r}\n"
+            f"  watches: {', '.join(law.watches)} (parts of a decoder: docs/laws.md)\n  case:    {case!r}\n"
             f"  replay:  {self.replay}"
         )
 

@@ -164,7 +164,7 @@ def encode(subject: Subject, case: Case) -> bool:
 def _signs(case: Case) -> bool:
     """Require that bits are the residuals' signs, draw by draw, and that codes of given bits lie where they should.
 
-    Of patches of one place and of four, be the case's networks of either kind: few cases would hardly meet both.
+    Of patches of one place and of four, whichever the case's networks have: few cases would hardly meet both.
     """
     vae: Any = case.models.vae
     for patch in (1, 2):

@@ -120,7 +120,7 @@ def long(subject: Subject, case: Case) -> bool:
     require_shown_rounds(decoded)
     wanted = max((turn.drafted for turn in decoded.rounds[0] if turn.first), default=0)
     for turn in decoded.rounds[0][1:]:
-        where = f"draft = target from scale 1 on, {case.pyramid.S} scales in all"
+        where = f"draft = target from scale 1 on, {case.pyramid.S} scales in all, as this law makes them"
         said = f"{where}: kept {turn.accepted} of {turn.drafted} scales from scale {turn.first}"
         require(turn.accepted == turn.drafted, said)
     run = run_over(case.models.target, case.models.vae, case, decoded.tokens_BL)

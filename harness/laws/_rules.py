@@ -87,13 +87,13 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     known += _SHARP
     start = 5 * (case.seed + len(case.patch_nums) + case.V + case.weights)
     wanted = [
-        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, _BORDER,
-        *_at_the_border(case),
+        case.policy, *(known[(start + k) % len(known)] for k in range(7)), "match:0.9", _KEEPS, *_at_the_border(case),
     ]  # fmt: skip
+    quality = {_KEEPS: "far"} | dict.fromkeys(set(_SHARP) - {_KEEPS}, "near")
+    asked = [replace(case, policy=policy, draft=quality.get(policy, case.draft)) for policy in dict.fromkeys(wanted)]
+    asked.append(replace(case, policy=_BORDER, draft="near", bonus=True))
     cases = []
-    for policy in dict.fromkeys(wanted):
-        draft = "far" if policy == _KEEPS else "near" if policy in (_BORDER, *_SHARP) else case.draft
-        candidate = replace(case, policy=policy, draft=draft, bonus=case.bonus or policy == _BORDER)
+    for candidate in asked:
         try:
             _follows(subject, candidate)
         except (NotOffered, InputError):

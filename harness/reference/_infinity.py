@@ -137,18 +137,26 @@ def others(
     """Yield (component, clause, network, request) of mistakes with an image's text, places, guidance and levels.
 
     `si` is the first wrong scale, `firsts` of every scale the first one of its pass. Where several give the same
-    numbers, as in passes of one scale, the first is named: wrong levels show in fewer requests than wrong places.
+    numbers, as in passes of one scale, the first is named: wrong weights show in fewer requests than wrong places.
     """
-    scales = range(len(firsts))
+    guidance, depth, scales = request.scale_guidance, network.config.depth, range(len(firsts))
+    if guidance is not None and guidance.guided and min(guidance.places) < 0:
+        by_pass = [guidance.weights[first] for first in firsts]
+        off = [1.0 if of_first == 1 else own for of_first, own in zip(by_pass, guidance.weights, strict=False)]
+        for clause, weights in (
+            ("all rows of a pass had the weight of its first scale", by_pass),
+            ("guidance was off in passes whose first scale has none", off),
+        ):  # and one more than there are scales, so that there are two halves
+            changed = replace(guidance, weights=(*weights, COPIED))
+            yield "guidance", clause, network, replace(request, scale_guidance=changed)
     levels = {
-        "levels were counted from the first scale of a pass": [k - first for k, first in enumerate(firsts)],
-        "levels were those of the scale before": [max(k - 1, 0) for k in scales],
-        "levels were those of the scale after": [min(k + 1, scales[-1]) for k in scales],
+        "levels counted from the first scale of a pass": [k - first for k, first in enumerate(firsts)],
+        "levels of the scale before": [max(k - 1, 0) for k in scales],
+        "levels of the scale after": [min(k + 1, scales[-1]) for k in scales],
     }
     yield from _other_levels(network, request, levels)
     yield from _other_texts(network, request, label)
     yield from _other_places(network, request)
-    guidance, depth = request.scale_guidance, network.config.depth
     if guidance is not None and guidance.guided:
         acting = {(1,), *((place,) for place in range(1 - depth, 1)), (0, *guidance.places)}
         for places in sorted(acting - {guidance.places}, reverse=True):
@@ -157,16 +165,7 @@ def others(
         copied = replace(guidance, weights=tuple(COPIED if w == 1 else w for w in guidance.weights))
         clause = "both halves were the conditional one where guidance is off"
         yield "guidance", clause, network, replace(request, scale_guidance=copied)
-        if min(guidance.places) < 0:
-            by_pass = [guidance.weights[first] for first in firsts]
-            off = [1.0 if first == 1 else own for first, own in zip(by_pass, guidance.weights, strict=False)]
-            for clause, weights in (
-                ("all rows of a pass had the weight of its first scale", by_pass),
-                ("guidance was off in passes whose first scale has none", off),
-            ):  # and one more than there are scales, so that there are two halves
-                changed = replace(guidance, weights=(*weights, COPIED))
-                yield "guidance", clause, network, replace(request, scale_guidance=changed)
-    alone = {f"the level of scale {si} were {other}": [other if k == si else k for k in scales] for other in scales}
+    alone = {f"scale {si} at level {other}": [other if k == si else k for k in scales] for other in scales}
     yield from _other_levels(network, request, alone)
 
 
@@ -222,10 +221,16 @@ def _other_places(network: Network, request: Request) -> Iterator[tuple[str, str
 def _other_levels(
     network: Network, request: Request, known: Mapping[str, list[int]]
 ) -> Iterator[tuple[str, str, Network, Request]]:
-    """Yield levels that rows have beside their inputs, where guidance between blocks or chunks read them."""
+    """Yield levels that rows have beside their inputs, where guidance between blocks or chunks read them.
+
+    Where levels are added once, guidance alone reads them: a list of weights that is read wrongly gives the same.
+    """
     guidance, where_L3 = request.scale_guidance, positions(network, 0, network.pyramid.S - 1)
-    if infinity_config(network).levels_once and (guidance is None or min(guidance.places) >= 0):
-        return
+    component, said = "level", "rows had "
+    if infinity_config(network).levels_once:
+        if guidance is None or min(guidance.places) >= 0:
+            return
+        component, said = "guidance", "guidance between blocks took the weights of other scales: "
     for clause, level_S in known.items():
         level_L1 = torch.tensor(level_S).to(where_L3)[where_L3[:, :1].long()]
-        yield "level", clause, _Seated(network, torch.cat((level_L1, where_L3[:, 1:]), 1)), request
+        yield component, said + clause, _Seated(network, torch.cat((level_L1, where_L3[:, 1:]), 1)), request

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from harness.decoders import NO_SO_FAR, OWN_DECODER
 from harness.judge import Divergence, Verdict
@@ -69,9 +70,13 @@ def next_step(result: Verification) -> NextStep | None:
     if record is None or record.recipe is None:
         return None
     if not result.is_whole:
-        if "--run" in record.command:
-            return "go on where it stopped", shlex.join(["sdvar-harness", *record.command, "--resume"])
-        anew = shlex.join(["sdvar-harness", *record.command, "--run", "run.db"])
+        given = {word.partition("=")[0] for word in record.command}
+        if "--run" in given:
+            more = [] if "--resume" in given else ["--resume"]
+            return "go on where it stopped", shlex.join(["sdvar-harness", *record.command, *more])
+        names = ("run.db", *(f"run-{k}.db" for k in range(2, 1000)))
+        free = next((name for name in names if not Path(name).exists()), "FILE")
+        anew = shlex.join(["sdvar-harness", *record.command, "--run", free])
         return "ask again so that it can be stopped; the same command with --resume goes on then", anew
     name = record.recipe.get("implementation", OWN_DECODER)
     if verdict is Verdict.INCONCLUSIVE and (result.covers or not exercised.missing):

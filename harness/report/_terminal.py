@@ -106,9 +106,10 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     steps = [] if quiet else next_steps(result)
     hint = "" if any(what == ASK for what, _ in steps) else result.exercised.hint  # one command is enough
-    text = "nothing was judged" if is_empty else _verdict_text(result, console, hint)
     so_far = " so far" * (not result.is_whole and not is_empty and result.verdict is not Verdict.DEFECT)
-    say(console, text, result.verdict.value + so_far, COLOURS[result.verdict.exit_status])
+    label = result.verdict.value + so_far
+    text = "nothing was judged" if is_empty else _verdict_text(result, console, hint, label)
+    say(console, text, label, COLOURS[result.verdict.exit_status])
     for word, step in zip(("next:", "then:"), steps, strict=False):
         say(console, ": ".join(filter(None, step)), word, whole=True)
 
@@ -146,9 +147,9 @@ def _details(result: Verification) -> list[str]:
     return lines
 
 
-def _verdict_text(result: Verification, console: Console, hint: str) -> str:
+def _verdict_text(result: Verification, console: Console, hint: str, label: str) -> str:
     """Return counts and what was not exercised; on a terminal in the most words that need no more than three lines."""
-    exercised, head = result.exercised, len(f"{result.verdict.value} so far ")
+    exercised, head = result.exercised, len(label) + 1
     most, brief = MOST_NAMED if console.soft_wrap else len(exercised.words), exercised.brief(hint)
     pairs = (result.summary, exercised.first_of(most, hint)), (result.summary, brief), (result.short_summary, brief)
     texts = ["; ".join(filter(None, pair)) for pair in pairs]

@@ -54,6 +54,8 @@ def test_where_every_width_agrees_contract_a_holds_at_every_length():
     assert {row.operation for row in found.rows} == OPERATIONS
     assert len(found.rows) == len(OPERATIONS) * 2 * 6
     assert found.exact_lengths == [1, 2, 3]
+    with RowByRow():
+        assert [expected_ties(tiny(), Request((0, 1), 0), length) for length in (1, 2, 3)] == [0, 0, 0]
 
 
 def test_so_it_does_in_the_other_family_whose_attention_comes_in_pieces():
@@ -61,6 +63,8 @@ def test_so_it_does_in_the_other_family_whose_attention_comes_in_pieces():
     assert {"sa.attention", "ca.attention", "ca.mat_kv", "ca.mat_q"} < {row.operation for row in found.rows}
     assert differing(found) == {}
     assert found.exact_lengths == [1, 2, 3, 4, 5]
+    with RowByRow():
+        assert expected_ties(infinity(dtype=torch.float32), replace(TEXTS, labels=(1, 2)), 3) == 0
 
 
 def planted(seed: int) -> tuple[dict[str, set[Width]], dict[str, set[Width]]]:

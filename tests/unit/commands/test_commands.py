@@ -43,6 +43,7 @@ BAD = {
     "device=abacus": (["--device", "abacus"], "not a device"),
     "dtype=int8": (["--dtype", "int8"], "must be one of"),
     "implementation=nowhere": (["--implementation", "nowhere"], "package.module:factory"),
+    "implementation=no.where": (["--implementation", "no.where"], "pass --implementation no:where"),
     "implementation=no.such:f": (["--implementation", "no.such:f"], "cannot be imported"),
     "implementation=harness:none": (["--implementation", "harness:none"], "has no none"),
 }

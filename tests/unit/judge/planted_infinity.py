@@ -237,6 +237,7 @@ def place_first(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
 
 
 # name -> the decoder's parts, the component that must be named, and what is asked where that is another request
+FIRST_ALONE = replace(at(-1), scale_guidance=replace(at(-1).scale_guidance, weights=(3.0, 1.0, 1.0, 1.0, 1.0)))
 BUGS: dict[str, tuple[Parts, str, Request]] = {
     "angles from the window's first position": (where(from_the_window), "positions", REQUEST),
     "rows and columns exchanged": (where(exchanged), "positions", REQUEST),
@@ -277,9 +278,10 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "coordinates cut off": (counted(False, torch.floor), "positions", at(0, -1)),
     "rows and columns counted by the height": (counted(True, torch.round), "positions", REQUEST),
     "weight of a pass's first scale between blocks": (where(of_the_first), "guidance", at(-1)),
-    "levels counted from a pass's first scale": (marked(lambda si, first: si - first), "level", at(-1)),
-    "levels of the scale before": (marked(lambda si, first: max(si - 1, 0)), "level", at(-1)),
-    "level of one scale alone": (marked(lambda si, first: 4 if si == 3 else si), "level", at(0, -1)),
+    "levels counted from a pass's first scale": (marked(lambda si, first: si - first), "guidance", at(-1)),
+    "levels of the scale before": (marked(lambda si, first: max(si - 1, 0)), "guidance", at(-1)),
+    "level of one scale alone": (marked(lambda si, first: 4 if si == 3 else si), "guidance", at(0, -1)),
+    "weight of a pass's first scale, all others off": (where(of_the_first), "guidance", FIRST_ALONE),
     "conditional rows copied where guidance is off": (
         replace(INFINITY, condition_rows=copied),
         "guidance",

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.laws import Case, Violation, check
+from harness.errors import InputError
+from harness.laws import Case, Subject, Violation, check
+from harness.laws._rules import _policies
 from harness.models._pair import ModelPair
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -57,3 +59,22 @@ def test_a_count_that_is_not_told_is_not_wrong(name: str):
 
 def test_a_trace_without_rounds_need_not_count():
     assert check("rules.recount", telling(rounds=[], **{name: [] for name in COUNTS}), CASE)
+
+
+@pytest.mark.parametrize("bonus", [False, True])
+def test_the_border_of_collaborative_is_tried_beside_the_case_itself(bonus: bool):
+    case = replace(CASE, policy="collaborative:2", bonus=bonus)
+    tried = {(each.policy, each.bonus) for each in _policies(Subject(build_decoder), case)}
+    assert {("collaborative:2", bonus), ("collaborative:2", True)} <= tried
+
+
+def test_without_bonus_scales_collaborative_is_tried_all_the_same():
+    def refusing(models: ModelPair, settings: Settings) -> Any:
+        if settings.bonus:
+            raise InputError("bonus", True, "is not drawn", "pass --no-bonus")
+        return build_decoder(models, settings)
+
+    case = replace(CASE, policy="collaborative:2", bonus=False)
+    tried = {(each.policy, each.bonus) for each in _policies(Subject(refusing), case)}
+    assert ("collaborative:2", False) in tried
+    assert not any(bonus for _, bonus in tried)

@@ -83,6 +83,14 @@ def test_a_raw_input_is_embedded_to_the_same_bits_however_it_lies_in_memory(name
     raw_BCn = torch.randn(2, network.config.C, 9, generator=torch.Generator().manual_seed(0))
     by_channel_BnC = raw_BCn.transpose(1, 2)
     assert torch.equal(network.embed(by_channel_BnC), network.embed(by_channel_BnC.contiguous()))
+    if name == "bfloat16":  # two roundings, as published samplers make them
+        w, raw_BnC = network.weights, by_channel_BnC.bfloat16().contiguous()
+        product_BnD = torch.nn.functional.linear(raw_BnC, w["word_embed.weight"])
+        assert torch.equal(network.embed(by_channel_BnC), product_BnD + w["word_embed.bias"])
+        assert not torch.equal(
+            network.embed(by_channel_BnC),
+            torch.nn.functional.linear(raw_BnC, w["word_embed.weight"], w["word_embed.bias"]),
+        )
 
 
 @pytest.mark.parametrize("name", AUTOCAST)

@@ -200,16 +200,21 @@ def test_after_the_design_the_own_decoder_makes_room_for_yours_and_yours_for_tes
     assert after(checked_out)[0].endswith("docs/pytest.md asks published code in your tests")
 
 
-def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Path):
+def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = made(tmp_path)
     result.covers, result.reasons = True, ["never exercised: a bonus scale"]
     assert after(result)[0].startswith("let it do what it refuses or declines, or ask a part")
     result = made(tmp_path)
     result.stopped = 2
-    asked = f"sdvar-harness {' '.join(result.record.command)} --run run.db"
+    asked = f"sdvar-harness {' '.join(result.record.command)} --run run-2.db"
+    monkeypatch.chdir(tmp_path)
+    Path("run.db").touch()
     assert after(result) == ("ask again so that it can be stopped; the same command with --resume goes on then", asked)
     result.record = replace(result.record, command=("verify", "--seeds", "0:2", "--run", "a b.db"))
     assert after(result) == ("go on where it stopped", "sdvar-harness verify --seeds 0:2 --run 'a b.db' --resume")
+    for words in (("verify", "--run=a.db", "--resume"), ("verify", "--resume", "--run", "a.db")):
+        result.record = replace(result.record, command=words)
+        assert after(result)[1] == f"sdvar-harness {' '.join(words)}"
 
 
 def test_without_a_command_line_a_right_decoder_is_done(tmp_path: Path):

@@ -275,6 +275,7 @@ def test_a_design_is_kept_and_spread_as_a_grid_is(tmp_path: Path):
     )
     assert again.verdict is serial.verdict is Verdict.DEFECT
     assert str(again.coverage) == str(serial.coverage)
+    assert str(again.first_divergence) == str(serial.first_divergence)
     assert [undetailed(setting) for setting in again.settings] == [undetailed(setting) for setting in serial.settings]
     assert [setting.draft for setting in again.settings] == ["own"] * 3 + ["close"] * (len(again.settings) - 3)
     assert sum(step.images for step in steps) == plan_of(blocks).images
