@@ -71,4 +71,6 @@ def test_the_default_run_takes_longer_on_a_slower_machine(monkeypatch: pytest.Mo
     assert len(list(islice(findings, 11))) == 11
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     minutes = 1.5 * doctor.DEFAULT_RUN / 60  # the fastest of three
-    assert next(findings).state.startswith(f"about {minutes:.1f} minutes for this project's own decoder, if the machine stays")
+    assert next(findings).state.startswith(
+        f"about {minutes:.1f} minutes for this project's own decoder, if the machine stays"
+    )
