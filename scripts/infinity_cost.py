@@ -32,8 +32,8 @@ from harness.runs._plan import bytes_of_a_run, bytes_of_networks
 from harness.runs._work import resident_bytes
 from harness.speculative.sampler import peak_bytes
 from scripts.evidence_cost import clock
+from scripts.process_cost import OWN
 
-OWN = "harness.speculative.sampler:build_decoder"  # the short name would run in the judge's process
 FACTOR = 2  # by which less memory may be taken than is stated
 LOADED = 0.15 * 2**30  # bytes of what a process on a CPU loads as it works, and of holes between tensors
 

@@ -171,10 +171,8 @@ def expected_ties(models: ModelPair, request: Request, draft_len: int, compiled:
     """
     options = DecoderOptions(draft_len, graphs=records(models, request))
     trace = SpeculativeDecoder(models.compiled(compiled), options).decode(request, models.noise(request))
-    noise = models.noise(request)
-    plain = sample_sequential(models.target, models.vae, request, noise, trace.tokens_BL)
-    pyramid, sides = models.pyramid, (trace.intermediates, plain.shown)
-    assert trace.intermediates is not None
-    one_BLV, other_BLV = (law_of(request, pyramid, shown.guided_BLV) for shown in sides if shown is not None)
+    plain = sample_sequential(models.target, models.vae, request, models.noise(request), trace.tokens_BL)
+    pyramid = models.pyramid
+    one_BLV, other_BLV = (law_of(request, pyramid, each.shown.guided_BLV) for each in (plain, trace))
     by_scale = (parting(one_BLV[:, at], other_BLV[:, at]).sum() for at in map(pyramid.draws.span, pyramid))
     return float(sum(by_scale)) / request.B

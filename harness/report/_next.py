@@ -74,7 +74,7 @@ def next_step(result: Verification) -> NextStep | None:
         if "--run" in given:
             more = [] if "--resume" in given else ["--resume"]
             return "go on where it stopped", shlex.join(["sdvar-harness", *record.command, *more])
-        names = ("run.db", *(f"run-{k}.db" for k in range(2, 1000)))
+        names = ("run.db", *(f"run-{k}.db" for k in range(2, 100)))
         free = next((name for name in names if not Path(name).exists()), "FILE")
         anew = shlex.join(["sdvar-harness", *record.command, "--run", free])
         return "ask again so that it can be stopped; the same command with --resume goes on then", anew

@@ -188,7 +188,7 @@ class InfinityTransformer(StoredNetwork):
 
     def condition(self, texts: Sequence[Tensor]) -> Condition:
         """Compute what depends on the text (T,A) of every guidance row alone. Raises `TypeError` for labels."""
-        if isinstance(texts, Tensor):
+        if isinstance(texts, Tensor) and texts.ndim < 3:
             raise TypeError("a network of Infinity takes the texts of its guidance rows, no labels (docs/infinity.md)")
         R, Hp, w = len(texts), self.config.pool_heads, self.weights
         lengths, x_TA = [len(text) for text in texts], torch.cat(list(texts)).to(self.device, self.dtype)

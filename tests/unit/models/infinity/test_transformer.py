@@ -161,3 +161,6 @@ def test_labels_in_place_of_texts_are_named():
     network = InfinityTransformer(SMALL, filled_weights(infinity_shapes(SMALL)))
     with pytest.raises(TypeError, match="takes the texts of its guidance rows, no labels"):
         network.condition(torch.tensor([3, 10]))  # type: ignore[arg-type]
+    texts_RTA = torch.randn(2, 3, SMALL.A, generator=torch.Generator().manual_seed(0))  # of one length, in one tensor
+    alike = network.condition(texts_RTA).cond_RD  # type: ignore[arg-type]
+    assert torch.equal(alike, network.condition(list(texts_RTA)).cond_RD)
