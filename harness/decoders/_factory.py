@@ -140,9 +140,11 @@ def load_factory(name: str) -> Factory:
         raise
     except BaseException as error:
         check_refused_write(error)
-        if not attribute:
-            module_name, _, attribute = name.rpartition(".")
-            meant = f"pass --implementation {module_name}:{attribute}" if module_name else example
+        missing = f"{error.name}." if isinstance(error, ModuleNotFoundError) else ":"
+        if not attribute and f"{module_name}.".startswith(missing):  # there is no such module: a dot for the colon?
+            head, _, last = module_name.rpartition(".")
+            is_meant = name == module_name and last and head.replace(".", "").isidentifier()
+            meant = f"pass --implementation {head}:{last}" if is_meant else example
             raise InputError("implementation", name, "must read package.module:factory", meant) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         remedy = "see how it is spelt, and run in the folder where it lies"

@@ -232,7 +232,7 @@ def what_was_tried(decode: WrongDecode) -> str:
             replacing.add(left)
         tried.append(left)
     if left is not None and elsewhere and not tried:
-        return f"not replaced: {left.place} is right at another place"
+        return f"not replaced: {left.place}: right, but for another place"
     if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
         return f"not replaced: no operation makes {left} as it is shown"
     by_name: dict[str, list[int]] = {}

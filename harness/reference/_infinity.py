@@ -147,8 +147,9 @@ def others(
             ("all rows of a pass had the weight of its first scale", by_pass),
             ("guidance was off in passes whose first scale has none", off),
         ):  # and one more than there are scales, so that there are two halves
-            changed = replace(guidance, weights=(*weights, COPIED))
-            yield "guidance", clause, network, replace(request, scale_guidance=changed)
+            if any(weight != 1 for weight in weights):  # else it is guidance that acts nowhere, which has a name below
+                changed = replace(guidance, weights=(*weights, COPIED))
+                yield "guidance", clause, network, replace(request, scale_guidance=changed)
     levels = {
         "levels counted from the first scale of a pass": [k - first for k, first in enumerate(firsts)],
         "levels of the scale before": [max(k - 1, 0) for k in scales],
@@ -225,9 +226,10 @@ def _other_levels(
 
     Where levels are added once, guidance alone reads them: a list of weights that is read wrongly gives the same.
     """
+    config = infinity_config(network)
     guidance, where_L3 = request.scale_guidance, positions(network, 0, network.pyramid.S - 1)
     component, said = "level", "rows had "
-    if infinity_config(network).levels_once:
+    if config.levels_once or config.chunks == 1:
         if guidance is None or min(guidance.places) >= 0:
             return
         component, said = "guidance", "guidance between blocks took the weights of other scales: "

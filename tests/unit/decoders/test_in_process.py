@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -104,6 +106,17 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
         load_factory("hollow:")
     for typed, meant in (("specdec:biuld", "specdec:build"), ("specdec:Spc", "specdec:Spec")):
         with pytest.raises(InputError, match=f"module specdec has no {typed[8:]}; pass {meant}$"):
+            load_factory(typed)
+    (tmp_path / "broken.py").write_text("import nothing_of_the_kind")
+    monkeypatch.setitem(sys.modules, "pk", ModuleType("pk"))
+    sys.modules["pk"].__path__ = [str(tmp_path)]
+    for typed, said in (
+        ("specdec.factory", "pass --implementation specdec:factory$"),
+        ("no.", "pass --implementation harness:build_decoder$"),
+        ("no.module:", "pass --implementation harness:build_decoder$"),
+        ("pk.broken", "cannot be imported .*nothing_of_the_kind"),
+    ):
+        with pytest.raises(InputError, match=said):
             load_factory(typed)
     for typed, meant in (("specdec.py", "specdec:factory"), ("a/specdec.py:build", "a.specdec:build")):
         with pytest.raises(InputError, match=f"is a file, not a module; pass {meant}$"):

@@ -236,8 +236,11 @@ def place_first(f_hat: Tensor, si: int, pyramid: ScalePyramid) -> Tensor:
     return raw_BlN.unflatten(2, (-1, 4)).mT.flatten(2)
 
 
+def weighted(*weights: float) -> Request:
+    return replace(at(-1), scale_guidance=replace(at(-1).scale_guidance, weights=weights))
+
+
 # name -> the decoder's parts, the component that must be named, and what is asked where that is another request
-FIRST_ALONE = replace(at(-1), scale_guidance=replace(at(-1).scale_guidance, weights=(3.0, 1.0, 1.0, 1.0, 1.0)))
 BUGS: dict[str, tuple[Parts, str, Request]] = {
     "angles from the window's first position": (where(from_the_window), "positions", REQUEST),
     "rows and columns exchanged": (where(exchanged), "positions", REQUEST),
@@ -250,6 +253,11 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "negative text ignored": (asked(lambda request, _: replace(request, negative_texts=())), "text", REQUESTS[3]),
     "unconditional rows of all lengths": (asked(longest), "unconditional length", REQUEST),
     "guidance not between blocks": (asked(one_place(0)), "guidance place", at(-1)),
+    "guidance not between blocks, off at scale 0": (
+        asked(one_place(0)),
+        "guidance place",
+        weighted(1.0, 3.0, 3.0, 1.0, 1.0),
+    ),
     "guidance between blocks, too": (asked(one_place(0, -1)), "guidance place", REQUEST),
     "temperature left out": (replace(INFINITY, guide=without_temperature), "guidance", REQUEST),
     "another resize of the input": (replace(INFINITY, next_input=area), "resize", REQUEST),
@@ -281,7 +289,11 @@ BUGS: dict[str, tuple[Parts, str, Request]] = {
     "levels counted from a pass's first scale": (marked(lambda si, first: si - first), "guidance", at(-1)),
     "levels of the scale before": (marked(lambda si, first: max(si - 1, 0)), "guidance", at(-1)),
     "level of one scale alone": (marked(lambda si, first: 4 if si == 3 else si), "guidance", at(0, -1)),
-    "weight of a pass's first scale, all others off": (where(of_the_first), "guidance", FIRST_ALONE),
+    "weight of a pass's first scale, all others off": (
+        where(of_the_first),
+        "guidance",
+        weighted(3.0, 1.0, 1.0, 1.0, 1.0),
+    ),
     "conditional rows copied where guidance is off": (
         replace(INFINITY, condition_rows=copied),
         "guidance",

@@ -77,15 +77,17 @@ def test_a_planted_bug_is_caught_and_named(name: str):
     assert first.component == component, first
 
 
-def test_levels_between_blocks_are_named_where_more_than_guidance_reads_them():
+@pytest.mark.parametrize(("side", "component"), [("target", "level"), ("draft", "guidance")])  # of two chunks and one
+def test_levels_between_blocks_are_named_where_more_than_guidance_reads_them(side: str, component: str):
     models = single()
-    config = replace(models.target.config, levels_once=False)
-    models = replace(models, target=replace(models.target, config=config))
+    network = getattr(models, side)
+    models = replace(models, target=replace(network, config=replace(network.config, levels_once=False)))
     bug, _, request = BUGS["levels counted from a pass's first scale"]
     found = verify_here(replace(models, draft=models.target), decoder_factory(bug), [Settings(3)], [request])
     first = found.first_divergence
     assert first is not None
-    assert (first.component, first.detail.endswith("levels counted from the first scale of a pass")) == ("level", True)
+    assert first.component == component
+    assert first.detail.endswith("levels counted from the first scale of a pass")
 
 
 @pytest.mark.parametrize(

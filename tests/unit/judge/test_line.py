@@ -106,7 +106,7 @@ def test_what_was_tried_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     said = f"with the input of scales 1 and 2 put right at {place}, the first wrong value is the input of scale 3 (by "
     assert line.tried.startswith(said)
     assert isinstance(halves, CodeLine)
-    assert halves.tried == "not replaced: the guided logits of scale 0 is right at another place"
+    assert halves.tried == "not replaced: the guided logits of scale 0: right, but for another place"
 
 
 def test_what_no_operation_made_is_said(tmp_path: Path):
