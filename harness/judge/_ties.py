@@ -152,7 +152,7 @@ Allowed = Callable[[Request], list[Allowance]]
 
 MANY = "one of many ties whose margins together are beyond rounding"
 ALARM = 1e-6
-THETAS = (0.25, 0.5, 0.75)
+THETAS = (0.25, 0.5, 0.75)  # quarters: q^(1-θ) are powers of one root
 # An error beyond the largest that was measured (some 1e8 numbers in a calibration) has about this chance.
 BEYOND = 1e-8
 # A rival whose chance is below this is left out of a cost, to which it would add less than NOTHING**0.25 = 1e-15. All
@@ -189,9 +189,10 @@ class Tail:
         """The gap beyond which a chance is below `NOTHING`."""
         return float(2 * self.scale * (2 * math.log(4 / NOTHING)) ** (1 / self.power))
 
-    def chance(self, gap: Tensor) -> Tensor:
-        """Return a bound on the chance that one of two scores moved by half the gap between them, 0 to 1/2."""
-        return (4 * torch.exp(-0.5 * (gap.clamp_min(0) / (2 * self.scale)) ** self.power)).clamp(1e-300, 0.5)
+    def log_chance(self, gap: Tensor) -> Tensor:
+        """Return ln of a bound on the chance that one of two scores moved by half the gap between them, 0 to 1/2."""
+        moved = (gap.clamp_min(0) / (2 * self.scale)) ** self.power
+        return (math.log(4) - 0.5 * moved).clamp(math.log(1e-300), math.log(0.5))
 
 
 def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
@@ -214,13 +215,15 @@ def costs_N3(scores_NV: Tensor, tail: Tail) -> Tensor:
 
 
 def _costs_n3(gap_nk: Tensor, tail: Tail) -> Tensor:
-    chance_nk = tail.chance(gap_nk)
-    return torch.stack([(chance_nk ** (1 - theta) - chance_nk).sum(1) for theta in THETAS], 1)
+    root_nk = (tail.log_chance(gap_nk) / 4).exp()
+    half_nk = root_nk * root_nk
+    chance_nk = half_nk * half_nk
+    return torch.stack([(each - chance_nk).sum(1) for each in (half_nk * root_nk, half_nk, root_nk)], 1)
 
 
 def surprise_N(margin_N: Tensor, tail: Tail) -> Tensor:
     """Return −ln of the chance of ties with these margins, float64; 0 for a filter tie, of margin 0 or less."""
-    return torch.where(margin_N > 0, -tail.chance(margin_N.double()).log(), 0.0)
+    return torch.where(margin_N > 0, -tail.log_chance(margin_N.double()), 0.0)
 
 
 def log_e(weights_x3: Tensor) -> Tensor:

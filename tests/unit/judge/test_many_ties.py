@@ -118,9 +118,10 @@ def test_the_tail_joins_the_usual_error_and_the_largest():
 
 def test_the_chance_of_a_gap_is_that_one_of_two_moves_by_half_of_it():
     tail = Tail(0.5, 2.0)
-    found = tail.chance(torch.tensor([-1.0, 0.0, 3.0, 5.0, 1e9], dtype=torch.float64)).tolist()
-    assert found == [0.5, 0.5, pytest.approx(4 * math.exp(-4.5)), pytest.approx(4 * math.exp(-12.5)), 1e-300]
-    assert Tail(0.5, 1.5).chance(torch.tensor(4.0)).item() == pytest.approx(4 * math.exp(-0.5 * 4**1.5))
+    found = tail.log_chance(torch.tensor([-1.0, 0.0, 3.0, 5.0, 1e9], dtype=torch.float64)).exp().tolist()
+    assert found == pytest.approx([0.5, 0.5, 4 * math.exp(-4.5), 4 * math.exp(-12.5), 1e-300], rel=1e-12, abs=0)
+    heavy = Tail(0.5, 1.5).log_chance(torch.tensor(4.0))
+    assert heavy.exp().item() == pytest.approx(4 * math.exp(-0.5 * 4**1.5))
 
 
 def test_a_draw_costs_what_its_rivals_may_flip():
@@ -143,7 +144,7 @@ def test_every_rival_within_reach_is_counted_however_many_there_are(rivals: int,
     scores_NV = torch.cat((torch.zeros(1).double(), -gap_K, torch.full((49,), -1e3).double())).repeat(5, 1)
     scores_NV = scores_NV[:, torch.randperm(rivals + 50, generator=torch.Generator().manual_seed(0))] + 7
     scores_NV[3] = torch.arange(rivals + 50.0) * -1e3  # nobody is near
-    expected = [math.fsum(q ** (1 - theta) - q for q in tail.chance(gap_K).tolist()) for theta in THETAS]
+    expected = [math.fsum(q ** (1 - theta) - q for q in tail.log_chance(gap_K).exp().tolist()) for theta in THETAS]
     for n, costs in enumerate(costs_N3(scores_NV, tail).tolist()):
         assert costs == pytest.approx([0.0] * 3 if n == 3 else expected, rel=1e-12), n
     assert FEW == 16
@@ -153,7 +154,7 @@ def test_what_is_out_of_reach_adds_next_to_nothing():
     """`NOTHING` states it: less than 1e-15 a rival, for every θ."""
     for power in (1.0, 1.4, 2.0):
         tail = Tail(0.5, power)
-        chance = float(tail.chance(torch.tensor(tail.reach, dtype=torch.float64)))
+        chance = float(tail.log_chance(torch.tensor(tail.reach, dtype=torch.float64)).exp())
         assert chance == pytest.approx(1e-60)
         assert max(chance ** (1 - theta) - chance for theta in THETAS) < 1.001e-15
 
