@@ -129,6 +129,8 @@ class OwnProcess:
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""
         self._end()
+        if self._pool is not None:
+            torch.cuda.ipc_collect()  # what that process has let go of
         with suppress(OSError):
             self.mailbox.close()
         if self._job >= 0:
