@@ -215,18 +215,19 @@ def tell_memory(pair: ModelPair, question: Question, outputs: VerifyOutputs) -> 
 
 def write(
     result: Verification, paths: Mapping[str, Path], store: RunFileOptions, outputs: VerifyOutputs,
-    locate: Callable[[Verification], None] | None,
+    locate: Callable[..., None] | None,
 ) -> None:  # fmt: skip
     """Show a result, its defect located, and write it as JSON and as a page."""
     from harness.quality import Measured
-    from harness.report import LongWork, plain_console, say, show_quality, show_verification, write_asked
+    from harness.report import plain_console, say, show_quality, show_verification, write_asked
     from harness.report.html import run_page, seen_in
     from harness.signals import silence
 
+    result.is_kept = "run" in paths
     if locate is not None:
         try:
-            with silence(outputs.quiet), LongWork("lines of code found", 1, outputs.quiet):
-                locate(result)
+            with silence(outputs.quiet):
+                locate(result, told=tell_search)
         except StopSignal:  # what is known already is shown all the same; the status is the signal's (`main`)
             result.line = "not found: the search was interrupted"
     if isinstance(result.quality, Measured):
@@ -238,6 +239,12 @@ def write(
         command = shlex.join(["sdvar-harness", "replay", str(outputs.run)])
         again = f"; this repeats its defects: {command}" * (result.verdict.name == "DEFECT")
         say(plain_console(), f"kept {paths['run']}{again}", whole=True)
+
+
+def tell_search(seconds: float) -> None:
+    """Say on stderr how long the search for a line of code takes."""
+    long = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    print(f"searching the line of code: about {long}", file=sys.stderr, flush=True)
 
 
 def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:

@@ -151,16 +151,27 @@ def load_factory(name: str) -> Factory:
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
         own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}
+        words = [word for word, each in own.items() if not word.startswith("_") and _takes_two(each)]
         # a factory is a function, most often, and called so
-        words = sorted(own, key=lambda word: (word != "factory", not inspect.isfunction(own[word])))
-        offers = [f"{module_name}:{word}" for word in words if callable(own[word]) and not word.startswith("_")]
+        words.sort(key=lambda word: (word != "factory", not inspect.isfunction(own[word])))
+        offers = [f"{module_name}:{word}" for word in words]
         near = difflib.get_close_matches(name, offers, 1) if attribute else []
-        remedy = f"pass {' or '.join(near or offers[:MOST_OFFERED])}" if offers else f"{module_name} defines none"
+        none = f"{module_name} defines no factory(models, settings)"
+        remedy = f"pass {' or '.join(near or offers[:MOST_OFFERED])}" if offers else none
         rule = f"module {module_name} has no {attribute}" if attribute else "names a module, not a factory in it"
         raise InputError("implementation", name, rule, remedy)
     if not callable(factory):
         raise InputError("implementation", name, "must be callable as factory(models, settings)", example)
     return cast("Factory", factory)
+
+
+def _takes_two(each: object) -> bool:
+    """Tell whether somebody may call it as a factory, with models and settings."""
+    try:
+        inspect.signature(each).bind(None, None)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # no callable, none of two arguments, or one that says nothing of itself
+        return False
+    return True
 
 
 def factory_name(factory: Factory) -> str:

@@ -46,7 +46,7 @@ AFTER = {
     },
     "replay": {
         0: "ask the whole question again: {verify}",
-        1: "mend it, then repeat this; --locate names the line of code, --shrink the smallest case",
+        1: "mend it, then repeat this{more}",
         3: "give what is named as missing, then repeat this",
     },
 }  # fmt: skip
@@ -71,7 +71,7 @@ def next_step(result: Verification) -> NextStep | None:
         return None
     if not result.is_whole:
         given = {word.partition("=")[0] for word in record.command}
-        if "--run" in given:
+        if "--run" in given or result.is_kept:
             more = [] if "--resume" in given else ["--resume"]
             return "go on where it stopped", shlex.join(["sdvar-harness", *record.command, *more])
         names = ("run.db", *(f"run-{k}.db" for k in range(2, 100)))

@@ -114,13 +114,15 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         say(console, ": ".join(filter(None, step)), word, whole=True)
 
 
-def say_after(console: Console, command: str, status: int, quiet: bool, verify: str = "sdvar-harness verify") -> None:
+def say_after(
+    console: Console, command: str, status: int, quiet: bool, verify: str = "sdvar-harness verify", more: str = ""
+) -> None:
     """Print what to do after a command that ended so; nothing where `quiet`, or where no verdict was reached.
 
-    `verify` is the command line that asks the decoder which was under test.
+    `verify` is the command line that asks the decoder which was under test, `more` what else the command can do.
     """
     if not quiet and status in AFTER[command]:
-        say(console, AFTER[command][status].format(verify=verify), "next:", whole=True)
+        say(console, AFTER[command][status].format(verify=verify, more=more), "next:", whole=True)
 
 
 def _details(result: Verification) -> list[str]:

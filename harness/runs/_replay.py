@@ -13,7 +13,7 @@ commit from which it parts was seen to be.
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
@@ -151,8 +151,13 @@ NO_DECODE = "not searched: the defect is of no decode"
 OF_RECORDS = ("scheduling", "trace", "counts", "process", "skipped")  # components that no tensor of a decode shows
 
 
-def take_line(result: Verification, models: ModelPair, asked: bool | None = None) -> None:
-    """Search the line of a run's first defect; unasked (None) that of somebody's decoder, for `LOCATE_S` at most."""
+def take_line(
+    result: Verification, models: ModelPair, asked: bool | None = None, told: Callable[[float], object] | None = None
+) -> None:
+    """Search the line of a run's first defect; unasked (None) that of somebody's decoder, for `LOCATE_S` at most.
+
+    `told` is called with the seconds that a search will take, before it begins.
+    """
     if asked is False or result.verdict is not Verdict.DEFECT:
         return
     case, first = result.case, result.first_case
@@ -167,6 +172,8 @@ def take_line(result: Verification, models: ModelPair, asked: bool | None = None
     pace = min(paces, default=first[0].seconds)
     seconds = DECODES * pace / (case.request.B if case.request.order == "image" else 1)
     if asked or (seconds <= LOCATE_S and not is_own_decoder(case.implementation)):
+        if told is not None:
+            told(seconds)
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""
     elif not is_own_decoder(case.implementation):

@@ -228,6 +228,7 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
     [
         (["--cfg", "abc"], "cfg=abc: must be a finite number; pass --cfg 1.5"),
         (["--nope"], "No such option"),
+        (["--labls", "0"], "No such option: --labls; did you mean --labels?; see sdvar-harness verify --help-all"),
         (["--seeds"], "requires an argument"),
     ],
 )

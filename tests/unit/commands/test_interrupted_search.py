@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,19 +11,21 @@ import pytest
 
 from harness.judge import Divergence, Verdict
 from harness.protocol import Request
-from harness.runs._replay import OF_RECORDS, take_line
+from harness.runs._replay import DECODES, OF_RECORDS, take_line
 from tests.helpers import command
 
 WRONG = ("--implementation", "harness.mutants.positions:OFFSET", "--seeds", "0", "--labels", "0", "--draft-len", "5")
 
 
 def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def stopped(*given: Any, **named: Any) -> None:
+    def stopped(*given: Any, told: Callable[[float], None], **named: Any) -> None:
+        told(71.4)
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("harness.runs.take_line", stopped)
     assert command(monkeypatch, "verify", *WRONG, "--locate") == 143
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert told.endswith("searching the line of code: about 71 s\n")
     assert "first defect: component positions" in said
     assert "line: not found: the search was interrupted" in said
     assert "DEFECT contract token-identical" in said
@@ -61,5 +64,7 @@ def test_a_search_is_thought_to_take_as_long_as_the_quickest_decode_lets_expect(
     of_run = {"case": case, "first_case": (slow, Divergence("positions", "", 0)), "line": ""}
     settings = [SimpleNamespace(rows=[slow, *others])]
     result: Any = SimpleNamespace(verdict=Verdict.DEFECT, settings=settings, **of_run)
-    take_line(result, None)  # type: ignore[arg-type]  # no network runs
+    told = list[float]()
+    take_line(result, None, told=told.append)  # type: ignore[arg-type]  # no network runs
     assert result.line == said
+    assert told == ([] if said else [DECODES * 1.4])  # where it is searched

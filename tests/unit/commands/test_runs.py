@@ -198,7 +198,9 @@ def test_replay_from_the_command_line(
     assert command(monkeypatch, "replay", run, "--bundle", case) == 2
     assert "holds one case, and there are 2; pass --case 0" in capsys.readouterr().err
     assert command(monkeypatch, "replay", run, "--in-process", "--case", "1", "--shrink", "--bundle", case) == 1
-    assert "smallest: 1 image of label" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "smallest: 1 image of label" in said
+    assert "next: mend it, then repeat this; --locate names the line of code\n" in said  # that is not asked yet
     assert command(monkeypatch, "replay", case) == 2  # a bundle may be anybody's
     assert "comes from elsewhere, and names code that would run here: " in capsys.readouterr().err
     assert command(monkeypatch, "replay", case, "--trust") == 1

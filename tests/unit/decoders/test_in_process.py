@@ -94,7 +94,10 @@ def test_whatever_a_factory_raises_is_bad_input(error: BaseException):
 
 
 def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    code = "from math import sqrt\nclass Spec: ...\ndef build(models, settings): ...\n_x = 1\n"
+    code = (
+        "from math import sqrt\nclass Cache: ...\ndef guide(rows): ...\nclass Spec:\n"
+        "    def __init__(self, models, settings, size=1): ...\ndef build(models, settings): ...\n_x = 1\n"
+    )
     (tmp_path / "specdec.py").write_text(code)
     (tmp_path / "hollow.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -102,7 +105,7 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
         load_factory("specdec")
     rule = "names a module, not a factory in it"
     assert str(caught.value) == f"implementation=specdec: {rule}; pass specdec:build or specdec:Spec"
-    with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines none"):
+    with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines no factory"):
         load_factory("hollow:")
     for typed, meant in (("specdec:biuld", "specdec:build"), ("specdec:Spc", "specdec:Spec")):
         with pytest.raises(InputError, match=f"module specdec has no {typed[8:]}; pass {meant}$"):

@@ -212,6 +212,8 @@ def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Pat
     assert after(result) == ("ask again so that it can be stopped; the same command with --resume goes on then", asked)
     result.record = replace(result.record, command=("verify", "--seeds", "0:2", "--run", "a b.db"))
     assert after(result) == ("go on where it stopped", "sdvar-harness verify --seeds 0:2 --run 'a b.db' --resume")
+    result.record, result.is_kept = replace(result.record, command=("verify",)), True  # by a table of pyproject.toml
+    assert after(result) == ("go on where it stopped", "sdvar-harness verify --resume")
     for words in (("verify", "--run=a.db", "--resume"), ("verify", "--resume", "--run", "a.db")):
         result.record = replace(result.record, command=words)
         assert after(result)[1] == f"sdvar-harness {' '.join(words)}"
@@ -257,7 +259,7 @@ def test_every_command_with_a_verdict_says_what_to_do_after_each_of_its_statuses
         assert {0, 1} <= set(steps)
         for status, step in steps.items():
             say_after(plain_console(), name, status, quiet=False)
-            assert capsys.readouterr().out == f"next: {step.format(verify='sdvar-harness verify')}\n"
+            assert capsys.readouterr().out == f"next: {step.format(verify='sdvar-harness verify', more='')}\n"
     say_after(plain_console(), "replay", 0, False, "sdvar-harness verify --implementation a:b")
     assert capsys.readouterr().out == "next: ask the whole question again: sdvar-harness verify --implementation a:b\n"
     say_after(plain_console(), "parts", 1, quiet=True)
