@@ -63,7 +63,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     same = f"The token there, {first.actual}, is the reference's all the same"
     other = f"The decoder drew token {first.actual}. On the same prefix the reference draws {first.expected}."
     assert (same if first.actual == first.expected else other) in words
-    assert f"Position {first.position} of its map: row" in words
+    assert f"Position {first.position} of the image: row" in words
     assert re.search(r"The prefix that agreed: \d+ tokens? \(", words)
     assert "score, decoder score, reference random number E race, decoder race, reference" in words
     assert result.alone in words
