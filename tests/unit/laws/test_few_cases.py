@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,15 @@ import torch
 from harness.decoders._factory import Limits
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Verdict
-from harness.laws import LAWS, Case, Violation
+from harness.laws import LAWS, Case, Subject, Violation
 from harness.laws import _conformance as module
 from harness.laws._apart import in_time
 from harness.laws._case import CHOICES
 from harness.laws._conformance import LAW_CASES, LawsInterrupted, LawsPlace, summed_up, try_laws_quickly
-from harness.laws._engine import CaseList, LawResult
+from harness.laws._engine import CaseList, LawResult, try_law
 from harness.models._pair import ModelPair
 from harness.mutants._hunt import MUTANTS
+from harness.mutants._mutant import options_of
 from harness.pool._employ import Crew
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -32,7 +34,7 @@ from harness.report._terminal import laws_line
 from harness.runs._records import BrokenLaw, LawsTried
 from harness.runs._result import Verification
 from harness.schema import record_of
-from harness.speculative.sampler import build_decoder
+from harness.speculative.sampler import SpeculativeDecoder, build_decoder
 
 BY_ID = {law.id: law for law in LAWS}
 PLANTED = {mutant.id: mutant for mutant in MUTANTS}
@@ -213,3 +215,26 @@ def test_the_law_of_policies_meets_every_policy():
     (met,) = CaseList(tried, every_policy=True).batches(BY_ID["rules.oracle"])
     assert [case.policy for case in met] == list(CHOICES["policy"])
     assert {case.seed for case in met} == {1, 2}
+
+
+@pytest.mark.parametrize("wrong", ["", "kl:0.3+partial"])
+def test_no_case_of_the_law_of_policies_is_decoded_twice_and_one_wrong_policy_is_seen(wrong: str):
+    decoded = Counter[tuple[Settings, Request, str]]()
+
+    class Counting(SpeculativeDecoder):
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            trace = super().decode(request, noise)
+            decoded[self.asked, request, str(self.models.draft.weights["head.weight"][0, 0])] += 1
+            return replace(trace, tokens_BL=trace.tokens_BL.flip(1)) if self.policy == wrong else trace
+
+    def counting(models: ModelPair, settings: Settings) -> Counting:
+        decoder = Counting(models, options_of(settings))
+        decoder.asked = settings
+        return decoder
+
+    cases = CaseList([Case((1, 2, 3), seed=1), Case((1, 2, 3), seed=2)], every_policy=True, passes=0)
+    row = try_law(BY_ID["rules.oracle"], Subject(counting), cases)
+    assert set(decoded.values()) == {1}
+    assert (row.violation is not None) is bool(wrong)
+    if not wrong:
+        assert {settings.policy for settings, _, _ in decoded} >= set(CHOICES["policy"]) - {"rejection"}
