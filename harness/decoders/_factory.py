@@ -71,9 +71,10 @@ class Surroundings:
     path: tuple[str, ...]  # where modules are found
 
     @classmethod
-    def here(cls) -> Self:
+    def here(cls, processes: int = 1) -> Self:
+        """Return those of this process, whose threads so many processes share out."""
         path = tuple(folder or str(Path.cwd()) for folder in sys.path)
-        return cls(precision()["tf32_matmul"], torch.get_num_threads(), path)
+        return cls(precision()["tf32_matmul"], max(1, torch.get_num_threads() // processes), path)
 
     def restore(self, path: Sequence[str] | None = None) -> None:
         sys.path[:] = self.path if path is None else path

@@ -17,7 +17,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.decoders import Factory, Limits, load_factory
+from harness.decoders import Factory, Limits, is_own_decoder, load_factory
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._apart import LawProcesses, LawWork, Options
@@ -208,7 +208,9 @@ def try_laws_quickly(
     """
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
-    crew = Crew((where.device,) * (1 if where.limits is None else 2))
+    # the harness's own decoder needs no process of its own, but its laws are too small for more than one core
+    own = is_own_decoder(implementation) and where.device == "cpu"
+    crew = Crew((where.device,) * (2 if where.limits is not None else min(2, torch.get_num_threads()) if own else 1))
     cases = [replace(case, device=where.device, family=where.family) for case in fixed_cases(count, _SEED)]
     taken = [replace(case, dtype=where.dtype or "float32", draft_dtype="", exact=False) for case in cases]
     tried = LawsTried(count, 0)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -238,3 +239,35 @@ def test_no_case_of_the_law_of_policies_is_decoded_twice_and_one_wrong_policy_is
     assert (row.violation is not None) is bool(wrong)
     if not wrong:
         assert {settings.policy for settings, _, _ in decoded} >= set(CHOICES["policy"]) - {"rejection"}
+
+
+def tells_its_threads(models: ModelPair, settings: Settings):
+    raise InputError("threads", torch.get_num_threads(), "are told", "pass others")
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("few", "two_cores")
+def test_two_processes_of_a_decoders_laws_share_the_cores():
+    tried = try_laws_quickly(tells_its_threads, where=LawsPlace(limits=Limits()))
+    assert tried.why.startswith("threads=1: ")
+
+
+@pytest.mark.parametrize(("decoder", "threads", "count"), [
+    (build_decoder, 2, 2), (build_decoder, 1, 1), (tells_its_threads, 2, 1), ("harness:build_decoder", 2, 2),
+])  # fmt: skip
+@pytest.mark.usefixtures("two_cores")
+def test_the_own_decoders_laws_are_tried_on_two_cores(
+    decoder: object, threads: int, count: int, monkeypatch: pytest.MonkeyPatch
+):
+    crews = list[Crew]()
+    monkeypatch.setattr(module, "try_laws", lambda work, crew, laws: (row for row in crews.append(crew) or ()))
+    torch.set_num_threads(threads)
+    try_laws_quickly(decoder)
+    assert [len(crew.devices) for crew in crews][:1] == [count]
