@@ -42,7 +42,8 @@ def filter_logits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
         values_BnV, order_BnV = logits_BnV.sort(dim=-1)
         tail_BnV = values_BnV.softmax(-1).cumsum(-1) <= 1 - top_p
         tail_BnV[..., -1] = False
-        logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), -torch.inf)
+        dropped_BnV = torch.empty_like(tail_BnV).scatter_(-1, order_BnV, tail_BnV)
+        logits_BnV = logits_BnV.masked_fill(dropped_BnV, -torch.inf)
     return logits_BnV
 
 
