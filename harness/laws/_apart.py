@@ -85,11 +85,9 @@ class LawProcesses:
     def __init__(self, work: LawWork, devices: Sequence[str]) -> None:
         factory, limits = work.factory, work.limits or Limits()
         sent = factory if isinstance(factory, str | bytes) else pickled_factory(factory, factory_name(factory))
-        # more threads than cores wait for each other: 48 s in place of 10 for the laws of a verification
-        job = (
-            Surroundings.here(len(devices)),
-            replace(work, factory=sent, progress=unheard),
-        )  # the asking side trusts itself
+        # they share this one's threads: more threads than cores wait for each other, five times as long
+        shared = Surroundings.here(len(devices))
+        job = shared, replace(work, factory=sent, progress=unheard)  # the asking side trusts itself
         self._folder = processes.OwnFolder()
         self._job = -1
         try:

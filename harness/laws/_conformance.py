@@ -209,8 +209,9 @@ def try_laws_quickly(
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
     # the harness's own decoder needs no process of its own, but its laws are too small for more than one core
-    own = is_own_decoder(implementation) and where.device == "cpu"
-    crew = Crew((where.device,) * (2 if where.limits is not None else min(2, torch.get_num_threads()) if own else 1))
+    on_cpu = is_own_decoder(implementation) and where.device == "cpu"
+    here = min(2, torch.get_num_threads()) if on_cpu else 1
+    crew = Crew((where.device,) * (here if where.limits is None else 2))
     cases = [replace(case, device=where.device, family=where.family) for case in fixed_cases(count, _SEED)]
     taken = [replace(case, dtype=where.dtype or "float32", draft_dtype="", exact=False) for case in cases]
     tried = LawsTried(count, 0)
