@@ -119,8 +119,9 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
         return INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
         message = error.format_message().removesuffix(".")
-        if near := getattr(error, "possibilities", None):  # of a misspelt option, which typer sorts by the alphabet
-            message = f"No such option: {getattr(error, 'option_name', '')}; did you mean {near[0]}?"
+        option, near = getattr(error, "option_name", ""), getattr(error, "possibilities", None)
+        if option and near:  # of a misspelt one, which typer sorts by the alphabet
+            message = f"No such option: {option}; did you mean {near[0]}?"
         context = getattr(error, "ctx", None)
         of = context.command_path if context else "sdvar-harness"
         every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""

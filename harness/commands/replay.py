@@ -93,7 +93,7 @@ def replay(cases: ReplayCases) -> None:
     statuses = {answer.exit_status for answer in answers}
     status = 1 if 1 in statuses else max(statuses, default=0)
     if chosen:
-        can = {"--locate names the line of code": cases.locate, "--shrink the smallest case": cases.shrink}
+        can = {"--locate names the line of code": cases.locate, "--shrink names the smallest case": cases.shrink}
         more = ", ".join(what for what, is_asked in can.items() if not is_asked)
         say_after(console, "replay", status, cases.quiet, asked_again(chosen[-1]), f"; {more}" * bool(more))
     raise typer.Exit(status)

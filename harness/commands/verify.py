@@ -5,10 +5,11 @@ One module: what each option means is read off the options beside it, and no oth
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -243,8 +244,9 @@ def write(
 
 def tell_search(seconds: float) -> None:
     """Say on stderr how long the search for a line of code takes."""
-    long = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-    print(f"searching the line of code: about {long}", file=sys.stderr, flush=True)
+    long = f"{math.ceil(seconds)} s" if seconds < 90 else f"{math.ceil(seconds / 60)} min"
+    with suppress(OSError):  # a stream that is full or closed keeps no verdict back
+        print(f"searching the line of code: about {long}", file=sys.stderr, flush=True)
 
 
 def checked_paths(networks: Networks, judging: VerifyJudging, outputs: VerifyOutputs) -> dict[str, Path]:

@@ -167,10 +167,16 @@ def load_factory(name: str) -> Factory:
 
 
 def _takes_two(each: object) -> bool:
-    """Tell whether somebody may call it as a factory, with models and settings."""
+    """Tell whether it may be called as a factory, with models and settings; so may what says nothing of itself."""
+    if not callable(each):
+        return False
     try:
-        inspect.signature(each).bind(None, None)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # no callable, none of two arguments, or one that says nothing of itself
+        signature = inspect.signature(each, follow_wrapped=False)
+    except Exception:  # of whatever kind: it is somebody else's code
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
         return False
     return True
 

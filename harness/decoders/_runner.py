@@ -129,13 +129,13 @@ class OwnProcess:
     def close(self) -> None:
         """End the process; its log stays where a decode failed."""
         self._end()
-        if self._pool is not None:
-            torch.cuda.ipc_collect()  # what that process has let go of
         with suppress(OSError):
             self.mailbox.close()
         if self._job >= 0:
             os.close(self._job)
         self._workplace.close(keep_log=self.failed)
+        if self._pool is not None:
+            torch.cuda.ipc_collect()  # what that process has let go of
 
     def _start(self) -> DecoderReply:
         """Start the process; return what its decoders claim, or that they are refused. Raises as `ProcessLine.hear`."""

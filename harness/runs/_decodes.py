@@ -268,7 +268,9 @@ def recorded_result(path: Path) -> Verification:
     """
     run, rows = read_run(path)
     with readable("run", path):
-        return _result_of(run, rows)
+        result = _result_of(run, rows)
+    result.is_kept = True
+    return result
 
 
 def _result_of(run: Kept, rows: list[JudgedRow]) -> Verification:

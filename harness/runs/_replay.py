@@ -94,17 +94,15 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
 
     Its image is decoded alone, or with its batch where that alone shows it; plainly, whatever was compiled or recorded.
     """
+    if why := _unsearched(case):
+        return why
     if case.against is not None:
-        (name, new), (other, old) = case.code
-        if name != other or not (new and old):
-            return "not searched: another decoder stood in the reference's place"
+        (_, new), (_, old) = case.code
         line = locate_case(replace(case, against=None), models)
         if not isinstance(line, CodeLine):
             return line
         met = _change_met(line, Path(new).resolve(), Path(old).resolve())
         return replace(line, tried="; ".join(filter(None, (line.tried, met))))
-    if case.request.more_smooth:
-        return "not searched: under more_smooth values are judged from scale to scale"
     models = models.first_scales(case.scales) if case.scales else models
     models = models if case.draft_noise is None else close_pair(models, case.draft_noise)
     models, settings = replace(models, numbers=case.numbers), replace(case.settings, graphs=False, compiled=False)
@@ -151,6 +149,16 @@ NO_DECODE = "not searched: the defect is of no decode"
 OF_RECORDS = ("scheduling", "trace", "counts", "process", "skipped")  # components that no tensor of a decode shows
 
 
+def _unsearched(case: KeptCase) -> str:
+    """Return why no line of a case is searched; empty where one is."""
+    if case.request.more_smooth:
+        return "not searched: under more_smooth values are judged from scale to scale"
+    if case.against is None:
+        return ""
+    (name, new), (other, old) = case.code
+    return "" if name == other and new and old else "not searched: another decoder stood in the reference's place"
+
+
 def take_line(
     result: Verification, models: ModelPair, asked: bool | None = None, told: Callable[[float], object] | None = None
 ) -> None:
@@ -172,7 +180,7 @@ def take_line(
     pace = min(paces, default=first[0].seconds)
     seconds = DECODES * pace / (case.request.B if case.request.order == "image" else 1)
     if asked or (seconds <= LOCATE_S and not is_own_decoder(case.implementation)):
-        if told is not None:
+        if told is not None and not _unsearched(case):
             told(seconds)
         line = locate_case(case, models)
         result.line = line if asked or isinstance(line, CodeLine) else ""

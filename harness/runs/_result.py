@@ -46,7 +46,7 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
-    is_kept: bool = False  # in a file that was asked for, on the command line or elsewhere
+    is_kept: bool = False  # read from a file, or `verify` was asked to keep it in one
     tried: int = 0  # decodes of such a run, those among them that were not kept
     met: Divergence | None = None  # the first defect of these decodes
     unfinished: int = 0  # tasks that nobody has judged: of a run that goes on, was killed, or ended at its first defect

@@ -67,7 +67,7 @@ def _where(first: Divergence, layout: ScalePyramid | None) -> str:
         text += f" of 0 to {layout.S - 1}, {h} × {w} tokens" if layout.channels == 1 else f", {h} × {w} positions"
     if first.position >= 0 and layout:
         _, y, x = place_of(layout, first.position)
-        text += f". Position {first.position} of the image: row {y}, column {x} of its map"
+        text += f". Position {first.position} of the image: row {y}, column {x} of the scale"
         text += f", channel {first.channel} of {layout.channels}" if first.channel >= 0 else ""
     return f"{text}."
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.commands.verify import tell_search
 from harness.judge import Divergence, Verdict
 from harness.protocol import Request
 from harness.runs._replay import DECODES, OF_RECORDS, take_line
@@ -25,7 +26,7 @@ def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr("harness.runs.take_line", stopped)
     assert command(monkeypatch, "verify", *WRONG, "--locate") == 143
     said, told = capsys.readouterr()
-    assert told.endswith("searching the line of code: about 71 s\n")
+    assert told.endswith("searching the line of code: about 72 s\n")
     assert "first defect: component positions" in said
     assert "line: not found: the search was interrupted" in said
     assert "DEFECT contract token-identical" in said
@@ -60,7 +61,7 @@ def test_a_search_is_thought_to_take_as_long_as_the_quickest_decode_lets_expect(
     others: list[Any], said: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: "")
-    case, slow = SimpleNamespace(request=Request((0,), 0), implementation="mine:factory"), row(9.0)
+    case, slow = SimpleNamespace(request=Request((0,), 0), implementation="mine:factory", against=None), row(9.0)
     of_run = {"case": case, "first_case": (slow, Divergence("positions", "", 0)), "line": ""}
     settings = [SimpleNamespace(rows=[slow, *others])]
     result: Any = SimpleNamespace(verdict=Verdict.DEFECT, settings=settings, **of_run)
@@ -68,3 +69,24 @@ def test_a_search_is_thought_to_take_as_long_as_the_quickest_decode_lets_expect(
     take_line(result, None, told=told.append)  # type: ignore[arg-type]  # no network runs
     assert result.line == said
     assert told == ([] if said else [DECODES * 1.4])  # where it is searched
+
+
+def test_a_closed_stream_keeps_no_verdict_back(monkeypatch: pytest.MonkeyPatch):
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    tell_search(3.0)
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_a_search_that_is_not_made_is_not_announced(searched: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: "")
+    code = ("a:f", "new"), ("a:f" if searched else "b:g", "old")
+    case = SimpleNamespace(request=Request((0,), 0), implementation="a:f", against="other", code=code)
+    first = row(0.1), Divergence("positions", "", 0)
+    result: Any = SimpleNamespace(verdict=Verdict.DEFECT, case=case, first_case=first, line="", settings=[])
+    told = list[float]()
+    take_line(result, None, asked=True, told=told.append)  # type: ignore[arg-type]
+    assert bool(told) == searched

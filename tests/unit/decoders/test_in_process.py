@@ -97,6 +97,11 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     code = (
         "from math import sqrt\nclass Cache: ...\ndef guide(rows): ...\nclass Spec:\n"
         "    def __init__(self, models, settings, size=1): ...\ndef build(models, settings): ...\n_x = 1\n"
+        "class Table(dict):\n    __getattr__ = dict.__getitem__\n    def __call__(self, models, settings): ...\n"
+        "table = Table()\n"
+        "from functools import wraps\ndef on_pair(f):\n    @wraps(f)\n"
+        "    def build(models, settings): return f((models, settings))\n    return build\n"
+        "@on_pair\ndef paired(pair): ...\n"
     )
     (tmp_path / "specdec.py").write_text(code)
     (tmp_path / "hollow.py").write_text("")
@@ -104,7 +109,8 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     with pytest.raises(InputError) as caught:
         load_factory("specdec")
     rule = "names a module, not a factory in it"
-    assert str(caught.value) == f"implementation=specdec: {rule}; pass specdec:build or specdec:Spec"
+    offered = " or ".join(f"specdec:{name}" for name in ("build", "paired", "Spec", "Table", "table"))
+    assert str(caught.value) == f"implementation=specdec: {rule}; pass {offered}"
     with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines no factory"):
         load_factory("hollow:")
     for typed, meant in (("specdec:biuld", "specdec:build"), ("specdec:Spc", "specdec:Spec")):

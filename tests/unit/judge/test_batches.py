@@ -217,7 +217,7 @@ def test_what_is_out_of_reach_costs_nothing(usual: float):
     generator, tail = torch.Generator().manual_seed(1), Tail.of(Allowance(7 * usual, usual, 0.0, ""))
     scores_NV = 3 * torch.randn(50, 32, generator=generator, dtype=torch.float64)
     best_Nk = scores_NV.topk(32, dim=1).values
-    chance_Nk = tail.chance(best_Nk[:, :1] - best_Nk[:, 1:])
+    chance_Nk = tail.log_chance(best_Nk[:, :1] - best_Nk[:, 1:]).exp()
     due = [float((chance_Nk ** (1 - theta) - chance_Nk).sum()) for theta in THETAS]
     assert costs_N3(scores_NV, tail).sum(0).tolist() == pytest.approx(due, rel=1e-9, abs=1e-9)
     assert costs_N3(scores_NV, tail).shape == (50, 3)
@@ -234,7 +234,7 @@ def test_a_run_weighs_its_ties_scale_by_scale():
         ties = [Divergence("tie", "", 0, 0, 0, 1, 3, margin=margin) for _ in range(2)]
         made = [Judgement(1, 10, 8, list(ties)) for _ in range(20)]
         for judgement in made:
-            weight = 2 * -float(Tail.of(allowed(WHOLE)[1]).chance(torch.tensor(margin, dtype=torch.float64)).log())
+            weight = 2 * -float(Tail.of(allowed(WHOLE)[1]).log_chance(torch.tensor(margin, dtype=torch.float64)))
             judgement.surprise = [[0.0] * 3, [theta * weight - cost_of_scale for theta in THETAS]]
         return [(WHOLE, judgement) for judgement in made]
 
