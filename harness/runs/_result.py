@@ -328,7 +328,9 @@ class Verification:
         return pandas.DataFrame.from_records(self.to_records())
 
     def __str__(self) -> str:
-        return "; ".join(filter(None, (f"{self.verdict.value} {self.summary}", self.exercised.clause)))
+        text = "; ".join(filter(None, (f"{self.verdict.value} {self.summary}", self.exercised.clause)))
+        first = self.first_divergence if self.verdict is Verdict.DEFECT else None
+        return text if first is None else f"first defect: {first}\n{text}"
 
     def _repr_html_(self) -> str:
         return fragment(self)

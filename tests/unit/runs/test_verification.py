@@ -124,6 +124,7 @@ def test_every_wrong_token_is_counted_and_a_thousand_are_described():
         assert (counts["draws"], counts["identical"]) == (2700, 2700 - differ)
         assert (counts["wrong_tokens"], counts["wrong_tensors"], counts["defects"]) == (differ, 90, differ + 90)
     assert f"0 ties, {differ} wrong tokens; 90 wrong tensors; {differ + 90} defects" in result.summary
+    assert str(result).startswith(f"first defect: {result.first_divergence}\nDEFECT contract token-identical: ")
 
 
 @pytest.mark.parametrize("policy", ["coupled", "rejection", "match:0.5", "handoff:4"])
