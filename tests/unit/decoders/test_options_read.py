@@ -117,7 +117,10 @@ def test_commands_end_as_bad_input(
 
 
 def test_a_module_without_a_factory_offers_the_one_that_is_called_so_first(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "offered.py").write_text("def above(): ...\nclass Kind: ...\ndef factory(models, settings): ...\n")
+    takes_two = "(models, settings): ..."
+    kind = "class Kind:\n    def __init__(self, models, settings): ...\n"
+    text = f"def above{takes_two}\n{kind}def helper(tokens): ...\ndef factory{takes_two}\n"
+    (tmp_path / "offered.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"pass offered:factory or offered:above or offered:Kind$"):
         load_factory("offered")
