@@ -50,7 +50,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
             without = replace(evidence, actual=replace(actual, rounds=[]))
             judgement, evidence = judge_along(without, contract, drafts=False)
             judgement.not_compared[CALLS_AND_ROWS] = "the rounds are wrong"
-        judgement.defects.insert(0, wrong_form)
+        judgement.defects.append(wrong_form)  # after what is wrong in tokens and tensors, of which rounds only tell
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
     if request.more_smooth and actual.intermediates is None:

@@ -176,9 +176,13 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
     tokens_BL = RIGHT.tokens_BL.clone()
     tokens_BL[0, -1] = (tokens_BL[0, -1] + wrong) % 11
     result = judged(replace(RIGHT, rounds=rounds, tokens_BL=tokens_BL))
-    first, setting = result.first_divergence, result.settings[0]
-    assert first.component == "scheduling"
-    assert first.detail.endswith("once each; that at scale 0 accepts, corrects and adds none")
+    setting = result.settings[0]
+    *before, last = setting.rows[0].judgement.defects
+    assert last.component == "scheduling"
+    assert last.detail.endswith("once each; that at scale 0 accepts, corrects and adds none")
+    # what the changed token makes wrong is named first
+    assert [each.component for each in before] == ["f_hat", "f_hat"] * wrong
+    assert result.first_divergence == [*before, last][0]
     assert (setting.total("draws"), setting.total("wrong_tokens")) == (28, wrong)
     assert result.not_compared == {"calls and rows": "the rounds are wrong"}
 
