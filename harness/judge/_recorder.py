@@ -36,7 +36,9 @@ MOST_ROWS = 2**26  # of a recording; some 3 GB
 MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
-MOVES = {"cat", "stack", "clone", "_to_copy", "to", "copy_", "contiguous", "lift_fresh", "expand", "repeat"}
+MOVES = {"cat", "stack", "clone", "to", "copy_", "contiguous", "expand", "repeat"}
+TAKEN_IN = "torch.tensor"  # Python's or NumPy's numbers
+PUBLIC = {"lift_fresh": TAKEN_IN, "_to_copy": "to", "_unsafe_view": "view"}  # of what is dispatched what is called
 BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
 
 
@@ -77,7 +79,7 @@ class Operation(NamedTuple):
     over: Sequence[TensorRows] = ()  # what was where it wrote, of as many tensors as came out
 
     def __str__(self) -> str:
-        return f"{self.name} {' '.join(map(str, self.read))} -> {' '.join(map(str, self.made))}"
+        return " ".join(map(str, (self.name, *self.read, "->", *self.made)))
 
     @property
     def attends(self) -> bool:
@@ -107,10 +109,14 @@ class OperationRecorder(EveryOperation):
         if any(map(computes_itself, types)):
             return NotImplemented  # what it computes with is recorded
         kwargs, name = kwargs or {}, str(getattr(func, "_opname", func))
+        if name == "detach_":  # changes no number; `torch.tensor` ends with it in inference mode
+            return func(*args, **kwargs)
+        name = PUBLIC.get(name, name)
         with torch._C.DisableTorchFunction():  # a subclass, or a default device, is the decoder's own
             written, filled = written_by(func, args, kwargs)
             filled = written if name in FILLS else filled
-            read = [each for each in tensors_in((args, kwargs)) if not any(each is other for other in filled)]
+            came_in = () if name == TAKEN_IN else tensors_in((args, kwargs))
+            read = [each for each in came_in if not any(each is other for other in filled)]
             inputs, over = self._rows_of(read), self._rows_of(written)
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
@@ -125,9 +131,11 @@ class OperationRecorder(EveryOperation):
             whole = [each.flatten().cpu().clone() for each in small]
             drawn = self._drawn_by(name, inputs, made, small)
             sizes = [each.element_size() for each in (*read[:1], *made[:1]) if each.dtype in REAL]
-            rounds = name in ("_to_copy", "to") and sizes[1:] < sizes[:1]
+            rounds = name == "to" and sizes[1:] < sizes[:1]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
-        moves = is_view or (name in MOVES and not rounds)
+        # whole numbers lead back to where they come from; real ones that the reference has not may be right
+        is_number = name == TAKEN_IN and made[0].is_floating_point()
+        moves = is_view or is_number or (name in MOVES and not rounds)
         frames = own_frames()
         stack = tuple(each for _, each in frames)
         given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()

@@ -9,14 +9,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from harness.judge._recorder import LEAST, Frame, Known, Operation, TensorRows
+from harness.judge._recorder import LEAST, TAKEN_IN, Frame, Known, Operation, TensorRows
 
 AHEAD, ALIKE = 40, 8  # operations that may lead to a right value, and others of a line that are looked at
 UNSEEN = ", made of what no operation here computed: it was there before, or comes of Python, NumPy or another thread"
 
 # Which rows of what a step makes are asked for, by its number; None: all.
 Rows = dict[int, Tensor | None]
-IN_ORDER = {"view", "_unsafe_view", "reshape", "flatten", "unflatten", "clone", "contiguous", "_to_copy", "to"}
+IN_ORDER = {"view", "reshape", "flatten", "unflatten", "clone", "contiguous", "to"}
 
 
 class Stream:
@@ -164,7 +164,7 @@ class Stream:
         """Say whether a step reads what is not known, and no operation before it computed; empty: it does not."""
         for rows in (each for each in self.steps[number].inputs if each.kind[0] == "real"):
             made = {self.steps[each].name for each in self.makers(rows, number)}
-            if made <= {"lift_fresh"} and not bool(self.is_known(rows).all()):
+            if made <= {TAKEN_IN} and not bool(self.is_known(rows).all()):
                 return UNSEEN
         return ""
 

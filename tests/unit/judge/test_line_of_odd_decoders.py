@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,40 @@ def test_numbers_from_outside_pytorch_are_told(tmp_path: Path):
     line = line_of(changed(TEMPLATE, (POSITIONS, numpy)), tmp_path / "mine.py")
     assert isinstance(line, CodeLine), line
     assert "made of what no operation here computed" in line.wrong
+
+
+GRADS = pytest.mark.parametrize("grad", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+
+
+@GRADS
+def test_operations_are_called_as_they_are_written(grad: Callable[[], Any]):
+    recorder = OperationRecorder([])
+    with grad():
+        recorded(recorder, lambda: torch.tensor([[1, 2]]).view(2).to(torch.float64))
+    assert list(map(str, recorder.steps)) == [
+        "torch.tensor -> (1, 2)",
+        "view (1, 2) -> (2,)",
+        "to (2,) -> (2,)",
+    ]
+
+
+FROM_PYTHON = {
+    "an index": ("config.classes], device", "config.classes - 1], device", "self.label_R = torch.tensor([label,"),
+    "tokens": (f"return {RACE}", f"return torch.tensor({RACE}.tolist()[::-1])", "return torch.tensor("),
+}
+
+
+@GRADS
+@pytest.mark.parametrize("name", FROM_PYTHON)
+def test_numbers_of_python_are_followed_to_where_they_became_a_tensor(
+    name: str, grad: Callable[[], Any], tmp_path: Path
+):
+    old, new, text = FROM_PYTHON[name]
+    source = changed(TEMPLATE, (old, new), (GRAD_OFF, f"    @torch.{grad.__name__}()\n    def decode(self, request"))
+    line = line_of(source, tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert line.text.startswith(text)
+    assert line.operation.startswith("torch.tensor -> (")
 
 
 def test_a_decode_in_a_thread_is_told(tmp_path: Path):
