@@ -11,9 +11,11 @@ is right.
 One module: every rule hands the search on to another one, and each is a few lines.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from harness.errors import text_of
 from harness.judge._form import no_token, unreadable, wrong_shape
-from harness.judge._recorder import LEAST, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._stream import Rows, Stream, merged, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
@@ -46,10 +48,12 @@ class CodeLine:
     wrong: str  # what came of it, and by how much
     tried: str = ""  # what came of the reference's values in the place of the wrong ones
     stack: tuple[str, ...] = ()  # the decoder's own frames, the innermost first
+    caller: str = ""  # the line above it that calls a function which the decode calls at other lines, too
 
     def __str__(self) -> str:
-        where = f"{Path(self.file).name}:{self.line}, in {self.function}: {self.text}"
-        return f"{where} ({self.operation}; wrong: {self.wrong}){f'; {self.tried}' if self.tried else ''}"
+        called = self.caller and f" (called from {self.caller})"
+        where = f"{Path(self.file).name}:{self.line}, in {self.function}{called}: {self.text}"
+        return f"{where} ({self.operation}; wrong: {self.wrong}){self.tried and f'; {self.tried}'}"
 
 
 Found = tuple[Operation, str]  # an operation, and what there is to say of it
@@ -379,9 +383,9 @@ class LineSearch:
         for value in [each for each in wrong if each.name == wrong[0].name]:
             finds = (search.taken, search.computed) if value.is_tokens else (search.computed, search.taken)
             if found := finds[0](value) or finds[1](value) or search.elsewhere(value, is_sure=True):
-                return _line_of(*found, value)
+                return _line_of(*found, value, steps)
         found = search.elsewhere(wrong[0])
-        return _line_of(*found, wrong[0]) if found else NOT_SEEN.format(wrong[0])
+        return _line_of(*found, wrong[0], steps) if found else NOT_SEEN.format(wrong[0])
 
     def _right(self, tokens_BL: Tensor | None, scales: int) -> tuple[Trace, list[Operation], list[Operation]]:
         """Return the target's trace of the first scales along tokens, and the operations there of it and the draft."""
@@ -428,10 +432,18 @@ def _made_by(*runs: list[Operation]) -> list[TensorRows]:
     return [rows for steps in runs for step in steps for rows in step.outputs]
 
 
-def _line_of(step: Operation, why: str, wrong: Wrong) -> CodeLine:
+def _line_of(step: Operation, why: str, wrong: Wrong, steps: Sequence[Operation]) -> CodeLine:
     step, why = caller_of(step) or (step, why)
-    own, *_ = step.stack
-    return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=tuple(map(str, step.stack)))
+    own, stack, caller = step.stack[0], tuple(map(str, step.stack)), _caller_in(step.stack, steps)
+    return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=stack, caller=caller)
+
+
+def _caller_in(stack: Sequence[Frame], steps: Sequence[Operation]) -> str:
+    """Return the innermost line of a stack that calls a function which others call, too; empty where none does."""
+    calls = {(own[::2], above) for each in {step.stack for step in steps} for own, above in pairwise(each)}
+    counts = Counter(own for own, _ in calls)
+    above = (caller for own, caller in pairwise(stack) if counts[own[::2]] > 1 and not own.function.startswith("<"))
+    return next((f"{Path(each.file).name}:{each.line}, in {each.function}" for each in above), "")
 
 
 def _is_alike(step: Operation, other: Operation) -> bool:
@@ -450,12 +462,6 @@ def _met(step: Operation, other: Operation) -> Operation:
     return step._replace(stack=step.stack[len(step.stack) - depth :]) if depth else step
 
 
-def _in_order(whole_N: Tensor, part_n: Tensor) -> bool:
-    """Tell whether rows are among others, in their order."""
-    is_n, at_n = (whole_N == part_n[:, None]).max(1)
-    return bool(is_n.all()) and bool((at_n.diff() >= 0).all())
-
-
 def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
     """Return the last operation that wrote what a tensor shows."""
     makes = (each for each in reversed(steps) if rows.storage in [made.storage for made in each.outputs])
@@ -464,8 +470,7 @@ def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
 
 def _keeps(step: Operation, rows: TensorRows) -> bool:
     """Tell whether a step hands rows on that it should have changed."""
-    both = step.inputs, step.outputs
-    return step.name in TURNS and all(any(share(rows, each) for each in of) for of in both)
+    return step.name in TURNS and all(any(share(rows, each) for each in of) for of in (step.inputs, step.outputs))
 
 
 def _is_view(step: Operation) -> bool:
@@ -474,4 +479,6 @@ def _is_view(step: Operation) -> bool:
 
 
 def _has(every: list[TensorRows], rows: TensorRows) -> bool:
-    return any(each.kind == rows.kind and _in_order(each.hash_N, rows.hash_N) for each in every)
+    """Tell whether one of several tensors has all rows of another, in their order."""
+    found = ((each.hash_N == rows.hash_N[:, None]).max(1) for each in every if each.kind == rows.kind)
+    return any(bool(is_n.all()) and bool((at_n.diff() >= 0).all()) for is_n, at_n in found)

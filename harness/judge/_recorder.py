@@ -38,7 +38,7 @@ FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "ze
 Result = TypeVar("Result")
 MOVES = {"cat", "stack", "clone", "to", "copy_", "contiguous", "expand", "repeat"}
 TAKEN_IN = "torch.tensor"  # Python's or NumPy's numbers
-PUBLIC = {"lift_fresh": TAKEN_IN, "_to_copy": "to", "_unsafe_view": "view"}  # of what is dispatched what is called
+PUBLIC = {"lift_fresh": TAKEN_IN, "_to_copy": "to", "_unsafe_view": "view", "alias": "slice"}  # as a decoder calls it
 BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
 
 

@@ -176,9 +176,10 @@ GRADS = pytest.mark.parametrize("grad", [torch.inference_mode, torch.no_grad, to
 def test_operations_are_called_as_they_are_written(grad: Callable[[], Any]):
     recorder = OperationRecorder([])
     with grad():
-        recorded(recorder, lambda: torch.tensor([[1, 2]]).view(2).to(torch.float64))
+        recorded(recorder, lambda: torch.tensor([[1, 2]])[:].view(2).to(torch.float64))
     assert list(map(str, recorder.steps)) == [
         "torch.tensor -> (1, 2)",
+        "slice (1, 2) -> (1, 2)",
         "view (1, 2) -> (2,)",
         "to (2,) -> (2,)",
     ]
@@ -201,6 +202,43 @@ def test_numbers_of_python_are_followed_to_where_they_became_a_tensor(
     assert isinstance(line, CodeLine), line
     assert line.text.startswith(text)
     assert line.operation.startswith("torch.tensor -> (")
+
+
+# A helper that draft and target call, and the target's call; what is wrong in the one or in the other.
+HELPER, HELPS = "def guided(cond, uncond, t):\n    return (1 + t) * cond - t * uncond\n\n\n", "(1 + t) * cond - t"
+RAMP = "self.request.cfg * self.models.pyramid.ramp(si)"
+ASKED = f"guided_lV = guided(rows_RlV[0], rows_RlV[1], {RAMP})"
+OF_DRAFT = f"rows_RlV = self.rows(self.models.draft, x_RnD, si)\n            {ASKED}"
+SHARED = changed(
+    TEMPLATE,
+    ("class NoCache:", f"{HELPER}class NoCache:"),
+    ("guided_lV = self.guide(rows_RlV, si)", ASKED),
+    ("guided_lV = self.guide(self.rows(self.models.draft, x_RnD, si), si)", OF_DRAFT),
+)
+SWAPPED = SHARED.replace("(rows_RlV[0], rows_RlV[1]", "(rows_RlV[1], rows_RlV[0]"), "guided(rows_RlV[1], rows_RlV[0]"
+IN_HELPER = changed(SHARED, (HELPS, "(1 + t) * cond + t")), ASKED
+THROUGH = (
+    changed(TEMPLATE, ("return guided_lV.softmax(-1)", "return (guided_lV / 0.9).softmax(-1)")),
+    "idx_l = self.draw(",
+)
+
+
+@pytest.mark.parametrize(("source", "text"), [SWAPPED, IN_HELPER, THROUGH], ids=["arguments", "helper", "through"])
+def test_who_called_what_others_call_too_is_named(source: str, text: str, tmp_path: Path):
+    line = line_of(source, tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    place, _, function = line.caller.partition(", in ")
+    file, _, number = place.partition(":")
+    assert (file, function) == ("mine.py", "verify")
+    assert text in source.splitlines()[int(number) - 1]
+    assert str(line).startswith(f"mine.py:{line.line}, in {line.function} (called from {line.caller}): {line.text} (")
+
+
+def test_who_called_what_nobody_else_calls_is_not_named(tmp_path: Path):
+    line = line_of(TEN[9].source, tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert (line.function, line.caller) == ("verify", "")
+    assert str(line).startswith(f"mine.py:{line.line}, in verify: {line.text} (")
 
 
 def test_a_decode_in_a_thread_is_told(tmp_path: Path):
