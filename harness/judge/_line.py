@@ -93,8 +93,7 @@ class Search:
         for first, at_n in stream.firsts(back, made).items():
             # the draft's law may be the same, where it leaves one token: what was drawn is of the last one
             before = range(first, max(made)) if wrong.is_tokens else ()
-            alike = (n for n in reversed(before) if _is_alike(stream.steps[n], stream.steps[first]))
-            number = next(alike, first)
+            number = next((n for n in reversed(before) if _is_alike(stream.steps[n], stream.steps[first])), first)
             step = stream.steps[number]
             read = [rows for rows, _ in stream.read(number, at_n)] if step.attends else []
             drafted = [part_of(rows, ~self.along_final.is_known(rows)) for rows in read]
@@ -340,13 +339,12 @@ class LineSearch:
         """Return the line that made the first wrong value, or why none is named; empty where no value is wrong."""
         with torch.inference_mode():  # what networks compute once they compute before the decode
             once = _made_by(*self._right(None, 1)[1:])
-        ramps = [self._pyramid.ramp(si) for si in self._pyramid]
-        request = self._decode.request
+        request, ramps = self._decode.request, [self._pyramid.ramp(si) for si in self._pyramid]
         look = partial(given_otherwise, request=request, asked=numbers_asked(request, ramps))
         recorder = OperationRecorder(self._decode.weights, look)
         trace = recorded(recorder, self._decode.decode)
         for ask in (unreadable, wrong_shape, no_token):
-            if (wrong_form := ask(self._decode.models, self._decode.request, trace)) is not None:
+            if (wrong_form := ask(self._decode.models, request, trace)) is not None:
                 return f"not searched: {wrong_form.detail}"
         try:
             with torch.inference_mode():

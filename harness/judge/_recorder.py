@@ -134,8 +134,7 @@ class OperationRecorder(EveryOperation):
             rounds = name == "to" and sizes[1:] < sizes[:1]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         # whole numbers lead back to where they come from; real ones that the reference has not may be right
-        is_number = name == TAKEN_IN and made[0].is_floating_point()
-        moves = is_view or is_number or (name in MOVES and not rounds)
+        moves = is_view or (name in MOVES and not rounds) or (name == TAKEN_IN and made[0].is_floating_point())
         frames = own_frames()
         stack = tuple(each for _, each in frames)
         given = tuple(self._look(frame.f_locals) for frame, _ in frames) if self._look is not None else ()

@@ -47,9 +47,7 @@ class Stream:
             if kind[0] == "whole":  # few numbers are made anywhere: tokens are drawn
                 of = sorted(of, key=lambda each: self.steps[each[0]].drawn is None)
             if self._last:
-                of = sorted(
-                    of, key=lambda each: not self.steps[each[0]].moves and "index" not in self.steps[each[0]].name
-                )
+                of = sorted(of, key=lambda each: not (step := self.steps[each[0]]).moves and "index" not in step.name)
             hash_N = torch.cat([rows.hash_N for _, rows in of])
             step_N = torch.cat([torch.full_like(rows.hash_N, number) for number, rows in of])
             at_N = torch.cat([torch.arange(len(rows.hash_N)) for _, rows in of])

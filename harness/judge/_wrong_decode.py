@@ -164,7 +164,7 @@ def caller_of(step: recorder.Operation) -> tuple[recorder.Operation, str] | None
     at = wrong[-1] + (not is_right and wrong[-1] + 1 < len(step.stack))
     inner, why = step.stack[0], f", with {words}"
     why += f", computed at {Path(inner.file).name}:{inner.line}" if at else ""
-    return step._replace(stack=step.stack[at:], given=step.given[at:]), why
+    return step._replace(stack=step.stack[at:]), why
 
 
 MOST_REPLACED = 3  # values, a decode each
