@@ -59,7 +59,7 @@ def query(subject: Subject, case: Case) -> bool:
             window = slice(pyramid.begin(first), pyramid.end(last))
             given_BnC = raw_BLC[:, window].clone()
             x_RnD = parts.build_combined_query(network, condition, given_BnC, first, last)
-            require_equal("x", x_RnD, expected, f"window {first}..{last}", FLOAT64)
+            require_equal("x", x_RnD, expected, f"window {first}..{last}", allowed(case).x)
             require_equal("argument", given_BnC, raw_BLC[:, window], f"window {first}..{last}")
             places = case.steps.positions(network, first, last)
             if places is not None and hasattr(parts, "positions"):
