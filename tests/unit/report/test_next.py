@@ -47,7 +47,7 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
-    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
+    needs = " (if it is IDENTICAL then, the decoder keeps something of other decodes or images: the whole run shows it)"
     only, names = "decode only the batch of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
