@@ -57,11 +57,14 @@ def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_ho
     tested = written(monkeypatch, tmp_path, TEN[0].source, "unasked_decoder")
     text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs: "
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
-    said = capsys.readouterr().out
+    said, announced = capsys.readouterr()
     assert text in said
+    assert "searching the line of code: about " in announced
     assert re.search(r"; with the input of scales? .* put right at unasked_decoder.py:\d+, every value is right", said)
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--no-locate") == 1
-    assert "line: " not in capsys.readouterr().out
+    said, announced = capsys.readouterr()
+    assert "line: " not in said
+    assert "searching" not in announced
     monkeypatch.setattr("harness.runs._replay.LOCATE_S", 0.0)
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
     assert "line: not searched (about 1 min); --locate does it" in (said := capsys.readouterr().out)
