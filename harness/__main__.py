@@ -16,6 +16,7 @@ if __name__ == "__main__" or sys.argv[0].endswith("sdvar-harness"):  # and no te
 import io
 import os
 import traceback
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -118,14 +119,20 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return INTERRUPTED, ""
     if hasattr(error, "format_message"):  # a usage error of typer, which has no public class in every version
-        message = error.format_message().removesuffix(".")
-        option, near = getattr(error, "option_name", ""), getattr(error, "possibilities", None)
-        if option and near:  # of a misspelt one, which typer sorts by the alphabet
+        context, option = getattr(error, "ctx", None), getattr(error, "option_name", "")
+        near = getattr(error, "possibilities", None)
+        if context and option and option[:2] != "--":  # of -seeds the first letter alone
+            option = next((word.partition("=")[0] for word in sys.argv if word.startswith(option)), option)
+            known = [name for each in context.command.params for name in each.opts]
+            near = get_close_matches(f"-{option}", known, 1)
+        # of a misspelt option typer sorts what is near by the alphabet; of a command it names that in the message
+        message = getattr(error, "message", "") if near else error.format_message()
+        if option and near:
             message = f"No such option: {option}; did you mean {near[0]}?"
-        context = getattr(error, "ctx", None)
         of = context.command_path if context else "sdvar-harness"
         every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""
-        return BAD, f"error: {_cut(message)}; see {of} --help{every}" if message else ""  # the help was printed
+        said = _cut(message.removesuffix("."))  # empty: the help was printed
+        return BAD, f"error: {said}; see {of} --help{every}" if said else ""
     if os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error)
     torch = sys.modules.get("torch")  # a device lacks memory, too; nothing is imported to find out

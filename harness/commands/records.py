@@ -11,7 +11,7 @@ where it stands in the command's own table, which goes first. An unknown name, o
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import partial, wraps
+from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -162,7 +162,7 @@ def _for_typer(name: str, kind: object, option: Option) -> Any:
     read = next((one for each, one in READERS.items() if kind == each or each in get_args(kind)), None)
     return typer.Option(
         *filter(None, (option.name or flag,)),
-        parser=partial(_read, name, read) if read else None,
+        parser=_parser(name, read) if read else None,
         metavar=("<int>" if read is whole else "<float>") if read else None,
         help=option.help,
         show_default=option.shown or True,
@@ -171,14 +171,18 @@ def _for_typer(name: str, kind: object, option: Option) -> Any:
     )
 
 
-def _read(name: str, reader: Callable[[str], float], value: object) -> float:
-    """Return a number that was typed, or that stands in pyproject.toml. Raises `InputError`."""
-    try:
-        return reader(str(value))
-    except ValueError:
-        kind, example = ("whole", "5") if reader is whole else ("finite", "1.5")
-        remedy = f"pass --{name.replace('_', '-')} {example}"
-        raise InputError(name, str(value), f"must be a {kind} number", remedy) from None
+def _parser(name: str, reader: Callable[[str], float]) -> Callable[[object], float]:
+    """Return what reads an option's number, typed or of pyproject.toml; it raises `InputError`."""
+
+    def number(value: object) -> float:  # a function: click before typer 0.26 reads its name, which no partial has
+        try:
+            return reader(str(value))
+        except ValueError:
+            kind, example = ("whole", "5") if reader is whole else ("finite", "1.5")
+            remedy = f"pass --{name.replace('_', '-')} {example}"
+            raise InputError(name, str(value), f"must be a {kind} number", remedy) from None
+
+    return number
 
 
 def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[str]) -> Group:

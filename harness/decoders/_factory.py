@@ -149,6 +149,8 @@ def load_factory(name: str) -> Factory:
             raise InputError("implementation", name, "must read package.module:factory", meant) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
         remedy = "see how it is spelt, and run in the folder where it lies"
+        if isinstance(error, SyntaxError) and error.filename:
+            remedy = f"mend {error.filename}:{error.lineno}"
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
         own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.decoders import NO_SO_FAR, OWN_DECODER
 from harness.judge import Divergence, Verdict
 from harness.protocol import Contract
-from harness.runs import OF_RECORDS, Verification, recipe_words
+from harness.runs import NOT_FOUND, OF_RECORDS, Verification, recipe_words
 
 SPEED = ("graphs", "compile")  # which a covering design takes none of
 # of a recipe, what leaves the question as it is; with any other option the design must be asked for
@@ -47,7 +47,7 @@ AFTER = {
     "replay": {
         0: "ask the whole question again: {verify}",
         1: "mend it, then repeat this{more}",
-        3: "give what is named as missing, then repeat this",
+        3: "give what is named as missing; what a new decoder does right, the whole run shows: {verify}",
     },
 }  # fmt: skip
 
@@ -104,6 +104,8 @@ def _mend(result: Verification, first: Divergence) -> str:
     what = f"what the first defect names: {first.component}" if raised is None else f"{raised[1]}, where it raises"
     if any(NO_SO_FAR in text for text in result.so_far[:1]):
         what += ", or let so_far() return what was made before: it shows what was wrong first (docs/own-decoder.md)"
+    if result.line == NOT_FOUND:
+        what = "what the decoder keeps between decodes, which the whole run alone shows"
     if before := result.before_the_crash:
         what = f"what was wrong before it crashed: {before.component}"
     is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None
@@ -118,13 +120,13 @@ def _mend(result: Verification, first: Divergence) -> str:
 def repeat_step(result: Verification) -> NextStep | None:
     """Return what decodes the batch of the first defect without others; None where nothing does."""
     first = result.first_divergence
-    if result.verdict is not Verdict.DEFECT or first is None or not result.alone:
+    if result.verdict is not Verdict.DEFECT or first is None or not result.alone or result.line == NOT_FOUND:
         return None
     is_searched = result.line and "--locate" not in str(result.line)
     searched = first.component in ("crash", *OF_RECORDS) or result.against or is_searched
     if result.plan.decodes == 1:  # it was decoded alone
         return None if searched else ("name the line of code", result.alone + LOCATE)
-    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
+    needs = " (if it is IDENTICAL then, the decoder keeps something of other decodes or images: the whole run shows it)"
     shows = "" if searched else " and name the line of code"
     return f"decode only the batch of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
 

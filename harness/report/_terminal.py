@@ -194,7 +194,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
         tokens, f_hat, pixels = (sum(getattr(each, name) for each in setting.distances) / count for name in names)
         differ = f"of all tokens of an image {tokens:.1%} are others than in sequential decoding of the same seed"
         say(console, f"{setting.settings}: {differ}, mean |Δf_hat| {f_hat:.3g}, mean |Δpixel| {pixels:.3g}")
-    for reason in result.inconclusive:
+    for reason in result.inconclusive if result.verdict is not Verdict.DEFECT else ():  # a defect proves enough
         say(console, f"inconclusive: {reason}")
     for remark, count in result.remarks.items():
         say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect where no result depends on it)")

@@ -12,7 +12,7 @@ from harness.runs._likelihood import LikelihoodTest
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch, memory_note
 from harness.runs._records import THE_LAW, BrokenLaw, JudgedRow, LawsTried, QualityClaims, to_json
 from harness.runs._replay import (
-    OF_RECORDS, Answer, Bisection, CommitStore, Replayed, locate_case, replay_case, shrink_case, take_line,
+    NOT_FOUND, OF_RECORDS, Answer, Bisection, CommitStore, Replayed, locate_case, replay_case, shrink_case, take_line,
 )  # fmt: skip
 from harness.runs._result import Verification
 from harness.runs._runfile import RUN_FILE, UNKEPT, RunFile, RunFileOptions, case_number, exhibit_of, pictures_of

@@ -146,8 +146,9 @@ class Exercised:
 
     @property
     def clause(self) -> str:
-        """What was not exercised, in words; empty where all was."""
-        return self.first_of(len(ASPECTS) + len(KINDS), self.hint)
+        """What was not exercised, in words, and what asks it in Python; empty where all was."""
+        hint = "" if {*self.missing} <= {*RARE} else "verify without settings and requests asks most"
+        return self.first_of(len(ASPECTS) + len(KINDS), hint)
 
     def first_of(self, most: int, hint: str = "") -> str:
         """Return the same with the first `most` words of every list, how many more there are, and a hint."""

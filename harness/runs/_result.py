@@ -46,7 +46,8 @@ class Verification:
     seconds: float = 0.0  # of all decodes and their judgement, summed over the workers
     wall_seconds: float = 0.0  # from the first task to the last
     stopped: int = 0  # signal that ended the run before its end
-    is_kept: bool = False  # read from a file, or `verify` was asked to keep it in one
+    # read from a file, or `verify` was asked to keep it in one: nothing of what was found
+    is_kept: bool = field(default=False, compare=False, repr=False)
     tried: int = 0  # decodes of such a run, those among them that were not kept
     met: Divergence | None = None  # the first defect of these decodes
     unfinished: int = 0  # tasks that nobody has judged: of a run that goes on, was killed, or ended at its first defect
@@ -92,9 +93,9 @@ class Verification:
         self.covers = True
         self.coverage.refused += unasked
         if self.settings:
-            self.reasons += why_untested(self.decoded, unasked)
-            claims = [f"never exercised: {word}" for word in self.exercised.claims]
-            self.reasons += claims if self.is_whole else ["it ended before all was exercised"] * bool(claims)
+            reasons = why_untested(self.decoded, unasked)
+            reasons += [f"never exercised: {word}" for word in self.exercised.claims]
+            self.reasons += reasons if self.is_whole else ["it ended before all was exercised"] * bool(reasons)
 
     @property
     def modes(self) -> tuple[str, str]:

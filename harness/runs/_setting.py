@@ -168,7 +168,7 @@ def fragment(run: Any) -> str:
     word = f'<strong style="color:{COLOURS[run.verdict]}">{run.verdict.value}</strong>'
     parts = [f"<p>{word} {_text(run.summary)}</p>"]
     parts += [f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"] if rows else []
-    lines = [f"inconclusive: {reason}" for reason in run.inconclusive]
+    lines = [f"inconclusive: {reason}" for reason in run.inconclusive if run.verdict is not Verdict.DEFECT]
     lines += [run.exercised.clause, *(f"remark: {remark}" for remark in run.remarks)]
     if first := run.first_divergence:
         lines.append(f"{'first defect' if run.verdict is Verdict.DEFECT else 'first tie'}: {first}")

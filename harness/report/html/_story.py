@@ -33,8 +33,9 @@ def first_parts(result: Verification) -> list[object]:
         if ending := next(filter(None, endings), ""):
             parts.append(Text(ending, "Its traceback, and what its process printed last:"))
     reasons: list[tuple[str, str]] = [(reason, "") for reason in result.inconclusive]
-    parts += ["Why the run proves nothing:", Bullets(reasons)] if reasons else []
-    if (missing := result.exercised.missing) and result.verdict is not Verdict.DEFECT:
+    is_open = result.verdict is not Verdict.DEFECT
+    parts += ["Why the run proves nothing:", Bullets(reasons)] if reasons and is_open else []
+    if (missing := result.exercised.missing) and is_open:
         parts.append(f"Not asked, so that nothing is proved of it: {', '.join(missing)}.")
     for word, (step, command) in zip(("Next", "Then"), next_steps(result), strict=False):
         parts.append(Line(command, f"{word}: {step}:") if command else f"{word}: {step}.")

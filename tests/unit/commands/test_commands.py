@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.__main__ import stopped
 from harness.models.var import autoencoder, transformer
 from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer_config
 from tests.unit.commands.running import run
@@ -229,6 +230,8 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
         (["--cfg", "abc"], "cfg=abc: must be a finite number; pass --cfg 1.5"),
         (["--nope"], "No such option"),
         (["--labls", "0"], "No such option: --labls; did you mean --labels?; see sdvar-harness verify --help-all"),
+        (["-labls", "0"], "No such option: -labls; did you mean --labels?; see sdvar-harness verify --help-all"),
+        (["-seeds=0:1"], "No such option: -seeds; did you mean --seeds?; see sdvar-harness verify --help-all"),
         (["--seeds"], "requires an argument"),
     ],
 )
@@ -240,6 +243,17 @@ def test_a_usage_error_is_one_line(
     assert captured.startswith("error: ")
     assert said in captured
     assert len(captured.splitlines()) == 1
+
+
+def test_a_command_that_is_misspelt_names_the_nearest_once():
+    class MisspeltError(Exception):  # typer 0.20 beside click 8.5, where both name it
+        message, possibilities = "No such command 'verfy'. Did you mean 'verify'?", ["verify"]
+
+        def format_message(self) -> str:
+            return f"{self.message} Did you mean 'verify'?"
+
+    line = "error: No such command 'verfy'. Did you mean 'verify'?; see sdvar-harness --help"
+    assert stopped(MisspeltError()) == (2, line)
 
 
 def test_an_output_that_is_an_input_is_refused(

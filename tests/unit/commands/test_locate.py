@@ -14,12 +14,16 @@ from harness.decoders._runner import Terms
 from harness.judge._verdict import PartVerdict
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
+from harness.runs._replay import KEEPS, NOT_FOUND
 from harness.verification import Question
 from tests.helpers import Layout, tiny
 from tests.published.checkout import make
 from tests.unit.commands.running import run
 from tests.unit.judge.planted_lines import TEMPLATE, TEN
 
+LOOP = """        for image in self.images:
+            image.late = len(self.seeds) > 1
+"""
 SMALL = ("--seeds", "1", "--labels", "0", "--draft-len", "2")
 
 
@@ -53,11 +57,14 @@ def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_ho
     tested = written(monkeypatch, tmp_path, TEN[0].source, "unasked_decoder")
     text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs: "
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
-    said = capsys.readouterr().out
+    said, announced = capsys.readouterr()
     assert text in said
+    assert "searching the line of code: about " in announced
     assert re.search(r"; with the input of scales? .* put right at unasked_decoder.py:\d+, every value is right", said)
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--no-locate") == 1
-    assert "line: " not in capsys.readouterr().out
+    said, announced = capsys.readouterr()
+    assert "line: " not in said
+    assert "searching" not in announced
     monkeypatch.setattr("harness.runs._replay.LOCATE_S", 0.0)
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
     assert "line: not searched (about 1 min); --locate does it" in (said := capsys.readouterr().out)
@@ -85,6 +92,30 @@ def test_a_fault_of_a_batch_is_repeated_with_its_batch_and_the_line_says_so(
     assert planted in line
     assert "; only in its batch of 2: alone the image is right" in line
     assert run(monkeypatch, "verify", *tested, *pair, "--seeds", "4", "--labels", "1", "--draft-len", "2") == 0
+
+
+def test_what_a_decoder_keeps_between_decodes_is_said_and_the_whole_run_shows_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    built, embedded = "        self.models, self.length = models,", "network.embed(raw_1lC)"
+    assert built in TEMPLATE and embedded in TEMPLATE
+    source = TEMPLATE.replace(built, f"        self.seeds = set()\n{built}")
+    source = source.replace("        for image in self.images:\n", "        self.seeds.add(request.seed)\n" + LOOP, 1)
+    source = source.replace(embedded, f"{embedded[:-1]} * (2 if self.late else 1))")
+    tested = written(monkeypatch, tmp_path, source, "keeping_decoder")
+    drawn = ("--seeds", "4:6", "--labels", "1,0", "--batch", "2", "--draft-len", "2")
+    assert run(monkeypatch, "verify", *tested, *pair, *drawn, "--run", "run.db") == 1
+    said = capsys.readouterr().out.splitlines()
+    assert f"line: {NOT_FOUND}" in said  # and no line "only in its batch"
+    steps = [line for line in said if line.startswith(("next:", "then:"))]
+    assert steps == [
+        "next: mend what the decoder keeps between decodes, which the whole run alone shows; then ask again"
+    ]
+    assert run(monkeypatch, "replay", "run.db") == 3
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"CANNOT REPRODUCE case 0 ({KEEPS}): ")
+    step = next(line for line in said if line.startswith("next:"))
+    assert run(monkeypatch, *shlex.split(step.partition("shows: ")[2])[1:]) == 1
 
 
 def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

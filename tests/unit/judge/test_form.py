@@ -232,6 +232,12 @@ def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: py
     for name, error in (("module_with_a_mistake", "ZeroDivisionError"), ("module_that_leaves", "SystemExit")):
         with pytest.raises(InputError, match=rf"implementation={name}:x: cannot be imported \({error}: "):
             load_factory(f"{name}:x")
+    typo = tmp_path / "module_with_a_typo.py"
+    typo.write_text("factory = 1\ndef factory(models settings): ...\n")
+    rule = "cannot be imported (SyntaxError: invalid syntax (module_with_a_typo.py, line 2))"
+    with pytest.raises(InputError) as caught:
+        load_factory("module_with_a_typo:factory")
+    assert str(caught.value) == f"implementation=module_with_a_typo:factory: {rule}; mend {typo}:2"
     with pytest.raises(InputError, match=r"must read package\.module:factory"):
         load_factory(".x:y")
 

@@ -17,6 +17,7 @@ from harness.judge._verdict import Verdict
 from harness.mutants.positions import OFFSET
 from harness.report import plain_console, say_after, show_verification
 from harness.report._next import AFTER, next_step, next_steps, repeat_step
+from harness.runs._decodes import RunInterrupted
 from harness.runs._records import BrokenLaw, LawsTried, QualityClaims
 from harness.runs._result import Verification
 from harness.speculative.sampler import build_decoder
@@ -47,7 +48,7 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
-    needs = " (if it is IDENTICAL then, the fault needs what was decoded with it or before it)"
+    needs = " (if it is IDENTICAL then, the decoder keeps something of other decodes or images: the whole run shows it)"
     only, names = "decode only the batch of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
@@ -217,6 +218,27 @@ def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Pat
     for words in (("verify", "--run=a.db", "--resume"), ("verify", "--resume", "--run", "a.db")):
         result.record = replace(result.record, command=words)
         assert after(result)[1] == f"sdvar-harness {' '.join(words)}"
+
+
+def test_a_stopped_run_whose_file_pyproject_names_goes_on_by_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    result = made(tmp_path)
+    assert result.record is not None
+    result.record = replace(result.record, command=("verify",))
+    same = replace(result, is_kept=True)
+    assert (same == result, repr(same) == repr(result)) == (True, True)
+
+    def stopped(*given: object, **named: object) -> None:
+        result.stopped = 2
+        raise RunInterrupted(result, 2)
+
+    monkeypatch.setattr("harness.verification.answer_question", stopped)
+    monkeypatch.chdir(tmp_path)
+    for table, step in (("", "ask again so that it can be stopped"), ('run = "kept.db"', "go on where it stopped: ")):
+        Path("pyproject.toml").write_text(f"[tool.sdvar-harness.verify]\n{table}\n")
+        assert command(monkeypatch, "verify") == 130
+        assert f"next: {step}" in capsys.readouterr().out
 
 
 def test_without_a_command_line_a_right_decoder_is_done(tmp_path: Path):

@@ -23,6 +23,7 @@ from harness.report.html._run import Seen
 from harness.runs import RunFileOptions, RunInterrupted, Verification, recorded_result
 from harness.runs import _exercised as module
 from harness.runs._exercised import ASPECTS, BY_SCALE, KINDS, TOGETHER, Decode, Exercised, why_untested
+from harness.runs._records import LawsTried
 from harness.verification import Question, answer_question
 from tests.helpers import Layout, tiny
 
@@ -235,6 +236,35 @@ def test_who_declines_or_refuses_too_much_is_inconclusive(factory: Any, why: str
     result = covered(factory)
     assert result.verdict is Verdict.INCONCLUSIVE
     assert any(why in reason for reason in result.inconclusive), result.inconclusive
+
+
+def test_beside_a_defect_or_a_stop_nobody_is_told_what_was_refused():
+    class Mostly(Own):
+        def decode(self, request: Request, noise: SeededNoise) -> Trace:
+            if request.cfg != 4:
+                raise InputError("cfg", request.cfg, "is refused", "pass 4")
+            trace = super().decode(request, noise)
+            return replace(trace, tokens_BL=(trace.tokens_BL + 1) % MODELS.target.config.V)
+
+    result = covered(Mostly)
+    assert result.verdict is Verdict.DEFECT
+    assert "were not made" in json.loads(result.to_json())["inconclusive"][0]  # what is so stays in the file
+    assert "were not made" not in told(result, quiet=False) + result._repr_html_()
+    result = covered(refuses(lambda request: request.cfg != 0))
+    assert "inconclusive: " in told(result, quiet=False)
+    result.reasons, result.stopped = [], 2
+    result.take_design(0)
+    assert result.reasons == ["it ended before all was exercised"]
+
+
+def test_python_is_told_of_python():
+    result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
+    assert "(verify without settings and requests asks most)" in str(result)
+    whole = covered(build_decoder)
+    whole.laws = LawsTried(2, held=1, networks=("bfloat16", "shared AdaLN"))
+    for each in (result, whole):
+        assert "--" not in str(each)
+    assert "asks most" not in str(whole)
 
 
 def test_more_than_half_is_more_than_half():

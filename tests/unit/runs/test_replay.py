@@ -21,7 +21,7 @@ from harness.runs._case import KEY, KeptCase, cases_of, is_bundle, read_bundle, 
 from harness.runs._decodes import Decodes, verify_decodes
 from harness.runs._identity import Identity
 from harness.runs._plan import Plan
-from harness.runs._replay import Answer, replay_case, shrink_case
+from harness.runs._replay import KEEPS, Answer, replay_case, shrink_case
 from harness.runs._runfile import RunFileOptions, read_run
 from tests.helpers import Layout, tiny, with_weight
 
@@ -57,7 +57,7 @@ def test_a_fix_is_told_from_what_cannot_be_reproduced(recorded: Path):
     (case,) = cases_of(recorded)
     right = changed(case, "decoder", implementation="harness:build_decoder")  # as if that name had had the defect
     same = replay_case(right, MODELS, SHIPPED_BUDGETS)
-    assert (same.answer, same.why) == (Answer.CANNOT, "the same code on the same machine does not fail now")
+    assert (same.answer, same.why) == (Answer.CANNOT, KEEPS)
     assert replay_case(changed(right, "decoder", source="0123"), MODELS, SHIPPED_BUDGETS).answer is Answer.FIXED
     other = replay_case(changed(right, "versions", torch="1.0"), MODELS, SHIPPED_BUDGETS)
     assert (other.answer, other.why) == (Answer.CANNOT, f"versions torch (here {torch.__version__}, recorded 1.0)")
