@@ -148,9 +148,12 @@ def load_factory(name: str) -> Factory:
             meant = f"pass --implementation {head}:{last}" if is_meant else example
             raise InputError("implementation", name, "must read package.module:factory", meant) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
-        remedy = "see how it is spelt, and run in the folder where it lies"
+        remedy, frame = "see how it is spelt, and run in the folder where it lies", _own_frames(error)[-1]
+        file, line = frame.filename, frame.lineno
         if isinstance(error, SyntaxError) and error.filename:
-            remedy = f"mend {error.filename}:{error.lineno}"
+            file, line = error.filename, error.lineno
+        if not file.startswith((PACKAGE, "<", *LIBRARIES)):  # the module is there
+            remedy = f"{'install that, or ' * isinstance(error, ModuleNotFoundError)}mend {file}:{line}"
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
         own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,8 +230,17 @@ def test_a_module_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("nowhere")  # restores the path afterwards
     assert callable(load_factory("decoder_of_this_folder:factory"))
-    for name, error in (("module_with_a_mistake", "ZeroDivisionError"), ("module_that_leaves", "SystemExit")):
-        with pytest.raises(InputError, match=rf"implementation={name}:x: cannot be imported \({error}: "):
+    (tmp_path / "module_with_another.py").write_text("\nimport module_with_a_mistake\n")
+    (tmp_path / "module_that_lacks.py").write_text("\n\nimport nothing_of_the_kind\n")
+    for name, error, remedy in (
+        ("module_with_a_mistake", "ZeroDivisionError", f"mend {tmp_path / 'module_with_a_mistake.py'}:1"),
+        ("module_with_another", "ZeroDivisionError", f"mend {tmp_path / 'module_with_a_mistake.py'}:1"),
+        ("module_that_leaves", "SystemExit", f"mend {tmp_path / 'module_that_leaves.py'}:1"),
+        ("module_that_lacks", "ModuleNotFoundError", f"install that, or mend {tmp_path / 'module_that_lacks.py'}:3"),
+        ("module_of_nowhere", "ModuleNotFoundError", "see how it is spelt, and run in the folder where it lies"),
+    ):
+        said = rf"implementation={name}:x: cannot be imported \({error}: .*\); {re.escape(remedy)}$"
+        with pytest.raises(InputError, match=said):
             load_factory(f"{name}:x")
     typo = tmp_path / "module_with_a_typo.py"
     typo.write_text("factory = 1\ndef factory(models settings): ...\n")
