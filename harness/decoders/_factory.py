@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Self, cast
 
 import torch
@@ -156,10 +157,12 @@ def load_factory(name: str) -> Factory:
             remedy = f"{'install that, or ' * isinstance(error, ModuleNotFoundError)}mend {file}:{line}"
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
-        own = {word: each for word, each in vars(module).items() if getattr(each, "__module__", "") == module_name}
-        words = [word for word, each in own.items() if not word.startswith("_") and _takes_two(each)]
-        # a factory is a function, most often, and called so
-        words.sort(key=lambda word: (word != "factory", not inspect.isfunction(own[word])))
+        every = {word: each for word, each in vars(module).items() if not word.startswith("_")}
+        words = [word for word, each in every.items() if _is_of(module_name, each) and _takes_two(each)]
+        # a factory is a function, most often, and called so; what is wrapped may take more than it says, or less
+        words.sort(key=lambda word: (
+            word != "factory", not _takes_two(every[word], follow_wrapped=True), type(every[word]) is not FunctionType
+        ))  # fmt: skip
         offers = [f"{module_name}:{word}" for word in words]
         near = difflib.get_close_matches(name, offers, 1) if attribute else []
         none = f"{module_name} defines no factory(models, settings)"
@@ -171,13 +174,18 @@ def load_factory(name: str) -> Factory:
     return cast("Factory", factory)
 
 
-def _takes_two(each: object) -> bool:
-    """Tell whether it may be called as a factory, with models and settings; so may what says nothing of itself."""
-    if not callable(each):
-        return False
+def _is_of(module_name: str, each: object) -> bool:
     try:
-        signature = inspect.signature(each, follow_wrapped=False)
-    except Exception:  # of whatever kind: it is somebody else's code
+        return bool(each.__module__ == module_name) and callable(each)
+    except (Exception, SystemExit):  # of whatever kind: it is somebody else's code
+        return False
+
+
+def _takes_two(each: Any, follow_wrapped: bool = False) -> bool:
+    """Tell whether it may be called as a factory, with models and settings; so may what says nothing of itself."""
+    try:
+        signature = inspect.signature(each, follow_wrapped=follow_wrapped)
+    except (Exception, SystemExit):
         return True
     try:
         signature.bind(None, None)

@@ -25,6 +25,7 @@ from harness.golden._metadata import GoldenCase
 from harness.golden._smooth import judge_smooth
 from harness.golden._store import Recording, read_recording, unverified
 from harness.judge import Divergence
+from harness.pool import one_thread
 from harness.protocol import Trace
 
 AnyCase = RecordedCase | InfinityCase
@@ -38,13 +39,8 @@ def one_case_a_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     The passes of one small case are too short to be shared out: on two busy cores the recorded cases took 274 s of
     processor time with two threads a case, 78 s with one.
     """
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores if device.type == "cpu" else 1) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(cores)
+    with one_thread() as cores, ThreadPoolExecutor(cores if device.type == "cpu" else 1) as pool:
+        yield pool
 
 
 def structure(case: AnyCase, recorded: Mapping[str, Tensor]) -> list[str]:

@@ -9,7 +9,7 @@ hangs, or ends its process, ends the laws, and so do `MOST_LATE` that took too l
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 
-from harness.decoders import Factory, Limits, is_own_decoder, load_factory
+from harness.decoders import Factory, Limits, load_factory
 from harness.errors import InputError, StopSignal, one_line, shortened
 from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.laws._apart import LawProcesses, LawWork, Options
 from harness.laws._case import Case
 from harness.laws._engine import CaseList, LawResult, Report, Scope, fixed_cases, isolated_parts, most_specific
 from harness.laws._law import REGISTERED, Law, Subject, Violation
-from harness.pool import Crew, Died, Parallelism, Pool, employ
+from harness.pool import Crew, Died, Parallelism, Pool, employ, one_thread
 from harness.protocol.pyramid import PATCH_NUMS_256
 from harness.runs import ADALN, BrokenLaw, LawsTried
 from harness.speculative import Parts
@@ -208,10 +208,7 @@ def try_laws_quickly(
     """
     if count < 1:
         raise InputError("laws", count, "must be 1 case or more", f"pass {LAW_CASES}, or no laws at all")
-    # the harness's own decoder needs no process of its own, but its laws are too small for more than one core
-    on_cpu = is_own_decoder(implementation) and where.device == "cpu"
-    here = min(2, torch.get_num_threads()) if on_cpu else 1
-    crew = Crew((where.device,) * (here if where.limits is None else 2))
+    crew = Crew((where.device,) * (1 if where.limits is None else 2))
     cases = [replace(case, device=where.device, family=where.family) for case in fixed_cases(count, _SEED)]
     taken = [replace(case, dtype=where.dtype or "float32", draft_dtype="", exact=False) for case in cases]
     tried = LawsTried(count, 0)
@@ -226,7 +223,9 @@ def try_laws_quickly(
         work = work_on(some)
         rows: list[LawResult] = []
         try:
-            with closing(try_laws(work, crew, LAWS)) as results:
+            # small networks gain nothing from a second thread here; processes of their own share this one's
+            one = one_thread() if where.limits is None else nullcontext()
+            with one, closing(try_laws(work, crew, LAWS)) as results:
                 for row in results:
                     rows.append(row)
                     progress(row.law.id)

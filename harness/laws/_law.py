@@ -98,8 +98,8 @@ class Subject:
 
     factory: Factory  # builds it for models and settings
     options: tuple[tuple[str, str], ...] = ()  # (name, value), for factories that take any (`Settings.options`)
-    # by case and draft length, the rounds of what `rules.oracle` found right: its cases have most policies in common
-    held: dict[tuple[Case, str], list[Round]] = field(default_factory=dict, compare=False, repr=False)
+    # by case and draft length, the rounds of decodes that `rules.oracle` found right: its cases have most in common
+    held: dict[str, list[list[Round]]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from harness.laws import LAWS, Law, Violation
 from harness.plugin._checking import SEEN, DefectFound, KnownNotApplicable, Unproven, cases_of, check_digits, check_law
 from harness.plugin._digits import DigitsCase
 from harness.plugin._options import ROW, PluginOptions
+from harness.pool import one_thread
 from harness.signals import each_warning_once
 
 
@@ -98,18 +99,12 @@ class CheckItem(pytest.Item):
 def alone() -> Iterator[None]:
     """Keep a check and its neighbours apart.
 
-    Tiny tensors gain nothing from a second thread, and on a busy machine threads that wait for each other crawl; the
-    global generator is left as it was; a warning is shown once, and is no error of the decoder's whatever the project's
-    filters say.
+    It computes with one thread; the global generator is left as it was; a warning is shown once, and is no error of
+    the decoder's whatever the project's filters say.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), each_warning_once():
-            warnings.simplefilter("default")
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), each_warning_once():
+        warnings.simplefilter("default")
+        yield
 
 
 NOT_APPLICABLE = "not applicable"

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,3 +238,17 @@ def employ(parallelism: Parallelism, device: torch.device, tasks: int) -> Crew:
         raise InputError("workers", parallelism.workers, rule, "pass --device cuda for all GPUs, or --workers 1")
     count = max(1, min(parallelism.workers or len(there), tasks))
     return Crew((str(device),)) if count == 1 else Crew(tuple(there[k % len(there)] for k in range(count)))
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Let PyTorch compute with one thread, and yield how many it had, and has again afterwards.
+
+    Small tensors gain nothing from a second thread, and on a busy machine threads that wait for each other crawl.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

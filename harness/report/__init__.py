@@ -9,6 +9,6 @@ from harness.report._measured import (
 from harness.report._next import next_steps
 from harness.report._progress import Later, LongWork, Watch, watch_of
 from harness.report._terminal import (
-    first_word, laws_line, parts_json, parts_verdict, plain_console, rounds_of, say, say_after, say_replayed,
+    laws_line, parts_json, parts_verdict, plain_console, rounds_of, say, say_after, say_replayed,
     say_smallest, setting_name, show_parts, show_verification, write_asked,
 )  # fmt: skip

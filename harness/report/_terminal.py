@@ -182,12 +182,6 @@ def laws_line(tried: LawsTried) -> str:
     return f"laws, in {count_of(tried.cases, 'case')} each{where}: {', '.join(words)}"
 
 
-def first_word(result: Verification) -> str:
-    if result.against:
-        return "first difference"
-    return "first tie" if result.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
-
-
 def _say_first_divergence(result: Verification, console: Console) -> None:
     for setting in (setting for setting in result.settings if setting.distances):
         count, names = len(setting.distances), ("tokens", "f_hat", "pixels")
@@ -199,7 +193,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     for remark, count in result.remarks.items():
         say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect where no result depends on it)")
     if (first := result.first_divergence) is not None:
-        say(console, f"{first_word(result)}: {first}")
+        say(console, f"{result.first_word}: {first}")
         if before := result.before_the_crash:
             say(console, f"before it: {before}")
     if result.line:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.decoders import MOVED
-from harness.errors import InputError
+from harness.errors import InputError, one_line
 from harness.files import compact
 from harness.judge import ACCEPTED, CALLS_AND_ROWS, UNEXPLAINED, CodeLine, Divergence, Verdict, worst_verdict
 from harness.protocol import Contract, Request, declined
@@ -175,6 +175,13 @@ class Verification:
         return first
 
     @property
+    def first_word(self) -> str:
+        """What `first_divergence` is called."""
+        if self.against:
+            return "first difference"
+        return "first tie" if self.verdict in (Verdict.TIE, Verdict.INCONCLUSIVE) else "first defect"
+
+    @property
     def _is_wrong_when_filtered(self) -> bool:
         """Whether some decodes without a filter were judged, and defects are in those with one alone."""
         requests, wrong = self._requests, dict[bool, bool]()
@@ -331,7 +338,7 @@ class Verification:
     def __str__(self) -> str:
         text = "; ".join(filter(None, (f"{self.verdict.value} {self.summary}", self.exercised.clause)))
         first = self.first_divergence if self.verdict is Verdict.DEFECT else None
-        return text if first is None else f"first defect: {first}\n{text}"
+        return text if first is None else f"{self.first_word}: {one_line(str(first))}\n{text}"
 
     def _repr_html_(self) -> str:
         return fragment(self)

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.judge import Divergence, Verdict, margin_bound
 from harness.protocol import Contract, Guidance, growth, guidance_text
 from harness.provenance import versions
-from harness.report import first_word, laws_line, rounds_of, setting_name
+from harness.report import laws_line, rounds_of, setting_name
 from harness.report.html import _page as page
 from harness.report.html import _scales as scales
 from harness.report.html._gallery import gallery_parts, picture_pair, token_maps
@@ -59,7 +59,7 @@ def run_page(result: Verification, seen: Seen) -> bytes:
     other, compared = result.against or "reference", bool(result.totals["draws"])
     sections = page.sections_of(
         "run",
-        {"other": other, "story": f"The {first_word(result)}", "legend": scales.ROUND_LEGEND},
+        {"other": other, "story": f"The {result.first_word}", "legend": scales.ROUND_LEGEND},
         images=_images(result, seen, other),
         story=story_parts(result, seen.exhibit, seen.file, seen.case),
         result=[key_facts(result), *settings_parts(result)],

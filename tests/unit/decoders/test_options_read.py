@@ -119,8 +119,11 @@ def test_commands_end_as_bad_input(
 def test_a_module_without_a_factory_offers_the_one_that_is_called_so_first(tmp_path, monkeypatch: pytest.MonkeyPatch):
     takes_two = "(models, settings): ..."
     kind = "class Kind:\n    def __init__(self, models, settings): ...\n"
-    text = f"def above{takes_two}\n{kind}def helper(tokens): ...\ndef factory{takes_two}\n"
+    wrapped = "import torch\n@torch.no_grad()\ndef wrapped(tokens): ...\n"  # may take two, as far as it says
+    raises = "@property\n    def __class__(self): raise SystemExit(5)\n    __module__ = __class__"
+    odd = f"class Odd:\n    {raises}\nodd = Odd()\n"
+    text = f"{wrapped}{odd}def above{takes_two}\n{kind}def helper(tokens): ...\ndef factory{takes_two}\n"
     (tmp_path / "offered.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"pass offered:factory or offered:above or offered:Kind$"):
+    with pytest.raises(InputError, match=r"pass offered:factory or offered:above or offered:Kind or offered:wrapped$"):
         load_factory("offered")

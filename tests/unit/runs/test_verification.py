@@ -125,6 +125,14 @@ def test_every_wrong_token_is_counted_and_a_thousand_are_described():
         assert (counts["wrong_tokens"], counts["wrong_tensors"], counts["defects"]) == (differ, 90, differ + 90)
     assert f"0 ties, {differ} wrong tokens; 90 wrong tensors; {differ + 90} defects" in result.summary
     assert str(result).startswith(f"first defect: {result.first_divergence}\nDEFECT contract token-identical: ")
+    result.against = "another"
+    assert str(result).startswith("first difference: component guidance ")
+    # what a decoder says stays on its line
+    result.early.append(Divergence("crash", "ValueError: \x1b[8mhidden\nIDENTICAL", 0))
+    assert (
+        str(result).splitlines()[0]
+        == r"first difference: component crash (ValueError: \x1b[8mhidden IDENTICAL) at seed 0"
+    )
 
 
 @pytest.mark.parametrize("policy", ["coupled", "rejection", "match:0.5", "handoff:4"])
@@ -307,6 +315,7 @@ def test_many_ties_must_be_usual_ones():
     models, request = digits().to("cpu", torch.bfloat16), Request((0, 3), 0)
     right = verify_here(models, lambda m, s: Blind(build_decoder(m, s)), [Settings(5)], [request])
     assert right.verdict is Verdict.TIE
+    assert str(right).startswith("TIE ")
     assert right.settings[0].total("ties") >= MANY_TIES
     wrong = {
         "numbers": lambda m, s: Blind(build_decoder(m, s), seed_off=1),
