@@ -66,7 +66,7 @@ def check_writable(path: Path, name: str) -> None:
     """Refuse a path for the output of an option, e.g. ``json``, that cannot be written. Raises `InputError`."""
     remedy = f"pass --{name} FILE in a folder that you can write to"
     try:
-        rule = _unwritable(path)
+        rule = "is an option, not a file" if str(path).startswith("--") else _unwritable(path)
     except (OSError, ValueError) as error:
         rule = f"cannot be written ({_reason(error)})"
     if rule:

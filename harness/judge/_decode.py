@@ -49,7 +49,7 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         if is_whole and contract is not Contract.QUALITY:  # where rounds say which scales the target decided
             without = replace(evidence, actual=replace(actual, rounds=[]))
             judgement, evidence = judge_along(without, contract, drafts=False)
-            judgement.not_compared[CALLS_AND_ROWS] = "the rounds are wrong"
+            judgement.not_compared[CALLS_AND_ROWS] = f"the rounds are wrong: {wrong_form.detail}"
         judgement.defects.append(wrong_form)  # after what is wrong in tokens and tensors, of which rounds only tell
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()

@@ -24,6 +24,7 @@ from harness.models import ModelPair, Network
 from harness.models.mode import product_dtype
 from harness.protocol import Request, Trace
 from harness.reference.sequential import Progress, walked
+from harness.wording import count_of
 
 # Relative to the length of a row: more than rounding moves it in a pass.
 CLOSE = {torch.float64: 1e-8, torch.float32: 2e-5}
@@ -56,7 +57,7 @@ class Wrong:
 
     def __str__(self) -> str:
         if self.is_tokens:
-            return f"{int((self.actual != self.expected).sum())} tokens of scale {self.scale}"
+            return f"{count_of(int((self.actual != self.expected).sum()), 'token')} of scale {self.scale}"
         return f"{self.place} by {float((self.actual.double() - self.expected.double()).abs().max()):.3g}"
 
 

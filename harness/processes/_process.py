@@ -10,6 +10,7 @@ given, which goes with the last descriptor: what is `sealed` nobody can write in
 files without a name.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ from harness.signals import keep_standard_open
 
 START_S, GRACE_S = 600.0, 5.0  # to get ready, imports included; to end by itself
 LOG_BYTES = 4000  # of the end of a log, which is all that is read
+SEAL_S = 5.0  # of a busy system
 START = "from harness.processes._keeper import main; main()"
 
 
@@ -254,8 +256,22 @@ def _made(write: Callable[[BinaryIO], object], seals: tuple[str, ...]) -> int:
     try:
         with os.fdopen(os.dup(descriptor), "wb") as stream:
             write(stream)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, sum(getattr(fcntl, name) for name in seals))
+        _seal(descriptor, sum(getattr(fcntl, name) for name in seals))
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _seal(descriptor: int, seals: int) -> None:
+    """Seal a file, once the system is no longer busy moving a page of it, as it is where memory is short."""
+    end = time.monotonic() + SEAL_S
+    while True:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -77,7 +77,7 @@ def next_step(result: Verification) -> NextStep | None:
         names = ("run.db", *(f"run-{k}.db" for k in range(2, 100)))
         free = next((name for name in names if not Path(name).exists()), "FILE")
         anew = shlex.join(["sdvar-harness", *record.command, "--run", free])
-        return "ask again so that it can be stopped; the same command with --resume goes on then", anew
+        return "ask again so that it can be stopped (after a stop add --resume)", anew
     name = record.recipe.get("implementation", OWN_DECODER)
     if verdict is Verdict.INCONCLUSIVE and (result.covers or not exercised.missing):
         if exercised.not_done:
@@ -105,7 +105,7 @@ def _mend(result: Verification, first: Divergence) -> str:
     if any(NO_SO_FAR in text for text in result.so_far[:1]):
         what += ", or let so_far() return what was made before: it shows what was wrong first (docs/own-decoder.md)"
     if result.line == NOT_FOUND:
-        what = "what the decoder keeps between decodes, which the whole run alone shows"
+        what = "what the decoder keeps between decodes (one batch alone is right)"
     if before := result.before_the_crash:
         what = f"what was wrong before it crashed: {before.component}"
     is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None

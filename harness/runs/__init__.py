@@ -6,7 +6,7 @@ from harness.runs._case import (
 from harness.runs._cover import covering, covering_with, plan_of, requests_for, verify_coverage_plan
 from harness.runs._database import FileKind, GrowingFile, check_trusted, is_begun, notes_of
 from harness.runs._decodes import TERMS, Decodes, RunInterrupted, recorded_result, verify_decodes
-from harness.runs._exercised import ADALN, Decode, Exercised, misstated, only_said
+from harness.runs._exercised import ADALN, BY_COVER, Decode, Exercised, misstated, only_said
 from harness.runs._identity import code_of, differences, identity_of, source_files, weights_of
 from harness.runs._likelihood import LikelihoodTest
 from harness.runs._plan import BatchSize, Plan, Task, cut_batches, default_batch, memory_note

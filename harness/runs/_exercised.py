@@ -94,6 +94,7 @@ ASPECTS = (
            declines=("more_smooth",)),
 )  # fmt: skip
 FILTERS = tuple(aspect.word for aspect in ASPECTS if aspect.family == "filters")[1:]  # which filter at all
+BY_COVER = "--cover asks them"
 RARE = ("more_smooth", BY_SCALE)  # not asked of everybody: many a right decoder does not read them
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
@@ -171,7 +172,7 @@ class Exercised:
     def hint(self) -> str:
         """Which options ask what is missing; empty where nothing is."""
         options = list(dict.fromkeys(self.missing.values()))
-        return ", ".join(options) if len(options) < 3 else "--cover asks them"
+        return ", ".join(options) if len(options) < 3 else BY_COVER
 
 
 def exercised(run: Any) -> Exercised:

@@ -108,9 +108,7 @@ def test_what_a_decoder_keeps_between_decodes_is_said_and_the_whole_run_shows_it
     said = capsys.readouterr().out.splitlines()
     assert f"line: {NOT_FOUND}" in said  # and no line "only in its batch"
     steps = [line for line in said if line.startswith(("next:", "then:"))]
-    assert steps == [
-        "next: mend what the decoder keeps between decodes, which the whole run alone shows; then ask again"
-    ]
+    assert steps == ["next: mend what the decoder keeps between decodes (one batch alone is right); then ask again"]
     assert run(monkeypatch, "replay", "run.db") == 3
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"CANNOT REPRODUCE case 0 ({KEEPS}): ")

@@ -185,7 +185,7 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
     assert [each.component for each in before] == ["f_hat", "f_hat"] * wrong
     assert result.first_divergence == [*before, last][0]
     assert (setting.total("draws"), setting.total("wrong_tokens")) == (28, wrong)
-    assert result.not_compared == {"calls and rows": "the rounds are wrong"}
+    assert result.not_compared == {"calls and rows": f"the rounds are wrong: {last.detail}"}
 
 
 def test_a_token_outside_the_codebook_is_told_by_image_and_scale():

@@ -179,7 +179,7 @@ HANDED_ON = {
         "return before.repeat(",
         "belongs elsewhere",
     ),
-    "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 tokens of scale 0"),
+    "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 token of scale 0"),
 }
 
 

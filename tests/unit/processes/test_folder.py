@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -76,6 +77,27 @@ def test_sealed_memory_is_read_and_never_written():
     mapped[:4] = b"mine"  # a copy
     assert os.pread(descriptor, 6, 0) == b"theirs"
     os.close(descriptor)
+
+
+def test_a_file_is_sealed_once_the_system_is_no_longer_busy(monkeypatch: pytest.MonkeyPatch):
+    """It is where a page of it moves just now, as where memory is short."""
+    asked, seal = [errno.EBUSY, errno.EBUSY, errno.EPERM], fcntl.fcntl
+
+    def busy(descriptor: int, *what: int) -> int:
+        if asked and what[0] == fcntl.F_ADD_SEALS:
+            raise OSError(asked.pop(0), "busy")
+        return seal(descriptor, *what)
+
+    monkeypatch.setattr(fcntl, "fcntl", busy)
+    with pytest.raises(PermissionError):
+        sealed(lambda stream: stream.write(b"theirs"))
+    asked[:] = [errno.EBUSY, errno.EBUSY]
+    os.close(sealed(lambda stream: stream.write(b"theirs")))
+    assert not asked
+    monkeypatch.setattr("harness.processes._process.SEAL_S", 0.0)
+    asked[:] = [errno.EBUSY] * 2
+    with pytest.raises(OSError, match="busy"):
+        sealed(lambda stream: stream.write(b"theirs"))
 
 
 def test_where_nothing_is_sealed_it_is_a_file_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -210,7 +210,7 @@ def test_an_inconclusive_design_and_a_stopped_run_say_how_to_go_on(tmp_path: Pat
     asked = f"sdvar-harness {' '.join(result.record.command)} --run run-2.db"
     monkeypatch.chdir(tmp_path)
     Path("run.db").touch()
-    assert after(result) == ("ask again so that it can be stopped; the same command with --resume goes on then", asked)
+    assert after(result) == ("ask again so that it can be stopped (after a stop add --resume)", asked)
     result.record = replace(result.record, command=("verify", "--seeds", "0:2", "--run", "a b.db"))
     assert after(result) == ("go on where it stopped", "sdvar-harness verify --seeds 0:2 --run 'a b.db' --resume")
     result.record, result.is_kept = replace(result.record, command=("verify",)), True  # by a table of pyproject.toml

@@ -130,6 +130,9 @@ def test_where_the_next_line_says_how_to_ask_the_verdict_does_not():
     result = verify(MODELS, build_decoder, Settings(2), ONE, terms=HERE)
     assert result.record is not None
     assert "--cover asks them" in told(result, 100, quiet=False)  # no command line made the run: no next line
+    result.covers = True  # it has asked what it can
+    assert "--cover asks them" not in told(result, 100, quiet=False)
+    result.covers = False
     result.record = replace(result.record, recipe={}, command=("verify",))
     for width in (0, 100):
         said = told(result, width, quiet=False)
