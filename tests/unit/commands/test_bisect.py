@@ -66,7 +66,7 @@ def test_the_first_of_a_hundred_is_found_in_nine_runs(
     assert run(monkeypatch, *TESTED, *pair, *FEW, "--good", commits[0], "--json", out) == 0
     said, found = capsys.readouterr().out, json.loads(Path(out).read_text())
     assert "change 63" in said
-    assert f"decoder_in_history.py:{TEN[0].lines[0]}, in inputs:" in said
+    assert f"decoder_in_history.py:{TEN[0].lines[0]}, in inputs" in said
     assert found["commit"] == commits[63]
     assert found["runs"] <= 9
     assert state_of(history) == before

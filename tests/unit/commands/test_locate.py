@@ -41,21 +41,23 @@ def test_verify_and_replay_name_the_line(
     outputs = ("--run", "run.db", "--json", "result.json", "--html", "page.html")
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate", *outputs) == 1
     number = TEN[0].lines[0]
-    text = f"offset_decoder.py:{number}, in inputs: x_1lD = network.embed(raw_1lC) + "
-    assert f"line: {text}" in capsys.readouterr().out
+    # the draft's inputs are made at another line than the target's
+    called = r"\(called from offset_decoder\.py:\d+, in \w+\)"
+    text = rf"line: offset_decoder\.py:{number}, in inputs {called}: x_1lD = network\.embed\(raw_1lC\) \+ "
+    assert re.search(text, capsys.readouterr().out)
     line = json.loads((tmp_path / "result.json").read_text())["line"]
     assert (line["file"], line["line"], line["function"]) == (str(tmp_path / "offset_decoder.py"), number, "inputs")
     assert line["stack"][-1].endswith("in decode: image.decode()")
-    assert text.partition(":")[0] in (tmp_path / "page.html").read_text()
+    assert "offset_decoder.py" in (tmp_path / "page.html").read_text()
     assert run(monkeypatch, "replay", "run.db", "--locate") == 1
-    assert f"line: {text}" in capsys.readouterr().out
+    assert re.search(text, capsys.readouterr().out)
 
 
 def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_how_to_ask(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
 ):
     tested = written(monkeypatch, tmp_path, TEN[0].source, "unasked_decoder")
-    text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs: "
+    text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs (called from "
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
     said, announced = capsys.readouterr()
     assert text in said
@@ -122,7 +124,7 @@ def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_
     question = Question("parts_decoder:factory", settings, (Request((0,), 1),), terms)
     row = of_decode(tiny(Layout((1, 2, 3))), question, True)
     assert row.verdict is PartVerdict.BROKEN
-    assert f"; line: parts_decoder.py:{TEN[0].lines[0]}, in inputs: " in row.found
+    assert f"; line: parts_decoder.py:{TEN[0].lines[0]}, in inputs (called from " in row.found
     assert "; line: " not in of_decode(tiny(Layout((1, 2, 3))), question, False).found
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -166,12 +166,14 @@ def test_letters_that_an_encoding_lacks_are_spelled_before_widths_are_measured(
 
 
 def test_what_passed_shares_a_row_and_what_failed_has_its_own(monkeypatch: pytest.MonkeyPatch):
-    def brief(console: Console) -> None:
-        terminal.show_verification(run_of(OWN_DECODER), console, quiet=False)
+    result = run_of(OWN_DECODER)
 
-    rows = printed(brief, 80, "utf-8", monkeypatch).tables[0][1]
+    def shown(console: Console, verbose: bool = False) -> None:
+        terminal.show_verification(result, console, quiet=False, verbose=verbose)
+
+    rows = printed(shown, 80, "utf-8", monkeypatch).tables[0][1]
     assert [row[0] for row in rows] == ["3 settings IDENTICAL"]
-    every = printed(verification, 80, "utf-8", monkeypatch).tables[0][1]
+    every = printed(partial(shown, verbose=True), 80, "utf-8", monkeypatch).tables[0][1]
     assert len(every) == 3
     assert rows[0][-1] == every[0][-1]  # one reference for all of them: its time is not counted three times
     assert int(rows[0][2]) == sum(int(row[2]) for row in every) > 0
