@@ -109,7 +109,7 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     with pytest.raises(InputError) as caught:
         load_factory("specdec")
     rule = "names a module, not a factory in it"
-    offered = " or ".join(f"specdec:{name}" for name in ("build", "paired", "Spec", "Table", "table"))
+    offered = " or ".join(f"specdec:{name}" for name in ("build", "Spec", "Table", "table", "paired"))
     assert str(caught.value) == f"implementation=specdec: {rule}; pass {offered}"
     with pytest.raises(InputError, match=f"implementation=hollow:: {rule}; hollow defines no factory"):
         load_factory("hollow:")

@@ -170,7 +170,7 @@ HANDED_ON = {
     "older keys": ("state.stale", ONE, "[:, row, :, old] = before[", "older than what was there"),
     "a mask of no window": ("masks.cached-only", ONE, "return torch.where(allowed_nK,", "of a wrong mask"),
     "what changes nothing": ("randomness.greedy-last", ONE, "torch.ones(noise.request.B", "by what changes nothing"),
-    "the target's draw, not the draft's": ("randomness.product", ONE, "probs_BnV * E_BnV", "tokens of scale 0"),
+    "the target's draw, not the draft's": ("randomness.product", ONE, "probs_BnV * E_BnV", "token of scale 0"),
     "a draw of ranks": ("randomness.sorted-race", ONE, "probs_BnV.sort(dim=-1, descending=True)", "tokens of scale"),
     "numbers of another place": ("batch.growing", TWO_IMAGES, "numbers.roll(B - 1, 1)", "belongs elsewhere"),
     "what was made before, once more": (
