@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
-from harness.decoders._factory import MOST_TRACEBACK, Built, Limits, Surroundings
+from harness.decoders._crash import MOST_TRACEBACK
+from harness.decoders._factory import Built, Limits, Surroundings
 from harness.errors import InputError, shown
 from harness.judge import TRACE_DTYPES, CodeLine, Divergence, PartLaw, expected_tensors
 from harness.models import ModelPair

@@ -1,19 +1,15 @@
-"""A decoder under test: found by name, built, and sent to other processes; what its process may take, where it crashed.
+"""A decoder under test: found by name, built, and sent to other processes; what its process may take.
 
 Promise: what `build` returns has a known contract and a `decode`; anything else is one `InputError`. A factory without
 a name travels as bytes. A limit that nobody can mean is bad input; `Surroundings` are all that two processes share, so
-that both compute the same. File and line of a crash are those of the decoder's own code, as far as the exception went
-through any.
+that both compute the same.
 """
 
 import difflib
 import importlib
 import inspect
-import os
 import resource
 import sys
-import sysconfig
-import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +20,8 @@ from typing import Any, Self, cast
 import torch
 
 from harness.adapters import PUBLISHED_FACTORIES, PUBLISHED_PREFIX
+from harness.decoders._crash import place_of_import, raised_in
 from harness.errors import InputError, StopSignal, shown, text_of
-from harness.judge import CodeLine
 from harness.models import ModelPair
 from harness.processes import is_refused_connection, refused_write
 from harness.protocol import DECLINES, Contract, Implementation, Settings
@@ -149,12 +145,9 @@ def load_factory(name: str) -> Factory:
             meant = f"pass --implementation {head}:{last}" if is_meant else example
             raise InputError("implementation", name, "must read package.module:factory", meant) from None
         rule = f"cannot be imported ({type(error).__name__}: {text_of(error)})"
-        remedy, frame = "see how it is spelt, and run in the folder where it lies", _own_frames(error)[-1]
-        file, line = frame.filename, frame.lineno
-        if isinstance(error, SyntaxError) and error.filename:
-            file, line = error.filename, error.lineno
-        if not file.startswith((PACKAGE, "<", *LIBRARIES)):  # the module is there
-            remedy = f"{'install that, or ' * isinstance(error, ModuleNotFoundError)}mend {file}:{line}"
+        remedy = "see how it is spelt, and run in the folder where it lies"
+        if place := place_of_import(error):
+            remedy = f"{'install that, or ' * isinstance(error, ModuleNotFoundError)}mend {place}"
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
         every = {word: each for word, each in vars(module).items() if not word.startswith("_")}
@@ -322,67 +315,3 @@ def pickled_factory(factory: Factory, name: str) -> bytes:
         rule = f"cannot be sent to a process of its own ({type(error).__name__}: {error})"
         remedy = "name it as package.module:factory, or verify with Terms(in_process=True)"
         raise InputError("implementation", name, rule, remedy) from None
-
-
-LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-PACKAGE = str(Path(__file__).parents[1]) + os.sep
-MOST_TRACEBACK = 4000  # characters, its end
-LAWS = str(Path(PACKAGE, "laws")) + os.sep
-
-
-def crash_of(error: BaseException) -> str:
-    """Describe an exception of a decoder, with the part of the innermost frame whose name, or module, tells one.
-
-    Laws call parts, and are none themselves.
-    """
-    frames = [frame for frame in _frames(error) if not frame.filename.startswith(LAWS)]
-    names = (name.lower() for each in reversed(frames) for name in (each.name, Path(each.filename).stem))
-    part = next((part for name in names for word, part in WORDS.items() if word in name), "")
-    return f"{raised_in(error)}{f': part {part}' if part else ''}"
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return the traceback of an exception of a decoder, without the frame of the harness that called it."""
-    lines = traceback.format_exception(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
-    return "".join(lines)[-MOST_TRACEBACK:]
-
-
-def raised_in(error: BaseException) -> str:
-    """Describe an exception by the last frame of the decoder's own code: not Python's, not a library's, not ours."""
-    frame = _own_frames(error)[-1]
-    where = f"{frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    return " ".join(f"{_said(error)} in {where}".split())
-
-
-def line_of_crash(error: BaseException) -> CodeLine:
-    """Return the line that an exception of a decoder was raised in, as the one where its decode goes wrong."""
-    frames = _own_frames(error)[::-1]
-    stack = tuple(f"{each.filename}:{each.lineno}, in {each.name}: {each.line}" for each in frames)
-    own, said = frames[0], _said(error)
-    return CodeLine(own.filename, own.lineno or 0, own.name, own.line or "", said, "the decode ends here", stack=stack)
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {text_of(error)[:500]}".split())
-
-
-def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    frames = _frames(error)
-    return [frame for frame in frames if not frame.filename.startswith(PACKAGE)] or frames
-
-
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Return the frames below the caller's that are no library's, if there are any."""
-    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if not frame.filename.startswith((*LIBRARIES, "<"))] or frames
-
-
-# Words of functions and modules, ours and the report's, and the part that they belong to; the first that fits holds.
-WORDS = {
-    "keep_drafted": "accept", "residual": "accept", "accept": "accept", "rejection": "accept", "outcome": "accept",
-    "policies": "accept", "cache": "cache", "level_of": "cache", "mask": "mask", "query": "query", "guid": "guidance",
-    "split": "split",
-    "filter": "filter", "draw": "draw", "race": "draw", "accumulate": "f_hat", "latent": "f_hat",
-    "next_input": "next input", "condition": "condition", "draft_len": "draft length", "update": "update",
-    "noise": "noise", "quantizer": "quantiser", "verify": "verify", "draft": "draft", "transformer": "network",
-}  # fmt: skip

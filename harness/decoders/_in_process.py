@@ -20,6 +20,7 @@ from torch import Tensor
 
 from harness import judge
 from harness.adapters import Sampler, examine_parts
+from harness.decoders._crash import crash_of, line_of_crash, traceback_of
 from harness.decoders._factory import (
     Built,
     Factory,
@@ -27,9 +28,6 @@ from harness.decoders._factory import (
     attribute_of,
     build_by_factory,
     check_refused_write,
-    crash_of,
-    line_of_crash,
-    traceback_of,
 )
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
 from harness.models import ModelPair, pair_checksums

@@ -105,7 +105,7 @@ def _mend(result: Verification, first: Divergence) -> str:
     if any(NO_SO_FAR in text for text in result.so_far[:1]):
         what += ", or let so_far() return what was made before: it shows what was wrong first (docs/own-decoder.md)"
     if result.line == NOT_FOUND:
-        what = "what the decoder keeps between decodes (one batch alone is right)"
+        what = "what the decoder keeps between decodes, or does wrong over many (one batch alone is right)"
     if before := result.before_the_crash:
         what = f"what was wrong before it crashed: {before.component}"
     is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None

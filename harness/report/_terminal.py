@@ -19,17 +19,7 @@ from harness.judge import PartLaw, PartVerdict, Verdict
 from harness.provenance import versions
 from harness.report._next import AFTER, ASK, next_steps
 from harness.report._tables import columns_of, name_column, print_table, wrapped
-from harness.runs import (
-    BY_COVER,
-    COUNTS,
-    Answer,
-    KeptCase,
-    LawsTried,
-    Replayed,
-    SettingResult,
-    Verification,
-    repeat_line,
-)
+from harness.runs import COUNTS, Answer, KeptCase, LawsTried, Replayed, SettingResult, Verification, repeat_line
 from harness.wording import count_of, spelled
 
 COLOURS = {0: "green", 1: "bold red", 3: "yellow"}  # by the exit status of a verdict
@@ -115,9 +105,8 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
             lost += f"; their first defect: {result.met}"
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     steps = [] if quiet else next_steps(result)
-    hint = result.exercised.hint
-    if any(what == ASK for what, _ in steps) or (result.covers and hint == BY_COVER):  # one command is enough
-        hint = ""
+    is_said = any(what == ASK for what, _ in steps)  # one command is enough
+    hint = "" if is_said else result.exercised.hint(result.covers)
     so_far = " so far" * (not result.is_whole and not is_empty and result.verdict is not Verdict.DEFECT)
     label = result.verdict.value + so_far
     text = "nothing was judged" if is_empty else _verdict_text(result, console, hint, label)

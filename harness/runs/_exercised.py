@@ -94,7 +94,6 @@ ASPECTS = (
            declines=("more_smooth",)),
 )  # fmt: skip
 FILTERS = tuple(aspect.word for aspect in ASPECTS if aspect.family == "filters")[1:]  # which filter at all
-BY_COVER = "--cover asks them"
 RARE = ("more_smooth", BY_SCALE)  # not asked of everybody: many a right decoder does not read them
 LAWS, ADALN, DTYPES = "laws", "shared AdaLN", "other dtypes"
 KINDS = {LAWS: "--laws 2", ADALN: "--laws 2", DTYPES: "--dtype bfloat16"}  # which no request asks, with what does
@@ -168,11 +167,10 @@ class Exercised:
         shown = dict.fromkeys(families.get(word, word) for word in _first_first([*self.missing, *self.not_done]))
         return f"not exercised: {', '.join(shown)}{f' ({hint})' * bool(hint)}" if shown else ""
 
-    @property
-    def hint(self) -> str:
-        """Which options ask what is missing; empty where nothing is."""
+    def hint(self, covers: bool) -> str:
+        """Return which options ask what is missing; `covers`: a covering design was asked, and is not proposed."""
         options = list(dict.fromkeys(self.missing.values()))
-        return ", ".join(options) if len(options) < 3 else BY_COVER
+        return ", ".join(options) if len(options) < 3 else "" if covers else "--cover asks them"
 
 
 def exercised(run: Any) -> Exercised:

@@ -171,7 +171,7 @@ def fragment(run: Any) -> str:
     lines = [f"inconclusive: {reason}" for reason in run.inconclusive if run.verdict is not Verdict.DEFECT]
     lines += [run.exercised.clause, *(f"remark: {remark}" for remark in run.remarks)]
     if first := run.first_divergence:
-        lines.append(f"{'first defect' if run.verdict is Verdict.DEFECT else 'first tie'}: {first}")
+        lines.append(f"{run.first_word}: {first}")
     parts += [f"<p>{_text(line)}</p>" for line in lines if line]
     parts += [f"<pre>{_text(run.alone)}</pre>"] if run.alone else []
     return f"<div>{''.join(parts)}</div>"

@@ -18,6 +18,7 @@ from harness.laws._law import FLOAT64, require_equal
 from harness.models import MODES
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
+from harness.mutants._hunt import MUTANTS
 from harness.mutants._mutant import Mutant
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.sampler import build_decoder
@@ -26,6 +27,9 @@ from tests.published.checkout import make
 
 OWN, _ENCODE = Subject(build_decoder), Quantizer.encode
 ROUNDED = [law for law in LAWS if law.id in ("numbers.transformer", "numbers.encode", "numbers.pixels")]
+WRONG_INPUTS = [
+    f"positions.{word}" for word in ("offset", "first-level", "half", "zero-leaks", "six-levels", "late-level")
+]
 IN_DTYPES = [(law, dtype) for law in LAWS for dtype in MODES]
 
 
@@ -44,6 +48,15 @@ def test_the_own_decoder_keeps_a_law_in_a_dtype(law: Law, dtype: str):
     row = try_law(law, OWN, Scope(4, 3, dtype=dtype, shrink_s=0.0))
     assert row.verdict is not Verdict.DEFECT, str(row.violation)
     assert row.verdict is not None or row.skipped.startswith(f"{dtype} networks: "), row.skipped
+
+
+@pytest.mark.parametrize(
+    "mutant", [mutant for mutant in MUTANTS if mutant.id in WRONG_INPUTS], ids=lambda each: each.id
+)
+@pytest.mark.parametrize("dtype", MODES)
+def test_what_rounding_may_make_of_an_input_hides_no_wrong_one(mutant: Mutant, dtype: str):
+    (query,) = (law for law in LAWS if law.id == "positions.query")
+    assert try_law(query, Subject(mutant), Scope(8, 3, dtype=dtype, shrink_s=0.0)).verdict is Verdict.DEFECT
 
 
 @pytest.mark.parametrize("law", ROUNDED, ids=lambda law: law.id)

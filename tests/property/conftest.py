@@ -14,6 +14,7 @@ from harness.laws import Law
 from harness.plugin._checking import check_law
 from harness.plugin._items import CheckItem
 from harness.plugin._options import options_of
+from harness.pool import one_thread
 from tests.reported import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
@@ -59,12 +60,9 @@ def global_generator_untouched() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from a second thread, and on a busy machine threads that wait for each other crawl."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.hookimpl(trylast=True)

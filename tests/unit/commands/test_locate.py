@@ -110,12 +110,24 @@ def test_what_a_decoder_keeps_between_decodes_is_said_and_the_whole_run_shows_it
     said = capsys.readouterr().out.splitlines()
     assert f"line: {NOT_FOUND}" in said  # and no line "only in its batch"
     steps = [line for line in said if line.startswith(("next:", "then:"))]
-    assert steps == ["next: mend what the decoder keeps between decodes (one batch alone is right); then ask again"]
+    kept = "what the decoder keeps between decodes, or does wrong over many (one batch alone is right)"
+    assert steps == [f"next: mend {kept}; then ask again"]
     assert run(monkeypatch, "replay", "run.db") == 3
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"CANNOT REPRODUCE case 0 ({KEEPS}): ")
     step = next(line for line in said if line.startswith("next:"))
     assert run(monkeypatch, *shlex.split(step.partition("shows: ")[2])[1:]) == 1
+
+
+def test_nobody_is_said_to_keep_anything_where_the_batch_alone_is_wrong_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
+):
+    """What writes into the autoencoder's last layer makes no wrong value."""
+    tested = ("--implementation", "tests.odd:writes_pixels")
+    assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate") == 1
+    said = capsys.readouterr().out
+    assert "line: not found: no value of a plain run that is recorded is wrong" in said
+    assert "next: mend what the first defect names: weights; then ask again" in said
 
 
 def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
