@@ -20,6 +20,7 @@ from harness.protocol import DECLINES, ScaleGuidance, declined
 from harness.report import LongWork, show_verification
 from harness.report.html import run_page
 from harness.report.html._run import Seen
+from harness.report.html._story import first_parts
 from harness.runs import RunFileOptions, RunInterrupted, Verification, recorded_result
 from harness.runs import _exercised as module
 from harness.runs._exercised import ASPECTS, BY_SCALE, KINDS, TOGETHER, Decode, Exercised, why_untested
@@ -253,8 +254,10 @@ def test_beside_a_defect_or_a_stop_nobody_is_told_what_was_refused():
     assert result.verdict is Verdict.DEFECT
     assert "were not made" in json.loads(result.to_json())["inconclusive"][0]  # what is so stays in the file
     assert "were not made" not in told(result, quiet=False) + result._repr_html_()
+    assert "were not made" not in repr(first_parts(result))
     result = covered(refuses(lambda request: request.cfg != 0))
     assert "inconclusive: " in told(result, quiet=False)
+    assert "were not made" in repr(first_parts(result))
     result.reasons, result.stopped = [], 2
     result.take_design(0)
     assert result.reasons == ["it ended before all was exercised"]
