@@ -123,7 +123,7 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
         near = getattr(error, "possibilities", None)
         if context and option and option[:2] != "--":  # of -seeds the first letter alone
             option = next((word.partition("=")[0] for word in sys.argv if word.startswith(option)), option)
-            known = [name for each in context.command.params for name in each.opts]
+            known = [name for each in context.command.params for name in each.opts] + ["--help"]
             near = get_close_matches(f"-{option}", known, 1)
         # of a misspelt option typer sorts what is near by the alphabet; of a command it names that in the message
         message = getattr(error, "message", "") if near else error.format_message()

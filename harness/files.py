@@ -65,8 +65,11 @@ def check_readable(path: Path, name: str, remedy: str, missing: str = "no such f
 def check_writable(path: Path, name: str) -> None:
     """Refuse a path for the output of an option, e.g. ``json``, that cannot be written. Raises `InputError`."""
     remedy = f"pass --{name} FILE in a folder that you can write to"
+    if str(path).startswith("-"):
+        whole = f"pass --{name} FILE, or the whole path of such a file"
+        raise InputError(name, str(path), "begins with -, as an option does", whole)
     try:
-        rule = "is an option, not a file" if str(path).startswith("--") else _unwritable(path)
+        rule = _unwritable(path)
     except (OSError, ValueError) as error:
         rule = f"cannot be written ({_reason(error)})"
     if rule:

@@ -54,9 +54,9 @@ def place_of_import(error: BaseException) -> str:
     """Return file and line of somebody's code at which an import failed; empty where no code of theirs ran."""
     frame = _own_frames(error)[-1]
     file, line = frame.filename, frame.lineno
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         file, line = error.filename, error.lineno
-    return "" if file.startswith((PACKAGE, "<", *LIBRARIES)) else f"{file}:{line}"
+    return "" if file.startswith("<") else f"{file}:{line}" if line else file
 
 
 def _said(error: BaseException) -> str:

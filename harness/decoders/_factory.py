@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any, Self, cast
@@ -150,7 +151,7 @@ def load_factory(name: str) -> Factory:
             remedy = f"{'install that, or ' * isinstance(error, ModuleNotFoundError)}mend {place}"
         raise InputError("implementation", name, rule, remedy) from None
     if not is_there:
-        every = {word: each for word, each in vars(module).items() if not word.startswith("_")}
+        every = {word: each for word, each in getattr(module, "__dict__", {}).items() if not word.startswith("_")}
         words = [word for word, each in every.items() if _is_of(module_name, each) and _takes_two(each)]
         # a factory is a function, most often, and called so; what is wrapped may take more than it says, or less
         words.sort(key=lambda word: (
@@ -169,8 +170,11 @@ def load_factory(name: str) -> Factory:
 
 def _is_of(module_name: str, each: object) -> bool:
     try:
-        return bool(each.__module__ == module_name) and callable(each)
-    except (Exception, SystemExit):  # of whatever kind: it is somebody else's code
+        where = each.func.__module__ if type(each) is partial else each.__module__
+        return bool(where == module_name) and callable(each)
+    except (StopSignal, OutOfTimeError):
+        raise
+    except BaseException:  # of whatever kind: it is somebody else's code
         return False
 
 
@@ -178,7 +182,9 @@ def _takes_two(each: Any, follow_wrapped: bool = False) -> bool:
     """Tell whether it may be called as a factory, with models and settings; so may what says nothing of itself."""
     try:
         signature = inspect.signature(each, follow_wrapped=follow_wrapped)
-    except (Exception, SystemExit):
+    except (StopSignal, OutOfTimeError):
+        raise
+    except BaseException:
         return True
     try:
         signature.bind(None, None)

@@ -49,8 +49,9 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
         if is_whole and contract is not Contract.QUALITY:  # where rounds say which scales the target decided
             without = replace(evidence, actual=replace(actual, rounds=[]))
             judgement, evidence = judge_along(without, contract, drafts=False)
-            judgement.not_compared[CALLS_AND_ROWS] = f"the rounds are wrong: {wrong_form.detail}"
-        judgement.defects.append(wrong_form)  # after what is wrong in tokens and tensors, of which rounds only tell
+            example = f"as of seed {wrong_form.seed}, image {wrong_form.image}: {wrong_form.detail}"
+            judgement.not_compared[CALLS_AND_ROWS] = f"the rounds are wrong, {example}"
+        judgement.defects = sorted([wrong_form, *judgement.defects], key=lambda defect: defect.order)
         return judgement, evidence
     judgement.draws = actual.tokens_BL.numel()
     if request.more_smooth and actual.intermediates is None:

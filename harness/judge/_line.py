@@ -48,10 +48,10 @@ class CodeLine:
     wrong: str  # what came of it, and by how much
     tried: str = ""  # what came of the reference's values in the place of the wrong ones
     stack: tuple[str, ...] = ()  # the decoder's own frames, the innermost first
-    caller: str = ""  # the line above it that calls a function which the decode calls at other lines, too
+    caller: str = ""  # the lines above it that lead to a function which the decode calls at other lines, too
 
     def __str__(self) -> str:
-        called = self.caller and f" (called from {self.caller})"
+        called = self.caller and f" (reached from {self.caller})"
         where = f"{Path(self.file).name}:{self.line}, in {self.function}{called}: {self.text}"
         return f"{where} ({self.operation}; wrong: {self.wrong}){self.tried and f'; {self.tried}'}"
 
@@ -431,17 +431,27 @@ def _made_by(*runs: list[Operation]) -> list[TensorRows]:
 
 
 def _line_of(step: Operation, why: str, wrong: Wrong, steps: Sequence[Operation]) -> CodeLine:
-    step, why = caller_of(step) or (step, why)
-    own, stack, caller = step.stack[0], tuple(map(str, step.stack)), _caller_in(step.stack, steps)
-    return CodeLine(*own, own.text, str(step), f"{wrong}{why}", stack=stack, caller=caller)
+    seen, why = caller_of(step) or (step, why)
+    own, outer = seen.stack[0], len(step.stack) - len(seen.stack)
+    # draft and target may make the same value of the same line: whose it is nobody can tell
+    alike = [each for each in steps if each.stack[: outer + 1] == step.stack[: outer + 1] and _share(each, step)]
+    callers = _callers([each.stack[outer:] for each in alike], steps)
+    return CodeLine(
+        *own, own.text, str(seen), f"{wrong}{why}", stack=tuple(map(str, seen.stack)), caller=" or ".join(callers)
+    )
 
 
-def _caller_in(stack: Sequence[Frame], steps: Sequence[Operation]) -> str:
-    """Return the innermost line of a stack that calls a function which others call, too; empty where none does."""
+def _share(one: Operation, other: Operation) -> bool:
+    return any(share(made, each) for made in one.outputs for each in other.outputs)
+
+
+def _callers(stacks: Sequence[Sequence[Frame]], steps: Sequence[Operation]) -> list[str]:
+    """List of every stack the innermost line, if any, that calls a function which other lines call, too."""
     calls = {(own[::2], above) for each in {step.stack for step in steps} for own, above in pairwise(each)}
     counts = Counter(own for own, _ in calls)
-    above = (caller for own, caller in pairwise(stack) if counts[own[::2]] > 1 and not own.function.startswith("<"))
-    return next((f"{Path(each.file).name}:{each.line}, in {each.function}" for each in above), "")
+    met = ([above for own, above in pairwise(stack) if counts[own[::2]] > 1 and own.function[:1] != "<"]
+           for stack in stacks)  # fmt: skip
+    return list(dict.fromkeys(f"{Path(a.file).name}:{a.line}, in {a.function}" for above in met for a in above[:1]))
 
 
 def _is_alike(step: Operation, other: Operation) -> bool:

@@ -68,9 +68,10 @@ class Divergence:
         return self.position, self.channel
 
     @property
-    def order(self) -> tuple[bool, int]:
-        """What comes first: defects of tensors and tokens by scale, then wrong counts, which may follow from them."""
-        return self.component == "counts", self.scale
+    def order(self) -> tuple[int, int]:
+        """What comes first: defects of tensors and tokens by scale, then an image's rounds, then counts, which tell."""
+        is_rounds = self.component == "scheduling" and self.scale < 0 <= self.image
+        return 2 if self.component == "counts" else int(is_rounds), self.scale
 
     @property
     def brief(self) -> str:

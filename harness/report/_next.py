@@ -47,7 +47,7 @@ AFTER = {
     "replay": {
         0: "ask the whole question again: {verify}",
         1: "mend it, then repeat this{more}",
-        3: "give what is named as missing; what a new decoder does right, the whole run shows: {verify}",
+        3: "give what is named as missing; or ask the whole run again, if a new decoder does it right: {verify}",
     },
 }  # fmt: skip
 
@@ -105,7 +105,7 @@ def _mend(result: Verification, first: Divergence) -> str:
     if any(NO_SO_FAR in text for text in result.so_far[:1]):
         what += ", or let so_far() return what was made before: it shows what was wrong first (docs/own-decoder.md)"
     if result.line == NOT_FOUND:
-        what = "what the decoder keeps between decodes, or does wrong over many (one batch alone is right)"
+        what = "what is kept between decodes or settings, or goes wrong over many (one batch alone is right)"
     if before := result.before_the_crash:
         what = f"what was wrong before it crashed: {before.component}"
     is_asked = result.against or result.record is None or result.record.terms.may_differ_from is not None

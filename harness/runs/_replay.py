@@ -24,9 +24,9 @@ from harness.runs._plan import Task
 from harness.runs._result import Verification
 from harness.runs._work import VerifyWork
 
-KEEPS = (  # of a defect that is not seen again, though nothing else is other than it was
-    "a new decoder does this batch right: the run's keeps something between decodes (a cache, a counter, a generator), "
-    "varies by chance, or is wrong over many decodes alone"
+KEEPS = (  # of a defect that is not seen again, though nothing that is known is other than it was
+    "a new decoder does this batch right: the run's keeps something between decodes or settings (a cache, a counter, a "
+    "global name), varies by chance, or is wrong over many decodes alone"
 )
 
 
@@ -69,7 +69,7 @@ def replay_case(case: KeptCase, models: ModelPair, budgets: Path) -> Replayed:
     codes = [(side.decoder.source, side.against and side.against.source) for side in (here, recorded)]
     if codes[0] != codes[1]:  # what may have been changed in order to mend it
         return Replayed(case, Answer.FIXED, "; ".join(elsewhere))
-    return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or KEEPS)
+    return Replayed(case, Answer.CANNOT, "; ".join(elsewhere) or f"{KEEPS}; or what it imports was changed")
 
 
 def first_defect(case: KeptCase, models: ModelPair, budgets: Path) -> Divergence | None:
@@ -97,7 +97,7 @@ def locate_case(case: KeptCase, models: ModelPair) -> CodeLine | str:
         (_, new), (_, old) = case.code
         line = locate_case(replace(case, against=None), models)
         if not isinstance(line, CodeLine):
-            return line
+            return RIGHT if line == NOT_FOUND else line
         met = _change_met(line, Path(new).resolve(), Path(old).resolve())
         return replace(line, tried="; ".join(filter(None, (line.tried, met))))
     whole, models = models, models.first_scales(case.scales) if case.scales else models
@@ -145,6 +145,7 @@ def _lines_of(file: Path) -> list[str]:
 LOCATE_S = 60.0  # of a search that nobody asked for, at most
 DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.md)
 NOT_FOUND = f"not found: {KEEPS}"
+RIGHT = "not found: beside the reference this decoder does the batch right, and what it was compared with may not"
 NO_DECODE = "not searched: the defect is of no decode"
 OF_RECORDS = ("scheduling", "trace", "counts", "process", "skipped")  # components that no tensor of a decode shows
 

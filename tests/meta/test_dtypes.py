@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from harness.models import MODES
 from harness.models.var.autoencoder import Autoencoder
 from harness.models.var.quantizer import Quantizer
 from harness.mutants._hunt import MUTANTS
-from harness.mutants._mutant import Mutant
+from harness.mutants._mutant import Mutant, returned
 from harness.protocol.pyramid import ScalePyramid
 from harness.speculative.sampler import build_decoder
 from tests.helpers import some
@@ -57,6 +58,17 @@ def test_the_own_decoder_keeps_a_law_in_a_dtype(law: Law, dtype: str):
 def test_what_rounding_may_make_of_an_input_hides_no_wrong_one(mutant: Mutant, dtype: str):
     (query,) = (law for law in LAWS if law.id == "positions.query")
     assert try_law(query, Subject(mutant), Scope(8, 3, dtype=dtype, shrink_s=0.0)).verdict is Verdict.DEFECT
+
+
+@pytest.mark.parametrize(("by", "verdict"), [(1 / 8, Verdict.IDENTICAL), (8, Verdict.DEFECT)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_an_input_may_be_off_by_is_some_roundings(by: float, verdict: Verdict, dtype: torch.dtype):
+    """Inputs of these networks are of size 1 to 8."""
+    (query,) = (law for law in LAWS if law.id == "positions.query")
+    off = by * numbers.ROUNDINGS[dtype] * torch.finfo(dtype).eps
+    shifted = Subject(returned(build_combined_query=lambda x_RnD, *given: x_RnD + off))
+    scope = Scope(8, 3, dtype=str(dtype).removeprefix("torch."), shrink_s=0.0)
+    assert try_law(query, shifted, scope).verdict is verdict
 
 
 @pytest.mark.parametrize("law", ROUNDED, ids=lambda law: law.id)

@@ -231,6 +231,7 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
         (["--nope"], "No such option"),
         (["--labls", "0"], "No such option: --labls; did you mean --labels?; see sdvar-harness verify --help-all"),
         (["-labls", "0"], "No such option: -labls; did you mean --labels?; see sdvar-harness verify --help-all"),
+        (["-help"], "No such option: -help; did you mean --help?; see sdvar-harness verify --help-all"),
         (["-seeds=0:1"], "No such option: -seeds; did you mean --seeds?; see sdvar-harness verify --help-all"),
         (["--seeds"], "requires an argument"),
     ],

@@ -14,7 +14,7 @@ from harness.decoders._runner import Terms
 from harness.judge._verdict import PartVerdict
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.runs._replay import KEEPS, NOT_FOUND
+from harness.runs._replay import KEEPS, NOT_FOUND, RIGHT
 from harness.verification import Question
 from tests.helpers import Layout, tiny
 from tests.published.checkout import make
@@ -42,8 +42,8 @@ def test_verify_and_replay_name_the_line(
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL, "--locate", *outputs) == 1
     number = TEN[0].lines[0]
     # the draft's inputs are made at another line than the target's
-    called = r"\(called from offset_decoder\.py:\d+, in \w+\)"
-    text = rf"line: offset_decoder\.py:{number}, in inputs {called}: x_1lD = network\.embed\(raw_1lC\) \+ "
+    reached = r"\(reached from offset_decoder\.py:\d+, in \w+\)"
+    text = rf"line: offset_decoder\.py:{number}, in inputs {reached}: x_1lD = network\.embed\(raw_1lC\) \+ "
     assert re.search(text, capsys.readouterr().out)
     line = json.loads((tmp_path / "result.json").read_text())["line"]
     assert (line["file"], line["line"], line["function"]) == (str(tmp_path / "offset_decoder.py"), number, "inputs")
@@ -57,7 +57,7 @@ def test_the_line_is_searched_unasked_where_that_is_quick_and_else_it_is_said_ho
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: list[str], capsys: pytest.CaptureFixture[str]
 ):
     tested = written(monkeypatch, tmp_path, TEN[0].source, "unasked_decoder")
-    text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs (called from "
+    text = f"line: unasked_decoder.py:{TEN[0].lines[0]}, in inputs (reached from "
     assert run(monkeypatch, "verify", *tested, *pair, *SMALL) == 1
     said, announced = capsys.readouterr()
     assert text in said
@@ -110,13 +110,13 @@ def test_what_a_decoder_keeps_between_decodes_is_said_and_the_whole_run_shows_it
     said = capsys.readouterr().out.splitlines()
     assert f"line: {NOT_FOUND}" in said  # and no line "only in its batch"
     steps = [line for line in said if line.startswith(("next:", "then:"))]
-    kept = "what the decoder keeps between decodes, or does wrong over many (one batch alone is right)"
+    kept = "what is kept between decodes or settings, or goes wrong over many (one batch alone is right)"
     assert steps == [f"next: mend {kept}; then ask again"]
     assert run(monkeypatch, "replay", "run.db") == 3
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"CANNOT REPRODUCE case 0 ({KEEPS}): ")
+    assert said[0].startswith(f"CANNOT REPRODUCE case 0 ({KEEPS}; or what it imports was changed): ")
     step = next(line for line in said if line.startswith("next:"))
-    assert run(monkeypatch, *shlex.split(step.partition("shows: ")[2])[1:]) == 1
+    assert run(monkeypatch, *shlex.split(step.partition("right: ")[2])[1:]) == 1
 
 
 def test_nobody_is_said_to_keep_anything_where_the_batch_alone_is_wrong_too(
@@ -136,7 +136,7 @@ def test_parts_name_the_line_of_the_decode(monkeypatch: pytest.MonkeyPatch, tmp_
     question = Question("parts_decoder:factory", settings, (Request((0,), 1),), terms)
     row = of_decode(tiny(Layout((1, 2, 3))), question, True)
     assert row.verdict is PartVerdict.BROKEN
-    assert f"; line: parts_decoder.py:{TEN[0].lines[0]}, in inputs (called from " in row.found
+    assert f"; line: parts_decoder.py:{TEN[0].lines[0]}, in inputs (reached from " in row.found
     assert "; line: " not in of_decode(tiny(Layout((1, 2, 3))), question, False).found
 
 
@@ -167,3 +167,9 @@ def test_of_two_checkouts_the_change_that_is_met_is_named(
     said = " ".join(capsys.readouterr().out.split())
     assert "line: network.py:" in said, said[said.find("line: ") :]
     assert f" lies at what was changed there, lines {number} to {number}" in said
+    # the other way round the one that is tried is right
+    swapped = [{str(new): str(old), str(old): str(new)}.get(word, word) for word in (*asked, str(old))]
+    assert run(monkeypatch, *swapped) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"line: {RIGHT} " in said
+    assert "keeps" not in said

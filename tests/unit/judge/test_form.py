@@ -185,7 +185,20 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
     assert [each.component for each in before] == ["f_hat", "f_hat"] * wrong
     assert result.first_divergence == [*before, last][0]
     assert (setting.total("draws"), setting.total("wrong_tokens")) == (28, wrong)
-    assert result.not_compared == {"calls and rows": f"the rounds are wrong: {last.detail}"}
+    assert result.not_compared == {
+        "calls and rows": f"the rounds are wrong, as of seed {last.seed}, image {last.image}: {last.detail}"
+    }
+
+
+def test_rounds_that_are_wrong_come_after_tokens_and_before_the_counts_that_follow_from_them():
+    rounds = [turns[:-1] for turns in RIGHT.rounds]  # the last one is forgotten, and its rows with it
+    rows = [sum(turn.target_rows for turn in turns) for turns in rounds]
+    result = judged(replace(RIGHT, rounds=rounds, target_rows=rows))
+    defects = result.settings[0].rows[0].judgement.defects
+    assert [each.component for each in defects] == ["scheduling", "counts", "counts"]
+    token = replace(defects[0], component="accept", scale=2)
+    shape = replace(defects[0], image=-1)  # of the whole batch: nothing else is known of it
+    assert sorted([*defects, token, shape], key=lambda each: each.order) == [shape, token, *defects]
 
 
 def test_a_token_outside_the_codebook_is_told_by_image_and_scale():

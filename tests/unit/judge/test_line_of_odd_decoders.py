@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from harness.decoders._in_process import search_line
-from harness.judge._line import CodeLine
-from harness.judge._recorder import Known, OperationRecorder, own_frames, recorded
+from harness.judge._line import CodeLine, _callers
+from harness.judge._recorder import Frame, Known, OperationRecorder, own_frames, recorded
 from harness.judge._stream import Stream
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -231,7 +232,19 @@ def test_who_called_what_others_call_too_is_named(source: str, text: str, tmp_pa
     file, _, number = place.partition(":")
     assert (file, function) == ("mine.py", "verify")
     assert text in source.splitlines()[int(number) - 1]
-    assert str(line).startswith(f"mine.py:{line.line}, in {line.function} (called from {line.caller}): {line.text} (")
+    assert str(line).startswith(f"mine.py:{line.line}, in {line.function} (reached from {line.caller}): {line.text} (")
+
+
+def test_the_innermost_of_several_callers_is_named_and_every_one_that_made_the_same():
+    def stack(function: str, *above: tuple[int, str]) -> tuple[Frame, ...]:
+        return (Frame("a.py", 1, function), *(Frame("a.py", *each) for each in above))
+
+    stacks = [stack("helper", (line, "law"), (30 + line, "verify"), (50, "decode")) for line in (10, 11)]
+    stacks += [stack("<lambda>", (line, "one"), (60, "other")) for line in (5, 6)]
+    steps = [SimpleNamespace(stack=stack) for stack in stacks]
+    assert _callers(stacks[:1], steps) == ["a.py:10, in law"]
+    assert _callers(stacks[:2], steps) == ["a.py:10, in law", "a.py:11, in law"]
+    assert _callers(stacks[2:], steps) == []  # a function without a name lies where it is called, most often
 
 
 def test_who_called_what_nobody_else_calls_is_not_named(tmp_path: Path):

@@ -274,7 +274,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch, c
         ([str(tmp_path / "a.db"), "--html", str(tmp_path / "a.db")], "is the file of --run too"),
         ([str(tmp_path / "a.db"), "--html", str(tmp_path / "no" / "page.html")], "is not there"),
         ([str(tmp_path / "a.db"), "--html", str(tmp_path)], "is a folder, not a file"),
-        ([str(tmp_path / "a.db"), "--html", "--quiet"], "html=--quiet: is an option, not a file; pass --html FILE"),
+        (
+            [str(tmp_path / "a.db"), "--html", "--quiet"],
+            "html=--quiet: begins with -, as an option does; pass --html FILE, or",
+        ),
     ):
         before = (tmp_path / "a.db").read_bytes()
         assert command(monkeypatch, "report", *words) == 2

@@ -271,6 +271,7 @@ def test_python_is_told_of_python():
     for each in (result, whole):
         assert "--" not in str(each)
     assert "asks most" not in str(whole)
+    assert Exercised(missing={"more_smooth": ""}).clause == "not exercised: more_smooth"
 
 
 def test_more_than_half_is_more_than_half():
