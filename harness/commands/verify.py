@@ -155,7 +155,7 @@ def _verified(
     from harness.runs import RunFileOptions, RunInterrupted, take_line
     from harness.signals import silence
     from harness.speculative import parse_policy
-    from harness.verification import Question, answer_question, usual_laws, usual_settings
+    from harness.verification import Question, answer_question, is_published, usual_laws, usual_settings
 
     paths, key = checked_paths(networks, judging, outputs), signing_key(outputs, networks, images, judging)
     loss = loss_of(networks, images, judging)
@@ -163,8 +163,8 @@ def _verified(
     if judging.contract and name == options.OWN:
         parse_policy(decoding.policy, judging.contract)
     settings = settings_tested(decoding, name, pairs, judging.sequential)
-    if judging.cover and (decoding.graphs or decoding.compile):
-        raise InputError("cover", True, "is a design with settings of its own", "drop it, or --graphs and --compile")
+    if judging.cover:
+        check_design(images, decoding, is_published(name), loss is not None)
     budgets = judging.budgets.absolute()  # read after the factory, which may change folder
     terms = Terms(
         Contract.of(judging.contract) if judging.contract else None, judging.sequential, tested.in_process,
@@ -340,6 +340,15 @@ def loss_of(networks: Networks, images: VerifyImages, judging: VerifyJudging) ->
 def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> bool:
     """Tell whether an option says what is decoded, or how: with none of them, the covering design is."""
     return bool(networks.given | images.given | (networks.mode.given - {"device"}) | (decoding.given - {"policy"}))
+
+
+def check_design(images: VerifyImages, decoding: VerifyDecoding, published: bool, has_loss: bool) -> None:
+    """Refuse what a covering design has of its own; published code and losses read some. Raises `InputError`."""
+    read = {"policy", "draft_len"} if published else {"policy"}
+    for group, unread in ((images, set() if has_loss else images.given), (decoding, decoding.given - read)):
+        for name in sorted(unread):
+            rule = "is what --cover, a design with settings and requests of its own, does not read"
+            raise InputError({"addresses": "images"}.get(name, name), getattr(group, name), rule, "drop it, or --cover")
 
 
 REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "may_differ_from", "implementation", "timeout",

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.__main__ import stopped
+from harness.commands.verify import VerifyDecoding, VerifyImages, check_design
+from harness.errors import InputError
 from harness.models.var import autoencoder, transformer
 from tests.helpers import LAYOUTS, Layout, autoencoder_config, tiny, transformer_config
 from tests.unit.commands.running import run
@@ -334,6 +336,10 @@ def test_logits_that_overflow_are_a_defect(
         (["mutants", "--seed", "99999999999999999999"], "seed=99999999999999999999: must lie in 0..2^63-1"),
         (["verify", "--models", "d16-d36"], "models=d16-d36: draft and target must have the same patch_nums"),
         (["verify", "--patch-nums", "1,2,3"], "patch_nums=1,2,3: says what a checkpoint file does not tell"),
+        (["verify", "--cover", "--seeds", "7"], "seeds=7: is what --cover, a design with settings and requests of its"),
+        (["verify", "--cover", "--images", "3"], "images=3: is what --cover, a design with"),
+        (["verify", "--cover", "--draft-len", "3"], "draft_len=3: is what --cover, a design with"),
+        (["verify", "--cover", "--bonus", "--max-nats", "1"], "bonus=True: is what --cover, a design with"),
     ],
 )
 def test_what_could_not_work_is_refused_before_the_work(
@@ -341,3 +347,13 @@ def test_what_could_not_work_is_refused_before_the_work(
 ):
     assert run(monkeypatch, *arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_a_design_takes_what_it_reads():
+    images = VerifyImages(seeds="7", given=frozenset({"seeds"}))
+    decoding = VerifyDecoding(draft_len="3", policy="greedy", given=frozenset({"draft_len", "policy"}))
+    check_design(VerifyImages(), decoding, published=True, has_loss=False)
+    check_design(images, VerifyDecoding(), published=False, has_loss=True)
+    for published, has_loss, named in ((False, True, "draft_len=3"), (True, False, "seeds=7")):
+        with pytest.raises(InputError, match=named):
+            check_design(images, decoding, published, has_loss)

@@ -99,7 +99,7 @@ def test_settings_say_how_the_work_is_done():
     [
         (("verify", "--compile", "--implementation", "tests.naive:naive"), "compile=True: is how the harness's own"),
         (("verify", "--graphs", "--implementation", "tests.naive:naive"), "graphs=True: is how the harness's own"),
-        (("verify", "--cover", "--compile"), "cover=True: is a design with settings of its own; drop it, or --graphs"),
+        (("verify", "--cover", "--compile"), "compile=True: is what --cover, a design with settings and requests"),
         (("verify", "--graphs", "--seeds", "0:1", "--labels", "0"), "graphs=True: need a CUDA device"),
         (("sample", "--graphs", "--sampler", "sequential"), "graphs=True: need a CUDA device"),
     ],
