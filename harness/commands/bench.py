@@ -91,11 +91,8 @@ def check_side(tested: options.UnderTest, timed: TimedDecodes) -> None:
     """Refuse options that the side that is timed does not read. Raises `InputError`."""
     if tested.implementation == options.OWN:
         return
-    unread = {"policies", "graphs", "bonus"} & timed.given
-    if unread:
-        name = sorted(unread)[0]
-        rule = f"has no effect on {tested.implementation}: it is the harness's own decoder's"
-        raise InputError(name, getattr(timed, name), rule, "drop it; --option NAME=VALUE sets what yours has")
+    rule = f"has no effect on {tested.implementation}: it is the harness's own decoder's"
+    timed.refuse(("policies", "graphs", "bonus"), rule, "drop it; --option NAME=VALUE sets what yours has")
 
 
 def contest(

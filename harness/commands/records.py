@@ -9,7 +9,7 @@ where it stands in the command's own table, which goes first. An unknown name, o
 """
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -67,6 +67,12 @@ class Group:
                 changes[each.name] = value
         return changes
 
+    def refuse(self, names: Iterable[str], rule: str, remedy: str) -> None:
+        """Refuse those of some options that were given. Raises `InputError`, which names the first as it is spelled."""
+        spelled = {name: _spelled(name, option) for name, _, option, _ in _options(type(self))}
+        for name in sorted(self.given.intersection(names)):
+            raise InputError(spelled[name], getattr(self, name), rule, remedy)
+
 
 def add(app: typer.Typer, function: Function, name: str | None = None) -> None:
     """Give an app a function that `command` decorated."""
@@ -116,7 +122,7 @@ def command(function: Function) -> Function:
             if option.rare:
                 rare.add(name)
             if not option.argument:
-                spelled[option.name.strip("-").replace("-", "_") or name] = name, kind
+                spelled[_spelled(name, option)] = name, kind
             annotation = Annotated[kind, _for_typer(name, kind, option)]  # type: ignore[valid-type]  # known when run
             parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     if rare:
@@ -133,6 +139,11 @@ def command(function: Function) -> Function:
     )
     filled.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return filled
+
+
+def _spelled(name: str, option: Option) -> str:
+    """Return an option's name in messages and in pyproject.toml."""
+    return option.name.strip("-").replace("-", "_") or name
 
 
 def _options(record: type[Group]) -> Iterator[tuple[str, Any, Option, Any]]:

@@ -266,8 +266,7 @@ def signing_key(outputs: VerifyOutputs, networks: Networks, images: VerifyImages
 
     file = outputs.certificate
     if file is None:
-        for name in sorted({"key", "challenged"} & outputs.given):
-            raise InputError(name, str(getattr(outputs, name)), "is of a certificate", "pass --certificate FILE, too")
+        outputs.refuse(("key", "challenged"), "is of a certificate", "pass --certificate FILE, too")
         return None
     if outputs.challenged < 1:
         raise InputError("challenged", outputs.challenged, "must be 1 or more", "pass --challenged 16")
@@ -346,9 +345,8 @@ def check_design(images: VerifyImages, decoding: VerifyDecoding, published: bool
     """Refuse what a covering design has of its own; published code and losses read some. Raises `InputError`."""
     read = {"policy", "draft_len"} if published else {"policy"}
     for group, unread in ((images, set() if has_loss else images.given), (decoding, decoding.given - read)):
-        for name in sorted(unread):
-            rule = "is what --cover, a design with settings and requests of its own, does not read"
-            raise InputError({"addresses": "images"}.get(name, name), getattr(group, name), rule, "drop it, or --cover")
+        rule = "is what --cover, a design with settings and requests of its own, does not read"
+        group.refuse(unread, rule, "drop it, or --cover")
 
 
 REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "may_differ_from", "implementation", "timeout",
@@ -398,10 +396,8 @@ def settings_tested(
 
     unread = ["policy", "bonus"] if is_published(name) else []
     unread += [] if takes_draft_len(name) else ["draft_len"]
-    given = [each for each in unread if each in decoding.given]
-    if given:
-        rule = f"has no effect on {name}, which has a rule of its own"
-        raise InputError(given[0], getattr(decoding, given[0]), rule, "drop it; --option NAME=VALUE sets what it has")
+    rule = f"has no effect on {name}, which has a rule of its own"
+    decoding.refuse(unread, rule, "drop it; --option NAME=VALUE sets what it has")
     settings = settings_for(decoding, name, pairs, sequential)
     if name != options.OWN and (decoding.graphs or decoding.compile):
         word, rule = "graphs" if decoding.graphs else "compile", "is how the harness's own decoder works"
