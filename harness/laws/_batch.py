@@ -1,5 +1,6 @@
 """Laws of the batch: each image is its own."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -7,7 +8,17 @@ from torch import Tensor
 
 from harness.judge import require
 from harness.laws._case import Case
-from harness.laws._law import EVERY, KEEPS_AN_EQUAL, NotOffered, Subject, law, require_shown_rounds, require_tokens
+from harness.laws._law import (
+    EVERY,
+    KEEPS_AN_EQUAL,
+    NotDone,
+    NotOffered,
+    Subject,
+    declines_of,
+    law,
+    require_shown_rounds,
+    require_tokens,
+)
 from harness.laws._oracle import Scripted, decode_drafted, needs_exact, require_draws, require_whole
 from harness.protocol import Contract, Request, Round, Trace
 
@@ -32,6 +43,30 @@ def in_step(decoded: Trace) -> bool:
     together = not _uneven(decoded) and len({len(turns) for turns in decoded.rounds}) == 1 < len(decoded.rounds)
     least = all(any(turn.corrected or turn.accepted == turn.drafted for turn in turns) for turns in rounds)
     return together and least and all(turn.corrected_tokens or not turn.corrected for turns in rounds for turn in turns)
+
+
+def _parted(subject: Subject, case: Case, decoded: Trace) -> bool:
+    """Whether images part: they go on from different scales, or, in step, one waits that alone goes farther.
+
+    Raises `NotDone` where neither shows, and the decoder declines it.
+    """
+    if _uneven(decoded) or _waits(decoded, (subject.decode(case, case.request.only([b])) for b in range(case.B))):
+        return True
+    _require_diverging(subject, case)
+    return False
+
+
+def _waits(decoded: Trace, alone: Iterable[Trace]) -> bool:
+    """Whether a batch goes in step, and holds back an image that takes other rounds alone."""
+    return in_step(decoded) and any(one.rounds[0] != of for one, of in zip(alone, decoded.rounds, strict=True))
+
+
+def _require_diverging(subject: Subject, case: Case, waits: bool = False) -> None:
+    """Raise `NotDone` where images never go on from different scales: one waits for another, or that is declined."""
+    if waits:
+        raise NotDone("the decoder takes all images of a batch through the same rounds")
+    if "diverging batches" in declines_of(subject.decoder(case)):
+        raise NotDone("the decoder declines diverging batches")
 
 
 def _require_alone(decoded: Trace, image: int, alone: list[Round], where: str) -> None:
@@ -66,7 +101,7 @@ def permutation(subject: Subject, case: Case) -> bool:
     order = torch.randperm(case.B, generator=case.generator()).tolist()
     order = order if order != sorted(order) else order[::-1]
     _compare(subject, case, case.request.only(order), order, whole.tokens_BL, f"order {order}")
-    return _uneven(whole)
+    return _parted(subject, case, whole)
 
 
 @law("batch.splitting", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
@@ -76,7 +111,7 @@ def splitting(subject: Subject, case: Case) -> bool:
     whole = subject.decode(case)
     for rows in [[b] for b in range(case.B)] + [list(range(1, case.B))]:
         _compare(subject, case, case.request.only(rows), rows, whole.tokens_BL, f"images {rows} on their own")
-    return _uneven(whole)
+    return _parted(subject, case, whole)
 
 
 @law("batch.padding", "decode", "cache", contract=Contract.LAW, policies=EVERY)
@@ -86,7 +121,7 @@ def padding(subject: Subject, case: Case) -> bool:
     whole = subject.decode(case)
     request = replace(case.request, labels=(*case.labels, 1, 3), images=(*range(case.B), 77, 78))
     _compare(subject, case, request, list(range(case.B)), whole.tokens_BL, "two more images after the batch")
-    return _uneven(whole)
+    return _parted(subject, case, whole)
 
 
 @law("batch.neighbour", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
@@ -97,7 +132,7 @@ def neighbour(subject: Subject, case: Case) -> bool:
     labels = (case.labels[0], *((label + 1) % 4 for label in case.labels[1:]))
     request = replace(case.request, labels=labels, images=(0, *range(101, 100 + case.B)))
     _compare(subject, case, request, [0], whole.tokens_BL, "every neighbour of image 0 changed")
-    return _uneven(whole)
+    return _parted(subject, case, whole)
 
 
 @law("batch.rounds", "accept", "draft_len", contract=Contract.LAW, policies=EVERY)
@@ -109,9 +144,10 @@ def rounds(subject: Subject, case: Case) -> bool:
     case = replace(case, labels=(case.labels * 4)[:6], draft="close", draft_len=2)
     whole = subject.decode(case)
     require_shown_rounds(whole)
-    for image in range(case.B):
-        alone = subject.decode(case, request=case.request.only([image])).rounds[0]
-        _require_alone(whole, image, alone, f"image {image}")
+    alone = [subject.decode(case, request=case.request.only([image])) for image in range(case.B)]
+    for image, one in enumerate(alone):
+        _require_alone(whole, image, one.rounds[0], f"image {image}")
+    _require_diverging(subject, case, _waits(whole, alone))
     return _uneven(whole)
 
 
@@ -128,11 +164,12 @@ def caches(subject: Subject, case: Case) -> bool:
     draft = Scripted.of(case, ((0, d + 1), (1, 0)))
     decoded = decode_drafted(subject, case, draft)
     require_shown_rounds(decoded)
-    for image in range(case.B):
-        alone = decode_drafted(subject, case, draft, request=case.request.only([image]))
+    alone = [decode_drafted(subject, case, draft, request=case.request.only([image])) for image in range(case.B)]
+    for image, one in enumerate(alone):
         where = f"image {image} alone, its draft one scale short of that of the other"
-        require_tokens(decoded.tokens_BL[[image]], alone.tokens_BL, where)
-        _require_alone(decoded, image, alone.rounds[0], where)
+        require_tokens(decoded.tokens_BL[[image]], one.tokens_BL, where)
+        _require_alone(decoded, image, one.rounds[0], where)
+    _require_diverging(subject, case, _waits(decoded, alone))
     ends = [{turn.first + turn.finished: turn.draft_cache for turn in turns} for turns in decoded.rounds]
     return any(ends[1].get(si, cached) != cached for si, cached in ends[0].items() if si < case.pyramid.S)
 
@@ -146,7 +183,7 @@ def precisions(subject: Subject, case: Case) -> bool:
     decoded = subject.decode(case)
     require_whole(decoded, case)
     _require_claimed(subject, case, decoded, f"a draft in {narrow} for a target in float64")
-    return _uneven(decoded)
+    return _parted(subject, case, decoded)
 
 
 @law("batch.bonus", "decode", "accept", "cache", contract=Contract.LAW, policies=EVERY)
@@ -165,4 +202,4 @@ def bonus(subject: Subject, case: Case) -> bool:
         require_tokens(alone.tokens_BL, decoded.tokens_BL[[image]], f"image {image} alone, with bonus scales")
         if decoded.rounds:
             _require_alone(decoded, image, alone.rounds[0], f"image {image}, with bonus scales")
-    return _uneven(decoded) and (not decoded.turns or any(turn.bonus for turn in decoded.turns))
+    return _parted(subject, case, decoded) and (not decoded.turns or any(turn.bonus for turn in decoded.turns))

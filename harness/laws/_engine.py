@@ -17,7 +17,7 @@ import torch
 from harness.errors import InputError
 from harness.judge import Verdict, worst_verdict
 from harness.laws._case import CHOICES, FAMILIES, Case
-from harness.laws._law import Law, NotOffered, Subject, Violation
+from harness.laws._law import Law, NotDone, NotOffered, Subject, Violation
 from harness.models import parse_mode
 from harness.protocol.pyramid import ScalePyramid
 
@@ -30,6 +30,7 @@ class LawResult:
     examples: int = 0  # cases in which it was checked
     exercised: int = 0  # those that were not trivial for it
     refused: int = 0  # cases that the decoder refused with an `InputError`
+    not_done: bool = False  # whether the decoder never does what it asks, as some case showed
     skipped: str = ""  # why it does not apply to the decoder, or to some case; empty when it always does
     violation: Violation | None = None  # in the simplest case that was found
     seconds: float = 0.0  # of all its checks
@@ -236,8 +237,10 @@ def try_law(
             progress(row)
             if row.violation is not None:
                 break
-        if row.violation is not None or row.exercised or not row.examples:
+        if row.violation is not None or row.exercised or row.not_done or not row.examples:
             break
+    if row.not_done and row.violation is None and not row.exercised:
+        row.examples = 0  # trivial cases, which say nothing of such a decoder
     if row.violation is not None:
         row.violation = _simplest(row.violation, subject, source)
     row.seconds = time.perf_counter() - start
@@ -252,7 +255,7 @@ def _check(row: LawResult, subject: Subject, case: Case) -> None:
         row.exercised += row.law.check(subject, case)
         row.examples += 1
     except NotOffered as why:
-        row.skipped = str(why)
+        row.skipped, row.not_done = str(why), row.not_done or isinstance(why, NotDone)
     except InputError as error:
         row.refused += 1
         row.why = str(error)

@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Intermediates, Noise, Request, Round, Trace
+from harness.protocol import Contract, Implementation, Intermediates, Noise, Request, Round, Settings, Trace, declined
 from harness.signals import ctrl_c_is_a_stop
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
@@ -71,11 +71,47 @@ class NotOffered(Exception):  # noqa: N818
     """The decoder does not expose what the law looks at, or claims another contract."""
 
 
+class NotDone(NotOffered):
+    """The decoder never does what the law asks, by its own word or as its rounds show."""
+
+
+# What a case has in the place of what a decoder declines; no case asks for the others of `DECLINES`.
+INSTEAD: Mapping[str, Mapping[str, Any]] = {
+    "bonus": {"bonus": False}, "top_k": {"top_k": 0}, "top_p": {"top_p": 0.0}, "guidance": {"cfg": 0.0},
+    "batch order": {"order": "image"},
+}  # fmt: skip
+
+
+def declines_of(decoder: Implementation) -> tuple[str, ...]:
+    """Return what a decoder declares not to do."""
+    return cast("tuple[str, ...]", attribute_of(decoder, "declines", ()))
+
+
+def _check_asked(decoder: Implementation, settings: Settings, request: Request) -> None:
+    """Ask nothing that a decoder declines. Raises `NotDone`."""
+    if word := declined(declines_of(decoder), settings, request):
+        raise NotDone(f"the decoder declines {word}")
+
+
+def _declining(decoder: Implementation, settings: Settings) -> Implementation:
+    """Return a copy of a decoder with parts, of its class, that is asked nothing it declines, nor are copies of it."""
+
+    class Declining(type(decoder)):  # type: ignore[misc]  # whatever class it is
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            _check_asked(self, settings, request)
+            return cast("Trace", super().decode(request, noise))
+
+    copied = copy.copy(decoder)
+    copied.__class__ = Declining
+    return copied
+
+
 @dataclass(frozen=True)
 class _Plain:
     """A decoder without parts as `verify` takes it: what raises is not there, and its traces hold plain values."""
 
     inner: Implementation
+    settings: Settings  # that it was built for
 
     def __getattr__(self, name: str) -> Any:
         value = self if name.startswith("__") else attribute_of(self.inner, name, self)
@@ -88,6 +124,7 @@ class _Plain:
         return self.inner.contract
 
     def decode(self, request: Request, noise: Noise) -> Trace:
+        _check_asked(self.inner, self.settings, request)
         trace = self.inner.decode(request, noise)
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
@@ -113,19 +150,20 @@ class Subject:
         if draft_len:
             settings = replace(settings, draft_len=draft_len)
         built = build_by_factory(self.factory, models or case.models, settings)
-        return built if attribute_of(built, "parts", None) is not None else _Plain(built)
+        if attribute_of(built, "parts", None) is None:
+            return _Plain(built, settings)
+        return _declining(built, settings) if declines_of(built) else built
 
     def follows(self, case: Case) -> bool:
         """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""
         return getattr(self.decoder(case), "policy", None) == case.policy
 
     def has_bonus(self, case: Case) -> bool:
-        """Whether it can be built with bonus scales: one that refuses them claims none."""
+        """Whether it can be built with bonus scales: one that refuses or declines them claims none."""
         try:
-            self.decoder(replace(case, bonus=True))
+            return "bonus" not in declines_of(self.decoder(replace(case, bonus=True)))
         except InputError as error:
             return error.name != "bonus"
-        return True
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None
@@ -193,7 +231,7 @@ class Law:
         return replace(wide, policy=plain[case.seed % len(plain)])
 
     def offered(self, subject: Subject, case: Case) -> Case:
-        """Return the fitted case under a policy that the decoder knows, without a bonus scale if it refuses one.
+        """Return the fitted case under a policy that the decoder knows, without what it declines or refuses to be.
 
         Only a decoder that says which policy it follows is asked for others than `PLAIN`: one that ignores
         `Settings.policy` is right, and would be judged by another rule than its own.
@@ -201,6 +239,11 @@ class Law:
         case = self.fitted(case)
         if case.bonus and not subject.has_bonus(case):
             case = replace(case, bonus=False)
+        declines = declines_of(subject.decoder(replace(case, policy=PLAIN[0])))
+        for word in INSTEAD.keys() & declines:
+            case = replace(case, **INSTEAD[word])
+        if "several images" in declines:
+            case = replace(case, labels=case.labels[:1])
         if case.policy in PLAIN:
             return case
         try:
