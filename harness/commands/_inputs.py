@@ -7,6 +7,7 @@ import it where they begin to work.
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def load_models(networks: Pair, mode: Mode, quiet: bool = False, decoder: str = 
             "digits-bits": load_digits_bits,
         }  # fmt: skip
         load = shipped.get(networks.models)
+        if load is None and (near := get_close_matches(networks.models, shipped, 1)):
+            rule = f"is none of {', '.join(shipped)}, nor DRAFT-TARGET of published sizes"
+            raise InputError("models", networks.models, rule, f"pass --models {near[0]}")
         pair = load() if load else random_pair(networks.models, device)
     else:
         pair = _from_files(networks)

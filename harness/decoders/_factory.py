@@ -119,6 +119,10 @@ def load_factory(name: str) -> Factory:
     """
     module_name, _, attribute = name.partition(":")
     example = f"pass --implementation {OWN_DECODER}"
+    if "/" in module_name and not module_name.endswith(".py"):
+        folder, _, last = module_name.rpartition("/")
+        remedy = f"pass {last}:{attribute or 'factory'} in the folder {folder}"
+        raise InputError("implementation", name, "is a path, not a module", remedy)
     if not module_name or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
     if module_name.endswith(".py"):

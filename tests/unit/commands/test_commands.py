@@ -335,6 +335,8 @@ def test_logits_that_overflow_are_a_defect(
         (["mutants", "--only", ","], "only=: names no mutant"),
         (["mutants", "--seed", "99999999999999999999"], "seed=99999999999999999999: must lie in 0..2^63-1"),
         (["verify", "--models", "d16-d36"], "models=d16-d36: draft and target must have the same patch_nums"),
+        (["verify", "--models", "digits_close"], "models=digits_close: is none of digits, digits-close, digits-code, "),
+        (["verify", "--models", "d17-d30"], "models=d17-d30: must be digits, digits-bits, or DRAFT-TARGET of d16"),
         (["verify", "--patch-nums", "1,2,3"], "patch_nums=1,2,3: says what a checkpoint file does not tell"),
         (["verify", "--cover", "--seeds", "7"], "seeds=7: is what --cover, a design with settings and requests of its"),
         (["verify", "--cover", "--images", "3"], "images=3: is what --cover, a design with"),

@@ -130,6 +130,12 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
     for typed, meant in (("specdec.py", "specdec:factory"), ("a/specdec.py:build", "a.specdec:build")):
         with pytest.raises(InputError, match=f"is a file, not a module; pass {meant}$"):
             load_factory(typed)
+    for typed, meant in (
+        ("./specdec:build", "specdec:build in the folder ."),
+        ("../a/b", "b:factory in the folder ../a"),
+    ):
+        with pytest.raises(InputError, match=f"is a path, not a module; pass {meant}$"):
+            load_factory(typed)
 
 
 def test_networks_can_be_keys():

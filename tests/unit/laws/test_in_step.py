@@ -10,6 +10,7 @@ import pytest
 from harness import ModelPair, Request, Settings, Trace, build_decoder, laws
 from harness.judge import Verdict
 from harness.laws import Case, Violation, check
+from harness.laws._batch import in_step
 from harness.laws._engine import CaseList, LawResult, try_law
 from harness.laws._law import NotDone, NotOffered, Subject
 from harness.mutants._mutant import patched
@@ -48,10 +49,26 @@ def test_what_a_batch_in_step_never_does_does_not_apply(name: str):
     assert row.skipped == "the decoder takes all images of a batch through the same rounds"
 
 
-def test_images_that_go_together_by_chance_prove_nothing():
-    alike = replace(CASE, draft="worst", bonus=False)  # nothing is ever accepted: each goes alone as in the batch
-    assert tried("batch.rounds", build_decoder, alike).verdict is Verdict.INCONCLUSIVE
-    assert tried("batch.splitting", build_decoder, alike).verdict is Verdict.INCONCLUSIVE
+def test_images_that_go_together_by_themselves_prove_nothing():
+    def one_scale(verified: Any, window: Any, bonus: bool) -> Any:
+        outcome = doors.fetch_outcome(verified, window, bonus)
+        return replace(outcome, accepted=[0] * len(outcome.accepted), finished=[1] * len(outcome.accepted))
+
+    def slow(models: ModelPair, settings: Settings) -> Any:
+        made = patched({"harness.speculative._round:fetch_outcome": one_scale})(models, settings)
+
+        def decode(_: ModelPair, __: Settings, *asked: Any) -> Trace:
+            trace = made.decode(*asked)
+            told = [[replace(turn, corrected=True, accepted_tokens=0, corrected_tokens=1) for turn in turns]
+                    for turns in trace.rounds]  # fmt: skip
+            return replace(trace, rounds=told)
+
+        return doors.Wrapped(models, settings, "token-identical", decode)
+
+    case = replace(CASE, bonus=False)
+    assert in_step(slow(case.models, case.settings).decode(case.request, case.noise()))
+    assert tried("batch.splitting", slow, case).verdict is Verdict.INCONCLUSIVE
+    assert tried("batch.rounds", slow, case).verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_batch_in_step_whose_images_are_mixed_up_is_wrong():
