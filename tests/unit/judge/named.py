@@ -17,6 +17,7 @@ from harness.protocol.noise import SeededNoise
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, verify_here
 
+STRANGERS = tiny(Layout((1, 2, 3, 4)), kin=float("inf"))  # hardly a drafted scale is accepted
 MODELS = close_pair(tiny(Layout((1, 2, 3, 4))), 0.1)
 REQUESTS = [Request((0, 2, 1), seed) for seed in range(2)]
 
