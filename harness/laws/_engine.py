@@ -30,7 +30,6 @@ class LawResult:
     examples: int = 0  # cases in which it was checked
     exercised: int = 0  # those that were not trivial for it
     refused: int = 0  # cases that the decoder refused with an `InputError`
-    not_done: bool = False  # whether the decoder never does what it asks, as some case showed
     skipped: str = ""  # why it does not apply to the decoder, or to some case; empty when it always does
     violation: Violation | None = None  # in the simplest case that was found
     seconds: float = 0.0  # of all its checks
@@ -38,6 +37,7 @@ class LawResult:
     done: bool = False  # no more cases follow
     killed: bool = False  # the process that tried it ended, or one call of the decoder took too long
     late: str = ""  # that all its cases took too long, and the remedy: nothing is known of it
+    not_done: bool = False  # whether the decoder never does what it asks, as some case showed
 
     @property
     def verdict(self) -> Verdict | None:

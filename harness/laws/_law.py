@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -20,7 +20,18 @@ from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
 from harness.models import ModelPair, pair_checksums
-from harness.protocol import Contract, Implementation, Intermediates, Noise, Request, Round, Settings, Trace, declined
+from harness.protocol import (
+    DECLINES,
+    Contract,
+    Implementation,
+    Intermediates,
+    Noise,
+    Request,
+    Round,
+    Settings,
+    Trace,
+    declined,
+)
 from harness.signals import ctrl_c_is_a_stop
 
 # Two float64 computations of one logit or f_hat (other window, other kernel) differ by some 1e-14 on these networks;
@@ -83,22 +94,23 @@ INSTEAD: Mapping[str, Mapping[str, Any]] = {
 
 
 def declines_of(decoder: Implementation) -> tuple[str, ...]:
-    """Return what a decoder declares not to do."""
-    return cast("tuple[str, ...]", attribute_of(decoder, "declines", ()))
+    """Return what a decoder declares not to do, of `DECLINES`."""
+    words = attribute_of(decoder, "declines", ())
+    return tuple(word for word in DECLINES if word in words) if isinstance(words, tuple | list) else ()
 
 
-def _check_asked(decoder: Implementation, settings: Settings, request: Request) -> None:
+def _check_asked(declines: Sequence[str], settings: Settings, request: Request) -> None:
     """Ask nothing that a decoder declines. Raises `NotDone`."""
-    if word := declined(declines_of(decoder), settings, request):
+    if word := declined(declines, settings, request):
         raise NotDone(f"the decoder declines {word}")
 
 
-def _declining(decoder: Implementation, settings: Settings) -> Implementation:
+def _declining(decoder: Implementation, settings: Settings, words: Sequence[str]) -> Implementation:
     """Return a copy of a decoder with parts, of its class, that is asked nothing it declines, nor are copies of it."""
 
     class Declining(type(decoder)):  # type: ignore[misc]  # whatever class it is
         def decode(self, request: Request, noise: Noise) -> Trace:
-            _check_asked(self, settings, request)
+            _check_asked(words, settings, request)
             return cast("Trace", super().decode(request, noise))
 
     copied = copy.copy(decoder)
@@ -112,6 +124,7 @@ class _Plain:
 
     inner: Implementation
     settings: Settings  # that it was built for
+    declines: tuple[str, ...]  # read once, when it was built
 
     def __getattr__(self, name: str) -> Any:
         value = self if name.startswith("__") else attribute_of(self.inner, name, self)
@@ -124,7 +137,7 @@ class _Plain:
         return self.inner.contract
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        _check_asked(self.inner, self.settings, request)
+        _check_asked(self.declines, self.settings, request)
         trace = self.inner.decode(request, noise)
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
@@ -150,20 +163,22 @@ class Subject:
         if draft_len:
             settings = replace(settings, draft_len=draft_len)
         built = build_by_factory(self.factory, models or case.models, settings)
+        declines = declines_of(built)
         if attribute_of(built, "parts", None) is None:
-            return _Plain(built, settings)
-        return _declining(built, settings) if declines_of(built) else built
+            return _Plain(built, settings, declines)
+        return _declining(built, settings, declines) if declines else built
 
     def follows(self, case: Case) -> bool:
         """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""
         return getattr(self.decoder(case), "policy", None) == case.policy
 
     def has_bonus(self, case: Case) -> bool:
-        """Whether it can be built with bonus scales: one that refuses or declines them claims none."""
+        """Whether it can be built with bonus scales: one that refuses them claims none."""
         try:
-            return "bonus" not in declines_of(self.decoder(replace(case, bonus=True)))
+            self.decoder(replace(case, bonus=True))
         except InputError as error:
             return error.name != "bonus"
+        return True
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None

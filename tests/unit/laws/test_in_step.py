@@ -169,3 +169,17 @@ def test_only_what_a_decoder_never_does_makes_trivial_cases_nothing():
     law = replace(laws.LAWS[0], test=test)
     verdicts = [try_law(law, Subject(build_decoder), CaseList(FULL)).verdict for _ in range(3)]
     assert verdicts == [Verdict.INCONCLUSIVE, None, Verdict.IDENTICAL]
+
+
+def test_what_a_decoder_declines_is_read_when_it_is_built():
+    class Later(doors.Wrapped):
+        declines: tuple[str, ...] = ()
+
+        def decode(self, request: Request, noise: Any) -> Trace:
+            self.declines = ("guidance", [])  # type: ignore[assignment]
+            return super().decode(request, noise)
+
+    def factory(models: ModelPair, settings: Settings) -> Any:
+        return Later(models, settings, "token-identical", doors._wrong_token)
+
+    assert tried("acceptance.token-identical", factory, CASE).verdict is Verdict.DEFECT
