@@ -51,6 +51,9 @@ class Group:
     applies: ClassVar[str] = ""
     # names of the fields that were typed, or that stand in pyproject.toml
     given: frozenset[str] = field(default=frozenset(), kw_only=True, compare=False, repr=False)
+    typed: frozenset[str] = field(
+        default=frozenset(), kw_only=True, compare=False, repr=False
+    )  # of `given`, the former
 
     def __init_subclass__(cls, panel: str = "", applies: str = "") -> None:
         cls.panel, cls.applies = panel or cls.panel, applies or cls.applies
@@ -63,7 +66,7 @@ class Group:
             value = getattr(self, each.name)
             if isinstance(value, Group):
                 changes |= value.changed()
-            elif each.name != "given" and value != each.default:
+            elif each.name not in ("given", "typed") and value != each.default:
                 changes[each.name] = value
         return changes
 
@@ -71,7 +74,8 @@ class Group:
         """Refuse those of some options that were given. Raises `InputError`, which names the first as it is spelled."""
         spelled = {name: _spelled(name, option) for name, _, option, _ in _options(type(self))}
         for name in sorted(self.given.intersection(names)):
-            raise InputError(spelled[name], getattr(self, name), rule, remedy)
+            value = getattr(self, name)
+            raise InputError(spelled[name], str(value) if isinstance(value, Path) else value, rule, remedy)
 
 
 def add(app: typer.Typer, function: Function, name: str | None = None) -> None:
@@ -132,7 +136,8 @@ def command(function: Function) -> Function:
     def filled(context: typer.Context, help_all: bool = False, **values: object) -> None:
         sources = {name: context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source and source.name != "DEFAULT")
-        function(**{name: _filled(record, values, given) for name, record in records.items()})
+        typed = frozenset(name for name in given if sources[name].name != "DEFAULT_MAP")  # type: ignore[union-attr]
+        function(**{name: _filled(record, values, given, typed) for name, record in records.items()})
 
     filled.__dict__.update(
         __signature__=Signature(parameters), examples=EXAMPLES[function.__name__], rare=frozenset(rare), options=spelled
@@ -196,14 +201,16 @@ def _parser(name: str, reader: Callable[[str], float]) -> Callable[[object], flo
     return number
 
 
-def _filled(record: type[Group], values: Mapping[str, object], given: frozenset[str]) -> Group:
+def _filled(
+    record: type[Group], values: Mapping[str, object], given: frozenset[str], typed: frozenset[str]
+) -> Group:  # fmt: skip
     hints, inside = get_type_hints(record), dict[str, Any]()
     for each in fields(record):
         if _is_group(hints[each.name]):
-            inside[each.name] = _filled(hints[each.name], values, given)
+            inside[each.name] = _filled(hints[each.name], values, given, typed)
         elif each.name in values:
             inside[each.name] = values[each.name]
-    return record(**inside, given=given & inside.keys())
+    return record(**inside, given=given & inside.keys(), typed=typed & inside.keys())
 
 
 def _is_group(hint: object) -> bool:

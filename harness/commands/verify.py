@@ -341,12 +341,19 @@ def asks(networks: Networks, images: VerifyImages, decoding: VerifyDecoding) -> 
     return bool(networks.given | images.given | (networks.mode.given - {"device"}) | (decoding.given - {"policy"}))
 
 
+QUALITY = {"seeds", "labels", "batch", "cfg", "top_k", "top_p", "draft_len", "bonus"}  # what a stated loss is asked by
+
+
 def check_design(images: VerifyImages, decoding: VerifyDecoding, published: bool, has_loss: bool) -> None:
-    """Refuse what a covering design has of its own; published code and losses read some. Raises `InputError`."""
-    read = {"policy", "draft_len"} if published else {"policy"}
-    for group, unread in ((images, set() if has_loss else images.given), (decoding, decoding.given - read)):
-        rule = "is what --cover, a design with settings and requests of its own, does not read"
-        group.refuse(unread, rule, "drop it, or --cover")
+    """Refuse options of what is drawn, and how, that neither a covering design reads nor a stated loss beside it.
+
+    What a pyproject.toml says of these, `--cover` is there to pass over. Raises `InputError`.
+    """
+    read = {"policy"} | ({"draft_len"} if published else set()) | (QUALITY if has_loss else set())
+    for group in (images, decoding):
+        unread = (group.typed | (group.given & {"graphs", "compile"})) - read
+        group.refuse(unread, "is what --cover, a design with settings and requests of its own, does not read",
+                     "drop it, or --cover")  # fmt: skip
 
 
 REPEATED = ("graphs", "compile", "contract", "sequential", "strict", "may_differ_from", "implementation", "timeout",

@@ -119,15 +119,15 @@ def load_factory(name: str) -> Factory:
     """
     module_name, _, attribute = name.partition(":")
     example = f"pass --implementation {OWN_DECODER}"
-    if "/" in module_name and not module_name.endswith(".py"):
-        folder, _, last = module_name.rpartition("/")
-        remedy = f"pass {last}:{attribute or 'factory'} in the folder {folder}"
-        raise InputError("implementation", name, "is a path, not a module", remedy)
+    if "/" in module_name or module_name.endswith(".py"):
+        path = Path(module_name.removesuffix(".py"))
+        rule = "is a file, not a module" if module_name.endswith(".py") else "is a path, not a module"
+        apart = path.is_absolute() or ".." in path.parts
+        meant = path.name if apart else ".".join(path.parts)
+        where = f" in the folder {path.parent}" * apart
+        raise InputError("implementation", name, rule, f"pass {meant}:{attribute or 'factory'}{where}")
     if not module_name or module_name.startswith("."):
         raise InputError("implementation", name, "must read package.module:factory", example)
-    if module_name.endswith(".py"):
-        meant = f"{module_name.removesuffix('.py').replace('/', '.')}:{attribute or 'factory'}"
-        raise InputError("implementation", name, "is a file, not a module", f"pass {meant}")
     if module_name == PUBLISHED_PREFIX and attribute:
         if attribute not in PUBLISHED_FACTORIES:
             known = ", ".join(f"{PUBLISHED_PREFIX}:{each}" for each in PUBLISHED_FACTORIES)

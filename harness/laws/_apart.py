@@ -173,7 +173,7 @@ class _LawProcess:
 def answer_of(row: LawResult) -> bytes:
     """Return what a law came to as it is sent."""
     violation = row.violation
-    values = {name: getattr(row, name) for name in (*COUNTS, *TEXTS)} | {"seconds": row.seconds, "late": ""}
+    values = {name: getattr(row, name) for name in (*COUNTS, *TEXTS, "not_done")} | {"seconds": row.seconds, "late": ""}
     values["broken"] = None if violation is None else [violation.found, vars(violation.case), violation.part]
     return json.dumps(values).encode() + b"\n"
 
@@ -191,7 +191,7 @@ def read_answer(line: bytes, law: Law, told: Told) -> LawResult | Died:
         counts = {name: values[name] for name in COUNTS}
         if not all(type(count) is int and 0 <= count < MOST_COUNT for count in counts.values()):
             raise ValueError("no counts")
-        row = LawResult(law, **counts, seconds=float(values["seconds"]), done=True)
+        row = LawResult(law, **counts, seconds=float(values["seconds"]), done=True, not_done=values["not_done"] is True)
         row.skipped, row.why = (str(values[name])[:MOST_TEXT] for name in TEXTS)
         if values["broken"] is not None:
             found, case, part = values["broken"]

@@ -1,6 +1,6 @@
 """Laws of the batch: each image is its own."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -50,15 +50,26 @@ def _parted(subject: Subject, case: Case, decoded: Trace) -> bool:
 
     Raises `NotDone` where neither shows, and the decoder declines it.
     """
-    if _uneven(decoded) or _waits(decoded, (subject.decode(case, case.request.only([b])) for b in range(case.B))):
+    if _uneven(decoded):
+        return True
+    alone = [subject.decode(case, case.request.only([b])) for b in range(case.B)] if in_step(decoded) else []
+    if _waits(case, decoded, alone):
         return True
     _require_diverging(subject, case)
     return False
 
 
-def _waits(decoded: Trace, alone: Iterable[Trace]) -> bool:
-    """Whether a batch goes in step, and holds back an image that takes other rounds alone."""
-    return in_step(decoded) and any(one.rounds[0] != of for one, of in zip(alone, decoded.rounds, strict=True))
+def _waits(case: Case, decoded: Trace, alone: Sequence[Trace]) -> bool:
+    """Whether a batch goes in step, by no less than its images accept, and one waits that goes farther alone."""
+    if not in_step(decoded):
+        return False
+    for k, turns in enumerate(zip(*decoded.rounds, strict=True)):  # all begin where they do alone, as far as all agree
+        finished, ends = turns[0].finished, [one.rounds[0][k].finished for one in alone]
+        if {*ends} != {finished}:
+            where = f"round {k}: the batch goes on by {finished} scales, its images alone by {min(ends)}..{max(ends)}"
+            require(finished == min(ends) or not case.exact, where)
+            return True
+    return False
 
 
 def _require_diverging(subject: Subject, case: Case, waits: bool = False) -> None:
@@ -147,7 +158,7 @@ def rounds(subject: Subject, case: Case) -> bool:
     alone = [subject.decode(case, request=case.request.only([image])) for image in range(case.B)]
     for image, one in enumerate(alone):
         _require_alone(whole, image, one.rounds[0], f"image {image}")
-    _require_diverging(subject, case, _waits(whole, alone))
+    _require_diverging(subject, case, _waits(case, whole, alone))
     return _uneven(whole)
 
 
@@ -157,7 +168,7 @@ def caches(subject: Subject, case: Case) -> bool:
     # one took a bonus scale, which its draft has yet to see; the other was corrected up to the same scale
     needs_exact(case, "rounding decides whether a draft = target is accepted whole")
     if not subject.has_bonus(case):
-        raise NotOffered("it refuses bonus scales")
+        raise NotOffered("it has no bonus scales")
     d = 1 + case.seed % 2
     labels = (0, 1) if case.seed // 2 % 2 else (1, 0)
     case = replace(case, patch_nums=(1, 2, 3, 4, 5), labels=labels, order="image", bonus=True, draft_len=d)
@@ -169,7 +180,7 @@ def caches(subject: Subject, case: Case) -> bool:
         where = f"image {image} alone, its draft one scale short of that of the other"
         require_tokens(decoded.tokens_BL[[image]], one.tokens_BL, where)
         _require_alone(decoded, image, one.rounds[0], where)
-    _require_diverging(subject, case, _waits(decoded, alone))
+    _require_diverging(subject, case, _waits(case, decoded, alone))
     ends = [{turn.first + turn.finished: turn.draft_cache for turn in turns} for turns in decoded.rounds]
     return any(ends[1].get(si, cached) != cached for si, cached in ends[0].items() if si < case.pyramid.S)
 
@@ -191,7 +202,7 @@ def bonus(subject: Subject, case: Case) -> bool:
     """A bonus scale after a close draft is the image's own, whatever its batch does."""
     needs_exact(case, "rounding decides what is accepted, and other batches round otherwise")
     if not subject.has_bonus(case):
-        raise NotOffered("it refuses bonus scales")
+        raise NotOffered("it has no bonus scales")
     # next to the border of acceptance some images take the bonus scale and others are rejected
     case = replace(_base(case.at_least(4)), draft="close", bonus=True, draft_len=1 + case.seed % 2)
     decoded = subject.decode(case)

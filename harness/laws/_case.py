@@ -197,6 +197,14 @@ class Case:
             *((self.long.pyramid, *window) for window in self.long.long_windows),
         ]
 
+    def without(self, declines: Sequence[str]) -> Self:
+        """Return the case without what a decoder declines, of what the fields of a case can ask."""
+        plainer: dict[str, dict[str, Any]] = {
+            "bonus": {"bonus": False}, "several images": {"labels": self.labels[:1]}, "top_k": {"top_k": 0},
+            "top_p": {"top_p": 0.0}, "guidance": {"cfg": 0.0}, "batch order": {"order": "image"},
+        }  # fmt: skip
+        return replace(self, **{name: value for word in declines for name, value in plainer.get(word, {}).items()})
+
     def at_least(self, scales: int) -> Self:
         """Return the case, on a pyramid of so many scales if it has fewer."""
         return self if len(self.patch_nums) >= scales else replace(self, patch_nums=tuple(range(1, scales + 1)))

@@ -256,10 +256,10 @@ def summed_up(results: Iterable[LawResult], count: int) -> LawsTried:
         count,
         sum(row.violation is None and row.exercised > 0 for row in rows),
         tuple(_broken(row.violation, isolated_parts(row, rows)) for row in most_specific(rows) if row.violation),
-        _ids(row for row in rows if row.violation is None and row.examples and not row.exercised),
+        _ids(row for row in rows if row.violation is None and row.applies and row.examples and not row.exercised),
         _ids(refused),
         shortened(one_line(refused[0].why), _MOST_SAID) if refused else "",
-        _ids(row for row in rows if row.skipped and not row.examples and not row.refused),
+        _ids(row for row in rows if row.violation is None and not row.applies and not row.refused),
         tuple(law.id for law in LAWS if law.id not in by_id),
         late=tuple(f"{row.law.id} {row.late}" for row in rows if row.late),
     )

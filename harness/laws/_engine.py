@@ -37,14 +37,19 @@ class LawResult:
     done: bool = False  # no more cases follow
     killed: bool = False  # the process that tried it ended, or one call of the decoder took too long
     late: str = ""  # that all its cases took too long, and the remedy: nothing is known of it
-    not_done: bool = False  # whether the decoder never does what it asks, as some case showed
+    not_done: bool = False  # whether some case showed that the decoder never does what it looks at
+
+    @property
+    def applies(self) -> bool:
+        """Whether the law applies: trivial cases say nothing of a decoder that never does what it looks at."""
+        return not self.skipped or self.exercised > 0 or (self.examples > 0 and not self.not_done)
 
     @property
     def verdict(self) -> Verdict | None:
         """DEFECT, IDENTICAL (it held), INCONCLUSIVE (late, never exercised, mostly refused), None: not applicable."""
         if self.violation is not None:
             return Verdict.DEFECT
-        if self.skipped and not self.examples:
+        if not self.applies:
             return None
         return Verdict.IDENTICAL if self.exercised and self.refused <= self.examples else Verdict.INCONCLUSIVE
 
@@ -239,8 +244,6 @@ def try_law(
                 break
         if row.violation is not None or row.exercised or row.not_done or not row.examples:
             break
-    if row.not_done and row.violation is None and not row.exercised:
-        row.examples = 0  # trivial cases, which say nothing of such a decoder
     if row.violation is not None:
         row.violation = _simplest(row.violation, subject, source)
     row.seconds = time.perf_counter() - start

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,39 +83,13 @@ class NotOffered(Exception):  # noqa: N818
 
 
 class NotDone(NotOffered):
-    """The decoder never does what the law asks, by its own word or as its rounds show."""
-
-
-# What a case has in the place of what a decoder declines; no case asks for the others of `DECLINES`.
-INSTEAD: Mapping[str, Mapping[str, Any]] = {
-    "bonus": {"bonus": False}, "top_k": {"top_k": 0}, "top_p": {"top_p": 0.0}, "guidance": {"cfg": 0.0},
-    "batch order": {"order": "image"},
-}  # fmt: skip
+    """The decoder never does what the law looks at, by its own word or as its rounds show."""
 
 
 def declines_of(decoder: Implementation) -> tuple[str, ...]:
     """Return what a decoder declares not to do, of `DECLINES`."""
     words = attribute_of(decoder, "declines", ())
     return tuple(word for word in DECLINES if word in words) if isinstance(words, tuple | list) else ()
-
-
-def _check_asked(declines: Sequence[str], settings: Settings, request: Request) -> None:
-    """Ask nothing that a decoder declines. Raises `NotDone`."""
-    if word := declined(declines, settings, request):
-        raise NotDone(f"the decoder declines {word}")
-
-
-def _declining(decoder: Implementation, settings: Settings, words: Sequence[str]) -> Implementation:
-    """Return a copy of a decoder with parts, of its class, that is asked nothing it declines, nor are copies of it."""
-
-    class Declining(type(decoder)):  # type: ignore[misc]  # whatever class it is
-        def decode(self, request: Request, noise: Noise) -> Trace:
-            _check_asked(words, settings, request)
-            return cast("Trace", super().decode(request, noise))
-
-    copied = copy.copy(decoder)
-    copied.__class__ = Declining
-    return copied
 
 
 @dataclass(frozen=True)
@@ -137,7 +111,8 @@ class _Plain:
         return self.inner.contract
 
     def decode(self, request: Request, noise: Noise) -> Trace:
-        _check_asked(self.declines, self.settings, request)
+        if word := declined(self.declines, self.settings, request):
+            raise InputError("declines", word, "is what the law asks", "the law proves nothing while the word stands")
         trace = self.inner.decode(request, noise)
         return made_plain(trace)[0] if isinstance(trace, Trace) else trace
 
@@ -163,22 +138,19 @@ class Subject:
         if draft_len:
             settings = replace(settings, draft_len=draft_len)
         built = build_by_factory(self.factory, models or case.models, settings)
-        declines = declines_of(built)
-        if attribute_of(built, "parts", None) is None:
-            return _Plain(built, settings, declines)
-        return _declining(built, settings, declines) if declines else built
+        has_parts = attribute_of(built, "parts", None) is not None
+        return built if has_parts else _Plain(built, settings, declines_of(built))
 
     def follows(self, case: Case) -> bool:
         """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""
         return getattr(self.decoder(case), "policy", None) == case.policy
 
     def has_bonus(self, case: Case) -> bool:
-        """Whether it can be built with bonus scales: one that refuses them claims none."""
+        """Whether it can be built with bonus scales: one that refuses or declines them claims none."""
         try:
-            self.decoder(replace(case, bonus=True))
+            return "bonus" not in declines_of(self.decoder(replace(case, bonus=True)))
         except InputError as error:
             return error.name != "bonus"
-        return True
 
     def decode(
         self, case: Case, request: Request | None = None, noise: Noise | None = None, models: ModelPair | None = None
@@ -246,7 +218,7 @@ class Law:
         return replace(wide, policy=plain[case.seed % len(plain)])
 
     def offered(self, subject: Subject, case: Case) -> Case:
-        """Return the fitted case under a policy that the decoder knows, without what it declines or refuses to be.
+        """Return the fitted case under a policy that the decoder knows, without a bonus scale if it refuses one.
 
         Only a decoder that says which policy it follows is asked for others than `PLAIN`: one that ignores
         `Settings.policy` is right, and would be judged by another rule than its own.
@@ -254,11 +226,6 @@ class Law:
         case = self.fitted(case)
         if case.bonus and not subject.has_bonus(case):
             case = replace(case, bonus=False)
-        declines = declines_of(subject.decoder(replace(case, policy=PLAIN[0])))
-        for word in INSTEAD.keys() & declines:
-            case = replace(case, **INSTEAD[word])
-        if "several images" in declines:
-            case = replace(case, labels=case.labels[:1])
         if case.policy in PLAIN:
             return case
         try:
@@ -281,6 +248,10 @@ class Law:
         before = pair_checksums(models)  # before any decoder is built
         case = self.offered(subject, case)
         decoder = subject.decoder(case)
+        declines = declines_of(decoder)
+        if self.family == "batch" and "several images" in declines:
+            raise NotDone("the decoder declines several images")
+        case = case.without(declines)
         claimed, follows = Contract.of(decoder.contract), getattr(decoder, "policy", None) == case.policy
         if not claimed.entails(self.contract) and not (follows and policy_name(case.policy) in self.policies):
             raise NotOffered(f"contract {claimed}")

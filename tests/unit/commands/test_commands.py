@@ -6,7 +6,9 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -341,7 +343,7 @@ def test_logits_that_overflow_are_a_defect(
         (["verify", "--cover", "--seeds", "7"], "seeds=7: is what --cover, a design with settings and requests of its"),
         (["verify", "--cover", "--images", "3"], "images=3: is what --cover, a design with"),
         (["verify", "--cover", "--draft-len", "3"], "draft_len=3: is what --cover, a design with"),
-        (["verify", "--cover", "--bonus", "--max-nats", "1"], "bonus=True: is what --cover, a design with"),
+        (["verify", "--cover", "--noise", "batch", "--max-nats", "1"], "noise=batch: is what --cover, a design with"),
     ],
 )
 def test_what_could_not_work_is_refused_before_the_work(
@@ -352,10 +354,29 @@ def test_what_could_not_work_is_refused_before_the_work(
 
 
 def test_a_design_takes_what_it_reads():
-    images = VerifyImages(seeds="7", given=frozenset({"seeds"}))
-    decoding = VerifyDecoding(draft_len="3", policy="greedy", given=frozenset({"draft_len", "policy"}))
+    def of(record: type, **typed: object) -> Any:
+        return record(**typed, given=frozenset(typed), typed=frozenset(typed))
+
+    images = of(VerifyImages, seeds="7")
+    decoding = of(VerifyDecoding, draft_len="3", policy="greedy")
     check_design(VerifyImages(), decoding, published=True, has_loss=False)
-    check_design(images, VerifyDecoding(), published=False, has_loss=True)
-    for published, has_loss, named in ((False, True, "draft_len=3"), (True, False, "seeds=7")):
+    check_design(images, of(VerifyDecoding, draft_len="3", bonus=True), published=False, has_loss=True)
+    check_design(
+        replace(images, typed=frozenset()), VerifyDecoding(), published=False, has_loss=False
+    )  # pyproject.toml
+    for published, named in ((False, "draft_len=3"), (True, "seeds=7")):
         with pytest.raises(InputError, match=named):
-            check_design(images, decoding, published, has_loss)
+            check_design(images if published else VerifyImages(), decoding, published, has_loss=False)
+    compiled = replace(of(VerifyDecoding, compile=True), typed=frozenset())
+    with pytest.raises(InputError, match="compile=True"):
+        check_design(VerifyImages(), compiled, published=False, has_loss=True)
+
+
+def test_what_a_project_says_gives_way_to_the_design(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "pyproject.toml").write_text('[tool.sdvar-harness.verify]\nseeds = "7"\nmodels = "d16-d36"\n')
+    monkeypatch.chdir(tmp_path)
+    for words, said in (([], "models=d16-d36: draft and target"), (["--seeds", "7"], "seeds=7: is what --cover")):
+        assert run(monkeypatch, "verify", "--cover", *words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -131,8 +131,10 @@ def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeyp
         with pytest.raises(InputError, match=f"is a file, not a module; pass {meant}$"):
             load_factory(typed)
     for typed, meant in (
-        ("./specdec:build", "specdec:build in the folder ."),
+        ("./specdec:build", "specdec:build"),
         ("../a/b", "b:factory in the folder ../a"),
+        ("a/b/:f", "a.b:f"),
+        ("/x:f", "x:f in the folder /"),
     ):
         with pytest.raises(InputError, match=f"is a path, not a module; pass {meant}$"):
             load_factory(typed)
