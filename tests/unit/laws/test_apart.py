@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ def rows(factory: Any, laws: Sequence[Law], limits: Limits | None = None) -> lis
 
 def seen(row: LawResult) -> tuple[Any, ...]:
     case = row.violation and (row.violation.case, row.violation.found, row.violation.part, str(row.violation))
-    return row.law.id, row.examples, row.exercised, row.refused, row.skipped, row.why, case
+    return row.law.id, row.examples, row.exercised, row.refused, row.skipped, row.not_done, row.why, case
 
 
 @pytest.mark.parametrize("name", ["harness:build_decoder", f"{HERE}:Wrong"])
@@ -137,6 +138,9 @@ def test_what_is_sent_is_what_is_read():
     back = read_answer(answer_of(row), LAW, TOLD)
     assert isinstance(back, LawResult)
     assert seen(back) == seen(row)
+    never = read_answer(answer_of(replace(row, not_done=True)), LAW, TOLD)
+    assert isinstance(never, LawResult)
+    assert (back.not_done, never.not_done) == (False, True)
     assert record_of(Case, json.loads(json.dumps(CASE))) == Case()
     assert read_answer(b'{"late": "no answer within 1 s", "hangs": true}', LAW, TOLD) == Died("no answer within 1 s")
 

@@ -11,6 +11,7 @@ from harness import ModelPair, Request, Settings, Trace, build_decoder, laws
 from harness.judge import Broken, Verdict
 from harness.laws import Case, Violation, check
 from harness.laws._batch import _waits, in_step
+from harness.laws._conformance import summed_up
 from harness.laws._engine import CaseList, LawResult, try_law
 from harness.laws._law import NotDone, NotOffered, Subject
 from harness.mutants._mutant import patched
@@ -46,6 +47,8 @@ def test_what_a_batch_in_step_never_does_does_not_apply(name: str):
     row = tried(name, doors.lock_step, *SEEDS)
     assert row.verdict is None
     assert row.skipped == "the decoder takes all images of a batch through the same rounds"
+    told = summed_up([replace(row, examples=1)], len(SEEDS))  # a case with one image beside them
+    assert (told.trivial, told.not_applicable) == ((), (name,))
 
 
 def slow(models: ModelPair, settings: Settings, *declines: str) -> Any:
