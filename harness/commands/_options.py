@@ -60,7 +60,8 @@ Target = Annotated[str | None, Option("Target checkpoint, likewise.", panel=NETW
 Vae = Annotated[str | None, Option("VQ-VAE checkpoint, likewise.", panel=NETWORKS)]
 Device = Annotated[str, Option("cpu, cuda or cuda:N.", offers=("cpu", "cuda"), panel=PLACE)]
 Dtype = Annotated[str, Option(f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.", rare=True, offers=DTYPES)]
-Labels = Annotated[str, Option("Classes, an image each: 0,1 or 0:4, without 4, or all.", offers=("all",), panel=DRAWN)]
+CLASSES = "Classes, an image each: 0,1 or 0:4, without 4, or all; the one after the last is unconditional."
+Labels = Annotated[str, Option(CLASSES, offers=("all",), panel=DRAWN)]
 Batch = Annotated[int, Option("Images per batch; 0 = all labels of a seed together.", rare=True, panel=DRAWN)]
 Cfg = Annotated[float, Option("Guidance value; 0 = off.", panel=DRAWN)]
 TopK = Annotated[int, Option("Keep the k most likely tokens; 0 = off.", panel=DRAWN)]

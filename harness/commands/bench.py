@@ -119,7 +119,7 @@ def contest(
     asked = tuple(request for same_size in requests for request in same_size)
     judged = answer_question(pair, Question(name, (setting,), asked, terms))
     if judged.verdict.exit_status:
-        show_verification(judged, plain_console(), timed.quiet)
+        show_verification(judged, plain_console(), timed.quiet, asks_more=False)
         raise typer.Exit(judged.verdict.exit_status)
     machine = Machine.measure(pair.device, product_dtype(pair.target))
     seeds, said = tuple(request.seed for request in requests[0]), tuple(judged.remarks)

@@ -209,8 +209,7 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     Raises `InputError`: it refuses the settings, fails, leaves an option unread, or returns something without a known
     contract and `decode`.
     """
-    name = getattr(factory, "__name__", type(factory).__name__)
-    remedy, read = "see docs/own-decoder.md", list[str]()
+    name, remedy, read = factory_name(factory), "see docs/own-decoder.md", list[str]()
     try:
         with ctrl_c_is_a_stop():
             given = _heard(settings, read) if settings.options else settings
@@ -222,7 +221,10 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
         raise
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
         check_refused_write(error)
-        raise InputError("implementation", name, f"failed to build a decoder ({raised_in(error)})", remedy) from None
+        rule = f"failed to build a decoder ({raised_in(error)})"
+        if isinstance(error, TypeError) and not _takes_two(factory):
+            rule, remedy = "cannot be called with two arguments", "write it as factory(models, settings)"
+        raise InputError("implementation", name, rule, remedy) from None
     known = isinstance(declines, tuple | list) and all(isinstance(word, str) and word in DECLINES for word in declines)
     if not callable(decode):
         rule = f"built a {type(decoder).__name__}, which has no decode(request, noise)"

@@ -160,6 +160,14 @@ class Judgement:
             return Verdict.CONSISTENT
         return Verdict.TIE if self.ties else Verdict.IDENTICAL
 
+    def __str__(self) -> str:
+        words = {"identical": "identical", "ties": "ties", "wrong_tokens": "wrong tokens", "defects": "defects"}
+        counts = ", ".join(f"{self.count(name)} {word}" for name, word in words.items())
+        said = [f"inconclusive: {reason}" for reason in self.inconclusive]
+        if self.defects:
+            said = [f"first defect: {self.defects[0]}"]
+        return "\n".join([f"{self.verdict.value}: {self.images} images, {self.draws} draws compared, {counts}", *said])
+
 
 class PartVerdict(StrEnum):
     """How a law of a part ended; told is for what is no law, but worth knowing."""

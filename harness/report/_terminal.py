@@ -68,10 +68,13 @@ def write_asked(paths: Mapping[str, Path], quiet: bool = False, **contents: Call
                 say(plain_console(), f"wrote {paths[name]}", whole=True)
 
 
-def show_verification(result: Verification, console: Console, quiet: bool, verbose: bool = False) -> None:
+def show_verification(
+    result: Verification, console: Console, quiet: bool, verbose: bool = False, asks_more: bool = True
+) -> None:
     """Print a verification: a table, laws, the first defect, the verdict, and what to do next.
 
-    `quiet` leaves the verdict's line only; `verbose` adds a row for every setting that passed, and how it was judged.
+    `quiet` leaves the verdict's line only; `verbose` adds a row for every setting that passed, and how it was judged;
+    `asks_more`: the command has the options of `verify`, and those that ask what was not are named.
     """
     is_empty = not (result.is_whole or result.images or result.first_divergence)
     if not (quiet or is_empty):
@@ -106,7 +109,7 @@ def show_verification(result: Verification, console: Console, quiet: bool, verbo
         say(console, f"{word}: {result.images} of {count_of(result.plan.images, 'image')} judged{lost}")
     steps = [] if quiet else next_steps(result)
     is_said = any(what == ASK for what, _ in steps)  # one command is enough
-    hint = "" if is_said else result.exercised.hint(result.covers)
+    hint = "" if is_said or not asks_more else result.exercised.hint(result.covers)
     so_far = " so far" * (not result.is_whole and not is_empty and result.verdict is not Verdict.DEFECT)
     label = result.verdict.value + so_far
     text = "nothing was judged" if is_empty else _verdict_text(result, console, hint, label)
@@ -220,7 +223,8 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
         passed = []
     counted = _counted(result)
     # a decoder that never drafts is asked one length, of which it makes nothing
-    idle = result.record is not None and result.record.terms.sequential and len(result.settings) == 1
+    is_alone = result.record is not None and result.record.terms.sequential and len(result.settings) == 1
+    idle = is_alone and not result.coverage.judged
     shown = (each for each in result.settings if each not in passed)
     rows = [_row("sequential" if idle else setting_name(each), [each], counted) for each in shown]
     if passed:

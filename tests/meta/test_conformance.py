@@ -128,7 +128,7 @@ def test_a_decoder_that_refuses_everything_proves_nothing():
 
 
 def test_an_unknown_contract_is_no_pass():
-    with pytest.raises(InputError, match=r"implementation=Boasting: built a decoder that claims '.*', not"):
+    with pytest.raises(InputError, match=r"implementation=.*:Boasting: built a decoder that claims '.*', not"):
         run_conformance(Boasting, examples=2, laws=LAWS[:1])
 
 
@@ -141,11 +141,11 @@ def test_an_unknown_contract_is_no_pass():
             lambda models, settings: 1 / 0,
             r"failed to build a decoder \(ZeroDivisionError: division by zero in <lambda>, test_conformance.py:\d+\)",
         ),
-        (lambda: None, r"failed to build a decoder \(TypeError: .*\)"),
+        (lambda models, settings: len(1), r"failed to build a decoder \(TypeError: .*\)"),
     ],
 )
 def test_a_factory_that_builds_no_decoder_is_refused(factory: object, said: str):
-    with pytest.raises(InputError, match=f"implementation=<lambda>: {said}.*; see docs/own-decoder.md"):
+    with pytest.raises(InputError, match=f"implementation={__name__}:<lambda>: {said}.*; see docs/own-decoder.md"):
         run_conformance(factory, examples=2)
 
 

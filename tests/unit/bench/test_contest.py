@@ -184,7 +184,10 @@ def test_the_command_times_who_is_right_and_nobody_who_is_wrong(
     found = tmp_path / "found.json"
     wrong = ("bench", "--implementation", "harness.mutants.positions:OFFSET", "--json", str(found), "--repeats", "1")
     assert command(monkeypatch, *wrong) == 1
-    assert "first defect: component positions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "first defect: component positions" in said
+    assert "draft_len=" in said.splitlines()[4]  # the decoder drafts, though nobody asked whether it does
+    assert not any(option in said for option in ("--cover", "--laws", "--seeds"))
     assert not found.exists()
     for name, status in (("turning", 1), ("slow", 0)):
         tested = ("bench", "--implementation", f"tests.unit.bench.test_contest:{name}", "--repeats", "1")

@@ -238,6 +238,8 @@ def test_sizes_are_inferred_from_the_tensors_of_every_layout(name: str):
         (["-help"], "No such option: -help; did you mean --help?; see sdvar-harness verify --help-all"),
         (["-seeds=0:1"], "No such option: -seeds; did you mean --seeds?; see sdvar-harness verify --help-all"),
         (["--seeds"], "requires an argument"),
+        (["--seeds", "0", "--bonus", "true"], "--bonus is a flag and takes no value: drop true; see sdvar"),
+        (["0", "--bonus"], "unexpected extra argument"),
     ],
 )
 def test_a_usage_error_is_one_line(

@@ -93,6 +93,25 @@ def test_whatever_a_factory_raises_is_bad_input(error: BaseException):
         build_by_factory(factory, MODELS, Settings(1))
 
 
+def takes_one(models: ModelPair) -> None: ...
+
+
+def takes_three(models: ModelPair, settings: Settings, *, gamma: int) -> None: ...
+
+
+def takes_what_it_says(models: ModelPair, settings: Settings) -> None:
+    takes_one(models, settings)  # type: ignore[call-arg]
+
+
+def test_a_factory_of_other_arguments_is_named_as_it_is_typed():
+    said = "cannot be called with two arguments; write it as factory\\(models, settings\\)"
+    for factory in (takes_one, takes_three):
+        with pytest.raises(InputError, match=rf"implementation={__name__}:{factory.__name__}: {said}$"):
+            build_by_factory(factory, MODELS, Settings(1))
+    with pytest.raises(InputError, match=r"failed to build a decoder \(TypeError: .* in takes_what_it_says"):
+        build_by_factory(takes_what_it_says, MODELS, Settings(1))
+
+
 def test_a_module_without_a_name_is_told_what_it_defines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = (
         "from math import sqrt\nclass Cache: ...\ndef guide(rows): ...\nclass Spec:\n"

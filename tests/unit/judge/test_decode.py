@@ -180,6 +180,16 @@ def test_nothing_drafted_proves_nothing_unless_it_is_said():
     assert judge(replace(found, actual=replace(found.actual, rounds=one))).verdict is Verdict.IDENTICAL
 
 
+def test_a_judgement_is_read_in_two_lines():
+    found = evidence()
+    counts = "0 ties, 0 wrong tokens, 0 defects"
+    assert str(judge(found)) == f"IDENTICAL: 2 images, 28 draws compared, 28 identical, {counts}"
+    judgement = judge(replace(found, actual=replace(found.actual, rounds=[])))
+    assert str(judgement).splitlines()[1:] == [f"inconclusive: {judgement.inconclusive[0]}"]
+    judgement = judge(replace(found, actual=replace(found.actual, tokens_BL=found.actual.tokens_BL ^ 1)))
+    assert str(judgement).splitlines()[1:] == [f"first defect: {judgement.defects[0]}"]
+
+
 def scope(found: Evidence, contract: Contract) -> Judgement:
     judgement = Judgement(2, draws=28)
     _say_what_was_compared(found, contract, judgement)

@@ -193,6 +193,13 @@ def test_several_requests_and_settings_ask_what_they_differ_in():
     assert result.exercised.missing["top-p alone"] == "--top-p 0.9"
 
 
+@pytest.mark.parametrize(("labels", "cfg", "is_said"), [((3, 3), 1.5, True), ((2, 3), 1.5, False), ((3,), 0.0, False)])
+def test_a_run_of_the_unconditional_label_alone_says_that_guidance_changes_nothing(labels, cfg: float, is_said: bool):
+    result = verify(MODELS, build_decoder, Settings(1), replace(ONE, labels=labels, cfg=cfg), terms=HERE)
+    said = {"label 3 alone, the unconditional one: guidance changes nothing": 1}
+    assert result.remarks == (said if is_said else {})
+
+
 def test_the_default_question_reaches_all_but_what_is_no_decode(tmp_path: Path):
     terms = Terms(in_process=True, laws=0)
     question = Question(build_decoder, (Settings(1),), (), terms, cover=True)
