@@ -106,7 +106,9 @@ class Search:
             found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
-            above = self._masked(number) or self._again(number, wrong) or self._misplaced(number, at_n, placed, wrong)
+            above = self._masked(number) or self._again(number, wrong)
+            if placed is not None and not self._drops_otherwise(back, placed):
+                above = above or self._misplaced(number, at_n, placed, wrong)
             above = above or self._unchanged(number, at_n) or self._filtered(number)
             return above or (step, stream.unseen(number))
         return None
@@ -175,6 +177,19 @@ class Search:
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
                 return self._handed(other, number, placed) or self._strictly(number, at_n, placed)
         return None
+
+    def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]], placed: Known) -> bool:
+        """Tell whether a filter of rows that are right in their place made wrong ones of them: it drops other tokens.
+
+        What it compares them with may be made of all rows at once, those of other places among them.
+        """
+        for number, (at_n, _) in back.items():
+            step = self.along_any.steps[number]
+            if step.by_row and any(rows.kind[0] == "truth" for rows in step.inputs):
+                read = [rows for rows, _ in self.along_any.read(number, at_n) if rows.kind[0] == "real"]
+                if read and all(bool((self.along_any.is_known(rows) & placed.has(rows)).all()) for rows in read):
+                    return True
+        return False
 
     def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
         """Return the first operation that made what a step reads of what the reference makes in its place."""

@@ -187,4 +187,8 @@ KINDS = (
     Planted("nucleus in few bits", "softmax(-1).cumsum(-1)", "softmax(-1).bfloat16().cumsum(-1)"),
     Planted("keys in few bits", "= k_RHnc, v_RHnc\n", "= k_RHnc.bfloat16().to(k_RHnc), v_RHnc\n", text=CACHED),
     Planted("keys emptied", CUT.strip(), EMPTIED, text=CACHED),
+    Planted("top-k of one more", "topk(top_k)", "topk(top_k + 1)"),
+    Planted("top-k of one less", "topk(top_k)", "topk(top_k - 1)"),
+    Planted("top-k of three at most", "        if top_k:", "        if top_k := min(top_k, 3):"),
+    Planted("larger top-p", "<= 1 - top_p", "<= 1 - (top_p + 0.02)"),
 )

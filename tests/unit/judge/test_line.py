@@ -28,7 +28,9 @@ FILTERED = {
     "top-p of the rest",
     "large top-p off",
     "nucleus in few bits",
+    "larger top-p",
 }  # mistakes that only a filtered draw shows
+TOP_K = {"top-k of one more", "top-k of one less", "top-k of three at most"}  # those that top-k alone shows
 SEEDS = {"nucleus in few bits": 20}  # where it decides a token
 SEVERAL = {"noise of image 0"}  # those of later images
 
@@ -44,6 +46,7 @@ def searched(source: str, path: Path, request: Request, **changes: Any) -> CodeL
 
 def request_for(planted: Planted) -> Request:
     filters = {"top_k": 6, "top_p": 0.6} if planted.name in FILTERED else {}
+    filters = {"top_k": 6} if planted.name in TOP_K else filters
     seed = SEEDS.get(planted.name, 1 + 3 * bool(filters))
     return Request((0, 1) if planted.name in SEVERAL else (0,), seed, **filters)
 
