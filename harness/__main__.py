@@ -132,8 +132,9 @@ def stopped(error: BaseException, number: int = 0) -> tuple[int, str]:
             message = f"No such option: {option}; did you mean {near[0]}?"
         if context and "unexpected extra argument" in message:
             flags = {name for each in context.command.params if getattr(each, "is_flag", False) for name in each.opts}
-            after = [(flag, word) for flag, word in pairwise(sys.argv) if flag in flags and word[:1] != "-"]
-            message = f"{after[0][0]} is a flag and takes no value: drop {after[0][1]}" if after else message
+            extra = message.rpartition("(")[2].rstrip(").").split()
+            given = next((pair for pair in pairwise(sys.argv) if pair[0] in flags and pair[1] in extra), None)
+            message = "{} is a flag and takes no value: drop {}".format(*given) if given else message
         of = context.command_path if context else "sdvar-harness"
         every = "-all" if context and any(each.name == "help_all" for each in context.command.params) else ""
         said = _cut(message.removesuffix("."))  # empty: the help was printed

@@ -223,8 +223,8 @@ def _rows(result: Verification, verbose: bool) -> list[list[str]]:
         passed = []
     counted = _counted(result)
     # a decoder that never drafts is asked one length, of which it makes nothing
-    is_alone = result.record is not None and result.record.terms.sequential and len(result.settings) == 1
-    idle = is_alone and not result.coverage.judged
+    is_sequential = result.record is not None and result.record.terms.sequential and not result.coverage.judged
+    idle = is_sequential and len(result.settings) == 1
     shown = (each for each in result.settings if each not in passed)
     rows = [_row("sequential" if idle else setting_name(each), [each], counted) for each in shown]
     if passed:

@@ -229,12 +229,12 @@ class Verification:
 
     @property
     def remarks(self) -> dict[str, int]:
-        """What decodes left behind, or showed otherwise than asked, or cannot show, and in how many: no defects."""
+        """What decodes left changed, showed otherwise than asked, or cannot show, and in how many: no defects."""
         found = Counter(each for s in self.settings for j in s.judgements for each in dict.fromkeys(j.remarks))
         guided = [one.request for one in self.decoded if one.request.is_guided]
-        last = {request.conditions(self.record.networks.classes) for request in guided} if self.record else set()
-        if len(last) == 1 and all({*(request.labels or ())} == last for request in guided):
-            found[f"label {min(last)} alone, the unconditional one: guidance changes nothing"] = len(guided)
+        last = self.record.networks.classes if self.record else 0
+        if guided and all({*(request.labels or ())} == {last} and not request.texts for request in guided):
+            found[f"label {last} alone, the unconditional one: guidance changes nothing"] = len(guided)
         return dict(found)
 
     @property

@@ -252,6 +252,13 @@ def test_a_usage_error_is_one_line(
     assert len(captured.splitlines()) == 1
 
 
+def test_a_flag_before_an_argument_that_is_wanted_is_not_blamed(monkeypatch: pytest.MonkeyPatch, capsys):
+    assert run(monkeypatch, "replay", "--locate", "run.db", "more") == 2
+    said = capsys.readouterr().err
+    assert "unexpected extra argument" in said
+    assert "(more)" in said
+
+
 def test_a_command_that_is_misspelt_names_the_nearest_once():
     class MisspeltError(Exception):  # typer 0.20 beside click 8.5, where both name it
         message, possibilities = "No such command 'verfy'. Did you mean 'verify'?", ["verify"]
