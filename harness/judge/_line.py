@@ -107,7 +107,7 @@ class Search:
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
             above = self._masked(number) or self._again(number, wrong)
-            if placed is not None and not self._drops_otherwise(back, placed):
+            if not self._drops_otherwise(back):
                 above = above or self._misplaced(number, at_n, placed, wrong)
             above = above or self._unchanged(number, at_n) or self._filtered(number)
             return above or (step, stream.unseen(number))
@@ -178,8 +178,8 @@ class Search:
                 return self._handed(other, number, placed) or self._strictly(number, at_n, placed)
         return None
 
-    def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]], placed: Known) -> bool:
-        """Tell whether a filter of rows that are right in their place made wrong ones of them: it drops other tokens.
+    def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]]) -> bool:
+        """Tell whether a filter made wrong rows of right ones: it drops other tokens.
 
         What it compares them with may be made of all rows at once, those of other places among them.
         """
@@ -187,7 +187,7 @@ class Search:
             step = self.along_any.steps[number]
             if step.by_row and any(rows.kind[0] == "truth" for rows in step.inputs):
                 read = [rows for rows, _ in self.along_any.read(number, at_n) if rows.kind[0] == "real"]
-                if read and all(bool((self.along_any.is_known(rows) & placed.has(rows)).all()) for rows in read):
+                if read and all(bool(self.along_any.is_known(rows).all()) for rows in read):
                     return True
         return False
 

@@ -232,8 +232,8 @@ class Verification:
         """What decodes left changed, showed otherwise than asked, or cannot show, and in how many: no defects."""
         found = Counter(each for s in self.settings for j in s.judgements for each in dict.fromkeys(j.remarks))
         guided = [one.request for one in self.decoded if one.request.is_guided]
-        last = self.record.networks.classes if self.record else 0
-        if guided and all({*(request.labels or ())} == {last} and not request.texts for request in guided):
+        last = self.record.networks.classes if self.record else 0  # 0 where conditions are texts
+        if last and guided and all({*(request.labels or ())} == {last} for request in guided):
             found[f"label {last} alone, the unconditional one: guidance changes nothing"] = len(guided)
         return dict(found)
 

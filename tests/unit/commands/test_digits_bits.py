@@ -1,4 +1,4 @@
-"""--models digits-bits, behind every command that takes networks by name."""
+"""--models digits-bits, in every command that takes networks by name."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def test_verify_keeps_a_run_that_is_repeated(monkeypatch: pytest.MonkeyPatch, tm
     assert json.loads(found.read_text())["verdict"] == "IDENTICAL"
     assert command(monkeypatch, "verify", *NAMED, *FEW, *PLAIN, *wrong, "--run", str(run)) == 1
     assert command(monkeypatch, "replay", str(run), "--case", "0", "--trust", "--in-process") == 1
+
+
+def test_its_first_text_is_no_unconditional_label(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    found = tmp_path / "a.json"
+    assert command(monkeypatch, "verify", *NAMED, "--seeds", "0", "--labels", "0", *PLAIN, "--json", str(found)) == 0
+    assert json.loads(found.read_text())["remarks"] == {}
 
 
 def test_published_code_loads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -191,4 +191,10 @@ KINDS = (
     Planted("top-k of one less", "topk(top_k)", "topk(top_k - 1)"),
     Planted("top-k of three at most", "        if top_k:", "        if top_k := min(top_k, 3):"),
     Planted("larger top-p", "<= 1 - top_p", "<= 1 - (top_p + 0.02)"),
+    Planted(
+        "positions rolled before filters",
+        "top_k, top_p = self.request.filter(si)",
+        "guided_lV, (top_k, top_p) = guided_lV.roll(1, 0), self.request.filter(si)",
+        "function",
+    ),
 )

@@ -29,6 +29,7 @@ FILTERED = {
     "large top-p off",
     "nucleus in few bits",
     "larger top-p",
+    "positions rolled before filters",
 }  # mistakes that only a filtered draw shows
 TOP_K = {"top-k of one more", "top-k of one less", "top-k of three at most"}  # those that top-k alone shows
 SEEDS = {"nucleus in few bits": 20}  # where it decides a token

@@ -198,6 +198,8 @@ def test_a_run_of_the_unconditional_label_alone_says_that_guidance_changes_nothi
     result = verify(MODELS, build_decoder, Settings(1), replace(ONE, labels=labels, cfg=cfg), terms=HERE)
     said = {"label 3 alone, the unconditional one: guidance changes nothing": 1}
     assert result.remarks == (said if is_said else {})
+    others = [replace(ONE, labels=labels, cfg=cfg), replace(ONE, labels=(0,), cfg=1.5)]
+    assert verify(MODELS, build_decoder, Settings(1), others, terms=HERE).remarks == {}
 
 
 def test_the_default_question_reaches_all_but_what_is_no_decode(tmp_path: Path):
