@@ -83,6 +83,10 @@ def _lines(
     for each in ast.walk(node):
         if isinstance(each, ast.Name):
             yield from _lines(home, each.id, named, seen)
+        elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+            of = vars(sys.modules[home]).get(each.value.id)
+            if isinstance(of, ModuleType) and of.__name__ in named:
+                yield from _lines(of.__name__, each.attr, named, seen)
 
 
 def _put_in(family: ModuleType, definition: ast.stmt) -> Iterator[tuple[str, set[int]]]:

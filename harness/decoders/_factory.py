@@ -222,8 +222,9 @@ def build_by_factory(factory: Factory, models: ModelPair, settings: Settings) ->
     except BaseException as error:  # of whatever kind: the factory is somebody else's code
         check_refused_write(error)
         rule = f"failed to build a decoder ({raised_in(error)})"
-        if isinstance(error, TypeError) and not _takes_two(factory):
-            rule, remedy = "cannot be called with two arguments", "write it as factory(models, settings)"
+        is_of_the_call = error.__traceback__ is not None and error.__traceback__.tb_next is None
+        if isinstance(error, TypeError) and is_of_the_call and not _takes_two(factory):
+            rule, remedy = f"cannot be called with two arguments ({text_of(error)})", "write factory(models, settings)"
         raise InputError("implementation", name, rule, remedy) from None
     known = isinstance(declines, tuple | list) and all(isinstance(word, str) and word in DECLINES for word in declines)
     if not callable(decode):

@@ -195,7 +195,7 @@ def _say_first_divergence(result: Verification, console: Console) -> None:
     for reason in result.inconclusive if result.verdict is not Verdict.DEFECT else ():  # a defect proves enough
         say(console, f"inconclusive: {reason}")
     for remark, count in result.remarks.items():
-        say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect where no result depends on it)")
+        say(console, f"remark: {remark} ({count_of(count, 'decode')}; no defect by itself)")
     if (first := result.first_divergence) is not None:
         say(console, f"{result.first_word}: {first}")
         if before := result.before_the_crash:

@@ -231,7 +231,8 @@ class Verification:
     def remarks(self) -> dict[str, int]:
         """What decodes left changed, showed otherwise than asked, or cannot show, and in how many: no defects."""
         found = Counter(each for s in self.settings for j in s.judgements for each in dict.fromkeys(j.remarks))
-        guided = [one.request for one in self.decoded if one.request.is_guided]
+        made = (one.request for one in self.decoded if not (one.refused or one.declared))
+        guided = [request for request in made if request.is_guided]
         last = self.record.networks.classes if self.record else 0  # 0 where conditions are texts
         if last and guided and all({*(request.labels or ())} == {last} for request in guided):
             found[f"label {last} alone, the unconditional one: guidance changes nothing"] = len(guided)

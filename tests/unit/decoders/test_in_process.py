@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 
@@ -104,10 +105,17 @@ def takes_what_it_says(models: ModelPair, settings: Settings) -> None:
 
 
 def test_a_factory_of_other_arguments_is_named_as_it_is_typed():
-    said = "cannot be called with two arguments; write it as factory\\(models, settings\\)"
-    for factory in (takes_one, takes_three):
+    for factory, why in ((takes_one, "2 were given"), (takes_three, "argument: 'gamma'")):
+        said = rf"cannot be called with two arguments \(.*{why}\); write factory\(models, settings\)"
         with pytest.raises(InputError, match=rf"implementation={__name__}:{factory.__name__}: {said}$"):
             build_by_factory(factory, MODELS, Settings(1))
+
+    def narrow(*given: object) -> None:
+        takes_one(*given)  # type: ignore[arg-type]
+
+    narrow.__signature__ = signature(takes_one)  # type: ignore[attr-defined]  # says that it takes one, and takes two
+    with pytest.raises(InputError, match=r"failed to build a decoder \(TypeError: .* in narrow"):
+        build_by_factory(narrow, MODELS, Settings(1))
     with pytest.raises(InputError, match=r"failed to build a decoder \(TypeError: .* in takes_what_it_says"):
         build_by_factory(takes_what_it_says, MODELS, Settings(1))
 

@@ -202,6 +202,18 @@ def test_a_run_of_the_unconditional_label_alone_says_that_guidance_changes_nothi
     assert verify(MODELS, build_decoder, Settings(1), others, terms=HERE).remarks == {}
 
 
+def test_what_a_decoder_refuses_is_no_run_of_the_unconditional_label():
+    requests = [replace(ONE, labels=(3,), cfg=1.5), replace(ONE, labels=(0,), cfg=0.0)]
+    result = verify(
+        MODELS,
+        refuses(lambda request: request.labels == (3,)),
+        Settings(1),
+        requests,
+        terms=replace(HERE, refusals=True),
+    )
+    assert (result.exercised.refused, result.remarks) == (1, {})
+
+
 def test_the_default_question_reaches_all_but_what_is_no_decode(tmp_path: Path):
     terms = Terms(in_process=True, laws=0)
     question = Question(build_decoder, (Settings(1),), (), terms, cover=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import getsourcelines
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from harness.decoders._factory import load_factory
 from harness.judge._verdict import Verdict
 from harness.mutants import guidance, masks, positions, reuse, state, streams, windows
 from harness.mutants._hunt import MUTANTS
-from harness.mutants._mutant import Mutant
+from harness.mutants._mutant import Mutant, given
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
+from scripts.located import truths
 from tests.helpers import Layout, digits, some, tiny, verify_here
 
 FOUR = Layout((1, 2, 3, 4))
@@ -84,3 +86,10 @@ def test_the_command_line_catches_a_planted_bug(name: str, tmp_path: Path, capsy
     assert first["component"] == component
     assert digits().pyramid.level_of(first["position"]) == first["scale"]
     assert f"scale {first['scale']}, position {first['position']}" in out
+
+
+def test_the_lines_of_a_bug_are_those_of_every_function_that_it_names():
+    """Whether by name or by module, as `scripts.located` counts them."""
+    lines = truths()["guidance.capped"]  # windows.py: plant.passed(...), which hands the change to `given`
+    source, first = getsourcelines(given)
+    assert {*range(first, first + len(source))} in [found for _, found in lines]
