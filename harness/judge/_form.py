@@ -190,10 +190,19 @@ def wrong_rounds(models: ModelPair, request: Request, trace: Trace) -> Iterator[
         covered = [turn.first + k for turn in rounds for k in range(turn.finished)]
         if covered != list(pyramid) or any(turn.finished < 1 for turn in rounds):
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
-            idle = next((turn.first for turn in rounds if turn.finished < 1), None)
-            detail += "" if idle is None else f"; that at scale {idle} accepts, corrects and adds none"
-            detail += "" if rounds else ": leave rounds out where nothing is drafted"
+            detail += _odd_round(rounds, pyramid.S) if rounds else ": leave rounds out where nothing is drafted"
             yield Divergence("scheduling", detail, **request.where(image))
+
+
+def _odd_round(rounds: list[Round], S: int) -> str:
+    """Say of the first round that does not end where the next one begins how many scales it finishes."""
+    for n, turn in enumerate(rounds, 1):
+        begin = rounds[n].first if n < len(rounds) else S
+        if turn.finished < 1 or turn.first + turn.finished != begin:
+            sum_of = f"accepted {turn.accepted} + corrected {turn.corrected:d} + bonus {turn.bonus:d}"
+            after = f"the next round begins at scale {begin}" if n < len(rounds) else f"the pyramid has {S} scales"
+            return f"; that at scale {turn.first} finishes {sum_of}, and {after}"
+    return ""
 
 
 def wrong_shape(models: ModelPair, request: Request, trace: Trace) -> Divergence | None:

@@ -182,18 +182,21 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
     probs = (each.double().softmax(-1) for each in (law_nV, free_nV))
     chance_n, chance_free_n = (probs_nV.gather(1, token_n[:, None])[:, 0] for probs_nV in probs)
     chance_n = torch.where(chance_n > 0, chance_n, chance_free_n)  # a token that is dropped is drawn without a filter
-    fits = dict[tuple[bool, float], dict[str, tuple[str, float]]]()  # by how well: what each component says, and chance
+    fits = dict[
+        tuple[bool, float], dict[str, dict[str, float]]
+    ]()  # by how well: of each component clauses, and chances
     for component, clause, other_n in _others(evidence, image, scales, law_nV, E_nV):
         hit_w, is_exact = (other_n == token_n)[wrong_n], torch.equal(other_n, token_n)
         # a temperature was chosen so that right tokens stay: these say nothing of it
         chance = float((chance_n if is_exact and component != "draw" else chance_n[wrong_n][hit_w]).prod())
-        if (share := float(hit_w.double().mean())) >= MOST_OF:
-            fits.setdefault((is_exact, share), {}).setdefault(component, (clause, chance))
+        # of a filter that is nearly the right one most tokens are those of none at all
+        if (share := float(hit_w.double().mean())) >= (1.0 if component == "filter" else MOST_OF):
+            fits.setdefault((is_exact, share), {}).setdefault(component, {})[clause] = chance
     best = fits[max(fits)] if fits else {}
-    for component, (clause, chance) in best.items():
-        if len(best) == 1 and chance <= CHANCE:  # of two that fit alike neither is known to be it
+    for component, chances in best.items():
+        if len(best) == 1 and max(chances.values()) <= CHANCE:  # of two that fit alike neither is known to be it
             which = "the tokens" if max(fits)[0] else "most wrong tokens"
-            return component, f"guided logits agree, and {which} are {clause}"
+            return component, f"guided logits agree, and {which} are {', or '.join(chances)}"
     free_wV, kept_wV, token_w1 = free_nV[wrong_n].double(), law_nV[wrong_n].isfinite(), token_n[wrong_n, None]
     score_wV = free_wV - E_nV[wrong_n].double().log()
     score_w, kept_w = (each.gather(1, token_w1)[:, 0] for each in (score_wV, kept_wV))
@@ -219,6 +222,9 @@ def _others(
         if not torch.equal(law_nV := _law(evidence, image, scales, change), right_nV):
             yield "filter", clause, draw(law_nV, E_nV)
     token_n, likeliest_n = evidence.actual.tokens_BL[image, : len(right_nV)], right_nV.argmax(-1)
+    for clause, change in _wider(evidence, image, scales, token_n):
+        if torch.equal(wider_n := draw(_law(evidence, image, scales, change), E_nV), token_n):  # it was chosen so
+            yield "filter", clause, wider_n
     if torch.equal(token_n, likeliest_n):
         yield "draw", "the most likely ones", likeliest_n
     elif beta := _inverse_temperature(right_nV, E_nV, token_n[:, None]):
@@ -241,6 +247,25 @@ def _others(
     for stream in (DRAFT, CORRECT):
         clause = f'drawn with the numbers of stream "{stream}"'
         yield "noise", clause, draw(right_nV, _numbers(evidence, image, scales, stream))
+
+
+def _wider(
+    evidence: Evidence, image: int, scales: int, token_n: Tensor
+) -> Iterator[tuple[str, Callable[[Tensor, int, float], Tensor]]]:
+    """Yield the least top-k, and the least top-p, above those asked for that keep every token of some scales."""
+    more_k, more_p = 0, 0.0
+    for si, token_l in enumerate(token_n.split(evidence.models.pyramid.draws.counts[:scales])):
+        (top_k, top_p), logits_lV = evidence.request.filter(si), _law(evidence, image, si + 1, None)[-len(token_l) :]
+        likelier_lV = logits_lV > logits_lV.gather(1, token_l[:, None])
+        likelier_l = (filter_logits(logits_lV, top_k, 0.0).softmax(-1) * likelier_lV).sum(1)  # probability, not number
+        more_k = max(more_k, int(likelier_lV.sum(1).max()) + 1 - top_k if top_k else 0)
+        more_p = max(more_p, float(likelier_l.max()) + 1e-6 - top_p if top_p else 0.0)  # beyond rounding of a sum
+    if more_k:
+        clause = f"drawn with a top-k that is larger by {more_k} at least"
+        yield clause, lambda logits_lV, k, p: filter_logits(logits_lV, min(k + more_k, logits_lV.shape[1]) * bool(k), p)
+    if more_p:
+        clause = f"drawn with a top-p that is larger by {more_p:.2g} at least"
+        yield clause, lambda logits_lV, k, p: filter_logits(logits_lV, k, min(p + more_p, 1.0) * bool(p))
 
 
 def _over_bits(channels: int, logits_lV: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -147,6 +147,7 @@ DECODES = 40  # that a search takes as long as: on digits 25 to 43 (docs/locate.
 NOT_FOUND = f"not found: {KEEPS}"
 RIGHT = "not found: beside the reference this decoder does the batch right, and what it was compared with may not"
 NO_DECODE = "not searched: the defect is of no decode"
+NO_VALUE = "not searched: no token and no tensor of the decode is wrong"
 OF_RECORDS = ("scheduling", "trace", "counts", "process", "skipped")  # components that no tensor of a decode shows
 
 
@@ -173,7 +174,9 @@ def take_line(
     if case is None or first is None:
         result.line = NO_DECODE if asked else ""
         return
-    if not asked and first[1].component in OF_RECORDS:
+    found = first[0].judgement
+    if first[1].component in OF_RECORDS and not (asked and (found.wrong_tokens or found.wrong_tensors)):
+        result.line = NO_VALUE if asked else ""
         return
     # the quickest of such decodes: others met other programs, or a decoder that had yet to warm up
     alike = (row for each in result.settings for row in each.rows if row.setting == first[0].setting)

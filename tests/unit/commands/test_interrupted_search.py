@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.commands.verify import tell_search
-from harness.judge import Divergence, Verdict
+from harness.judge import Divergence, Judgement, Verdict
 from harness.protocol import Request
 from harness.runs._replay import DECODES, OF_RECORDS, take_line
 from tests.helpers import command
@@ -32,21 +32,26 @@ def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "DEFECT contract token-identical" in said
 
 
-def row(seconds: float, setting: int = 0, images: int = 1) -> Any:
-    return SimpleNamespace(seconds=seconds, setting=setting, judgement=SimpleNamespace(images=images))
+def row(seconds: float, setting: int = 0, images: int = 1, **wrong: int) -> Any:
+    return SimpleNamespace(seconds=seconds, setting=setting, judgement=Judgement(images, **wrong))
 
 
 @pytest.mark.parametrize("component", [*OF_RECORDS, "positions"])
-def test_no_line_is_searched_unasked_for_what_no_tensor_shows(component: str, monkeypatch: pytest.MonkeyPatch):
-    asked = list[object]()
-    monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: asked.append(given) or "")
+@pytest.mark.parametrize("wrong", [{}, {"wrong_tokens": 1}, {"wrong_tensors": 1}])
+def test_no_line_is_searched_of_what_no_tensor_shows(
+    component: str, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
+):
+    searched = list[object]()
+    monkeypatch.setattr("harness.runs._replay.locate_case", lambda *given: searched.append(given) or "a line")
     case = SimpleNamespace(request=Request((0,), 0), implementation="mine:factory")
-    first = row(0.1), Divergence(component, "", 0)
+    first = row(0.1, **wrong), Divergence(component, "", 0)
     result: Any = SimpleNamespace(verdict=Verdict.DEFECT, case=case, first_case=first, line="", settings=[])
     take_line(result, None)  # type: ignore[arg-type]  # no network runs
-    assert bool(asked) == (component == "positions")
+    assert bool(searched) == (component == "positions")
     take_line(result, None, asked=True)  # type: ignore[arg-type]
-    assert asked
+    is_shown = component == "positions" or bool(wrong)
+    assert bool(searched) == is_shown
+    assert result.line == ("a line" if is_shown else "not searched: no token and no tensor of the decode is wrong")
 
 
 @pytest.mark.parametrize(

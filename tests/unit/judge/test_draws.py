@@ -67,8 +67,12 @@ WAYS: dict[str, tuple[str, Drawn]] = {
             filter_logits(filter_logits(g, 0, REQUEST.top_p), REQUEST.top_k, 0.0), noise.exponential(si, TOKEN, "t"))),
     "the filter drops too many": (
         "filter", lambda g, noise, si: draw(filter_logits(g, REQUEST.top_k, 0.6), noise.exponential(si, TOKEN, "t"))),
-    "the filter drops too few": (
+    "drawn with a top-p that is larger by 0.0": (
         "filter", lambda g, noise, si: draw(filter_logits(g, 5, 0.75), noise.exponential(si, TOKEN, "t"))),
+    "the filter drops too few": (  # from position to position
+        "filter", lambda g, noise, si: draw(
+            torch.where(torch.arange(g.shape[1])[:, None] % 2 == 0, *(filter_logits(g, 5, p) for p in (0.7, 0.9))),
+            noise.exponential(si, TOKEN, "t"))),
     "wins where another threshold drops others": (  # from position to position
         "filter", lambda g, noise, si: draw(
             torch.where(torch.arange(g.shape[1])[:, None] % 2 == 0, *(filter_logits(g, 5, p) for p in (0.5, 0.9))),
@@ -96,6 +100,25 @@ def test_the_way_that_gives_the_tokens_is_named(clause: str):
     defects = judge(decoded(drawn)).defects
     assert (component, True) in {(each.component, clause in each.detail) for each in defects}
     assert {each.component for each in defects} <= {component, "draw"}
+
+
+@pytest.mark.parametrize("more", [1, 2])
+def test_a_larger_top_k_is_named_by_how_much_and_not_as_no_filter(more: int):
+    """All tokens are its own; most of the wrong ones a decoder without a filter would draw, too."""
+    request = replace(REQUEST, top_p=0.0)
+    found = decoded(
+        lambda g, noise, si: draw(filter_logits(g, 5 + more, 0.0), noise.exponential(si, TOKEN, "t")), request
+    )
+    drawn = f"drawn with a top-k that is larger by {more} at least"
+    assert {each.detail for each in judge(found).defects} == {f"guided logits agree, and the tokens are {drawn}"}
+
+
+def test_all_filters_that_give_the_tokens_are_named():
+    """Of few wrong tokens several do."""
+    found = decoded(lambda g, noise, si: draw(filter_logits(g, 6, 0.7), noise.exponential(si, TOKEN, "t")))
+    detail = judge(found).defects[0].detail
+    ways = "drawn with top-p before top-k, or drawn with top-p alone, or drawn with a top-p that is larger by 0.0"
+    assert detail.startswith(f"guided logits agree, and the tokens are {ways}")
 
 
 @pytest.mark.parametrize("filtered", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 5, "top_p": 0.8}])

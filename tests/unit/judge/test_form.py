@@ -142,7 +142,16 @@ BENT: dict[str, tuple[Any, str, str]] = {
     ),
     "negative token": (replace(RIGHT, tokens_BL=RIGHT.tokens_BL - 100), "scheduling", "token outside 0..10"),
     "a repeated round": (
-        replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]), "scheduling", "rounds finish scales"
+        replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]),
+        "scheduling",
+        "rounds finish scales [0, 1, 2, 2], not 0..2 once each; that at scale 2 finishes accepted 1 + corrected 0 + "
+        "bonus 0, and the next round begins at scale 2",
+    ),
+    "a round that accepts the corrected scale": (
+        replace(RIGHT, rounds=[[*turns[:-1], replace(turns[-1], accepted=1)] for turns in RIGHT.rounds]),
+        "scheduling",
+        "rounds finish scales [0, 1, 2, 3], not 0..2 once each; that at scale 2 finishes accepted 1 + corrected 1 + "
+        "bonus 0, and the pyramid has 3 scales",
     ),
     "rounds of nothing": (
         replace(RIGHT, rounds=[[] for _ in RIGHT.rounds]),
@@ -180,7 +189,9 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
     setting = result.settings[0]
     *before, last = setting.rows[0].judgement.defects
     assert last.component == "scheduling"
-    assert last.detail.endswith("once each; that at scale 0 accepts, corrects and adds none")
+    assert last.detail.endswith(
+        "; that at scale 0 finishes accepted 0 + corrected 0 + bonus 0, and the next round begins at scale 2"
+    )
     # what the changed token makes wrong is named first
     assert [each.component for each in before] == ["f_hat", "f_hat"] * wrong
     assert result.first_divergence == [*before, last][0]
