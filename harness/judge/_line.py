@@ -172,11 +172,35 @@ class Search:
         step = self.along_any.steps[number]
         if at_n is None or placed is None or (step.attends and step.read[1][-2] not in self.along_any.ends):
             return None  # of all rows, or keys of no right pass, some are of other places
+        for other in self._of_elsewhere(number, at_n, placed):
+            found = self._handed(other, number, placed) or self._moved(other, number, placed)
+            return found or self._strictly(number, at_n, placed)
+        return None
+
+    def _of_elsewhere(self, number: int, at_n: Tensor | None, placed: Known) -> Iterator[TensorRows]:
+        """List the rows that a step read for some of what it made which are right in another place alone."""
         for rows, _ in self.along_any.read(number, at_n):
             other = part_of(rows, self.along_any.is_known(rows) & ~placed.has(rows))
             if rows.kind[0] == "real" and rows.kind[1] >= LEAST and len(other.hash_N):
-                return self._handed(other, number, placed) or self._strictly(number, at_n, placed)
-        return None
+                yield other
+
+    def _moved(self, rows: TensorRows, number: int, placed: Known) -> Found | None:
+        """Return the last operation before one that put rows, or those that they were made of, in another order."""
+        steps = self.along_any.steps
+        for step in reversed(steps[:number]):
+            if step.stack and any(share(each, rows) for each in step.outputs) and self._reorders(step):
+                return step, ELSEWHERE
+        made = ((n, at_n) for n, at_n in self.along_any.makers(rows).items() if n < number and steps[n].by_row)
+        found = (self._moved(each, n, placed) for n, at_n in made for each in self._of_elsewhere(n, at_n, placed))
+        return next(filter(None, found), None)
+
+    def _reorders(self, step: Operation) -> bool:
+        """Tell whether all rows of one tensor come out as they were, but in another order, and are copied there."""
+        steps = self.along_any.steps
+        of = (other for rows in step.outputs for n in self.along_any.makers(rows) for other in steps[n].outputs)
+        pairs = [(rows.hash_N, other.hash_N) for other in of for rows in step.outputs if rows.kind == other.kind]
+        alike = [pair for pair in pairs if len(pair[0]) == len(pair[1]) and not torch.equal(*pair)]
+        return not _is_view(step) and any(torch.equal(*(each.sort().values for each in pair)) for pair in alike)
 
     def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]]) -> bool:
         """Tell whether a filter made wrong rows of right ones: it drops other tokens.
@@ -194,7 +218,9 @@ class Search:
     def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
         """Return the first operation that made what a step reads of what the reference makes in its place."""
         stream, pending = self.along_any.among([placed], last=True), Rows({number: at_n})
-        first = stream.steps[next(iter(stream.firsts(stream.back(pending), pending)), number)]
+        firsts = (stream.steps[n] for n in stream.firsts(stream.back(pending), pending))
+        # what makes whole numbers of nothing, as levels are, puts nothing anywhere
+        first = next((step for step in firsts if step.inputs or _is_real(step)), stream.steps[number])
         is_right = all(bool(self.along_any.is_known(rows).all()) for rows in first.outputs)
         return first, ELSEWHERE * is_right
 
@@ -494,6 +520,10 @@ def _maker_of(rows: TensorRows, steps: Sequence[Operation]) -> Operation | None:
 def _keeps(step: Operation, rows: TensorRows) -> bool:
     """Tell whether a step hands rows on that it should have changed."""
     return step.name in TURNS and all(any(share(rows, each) for each in of) for of in (step.inputs, step.outputs))
+
+
+def _is_real(step: Operation) -> bool:
+    return any(rows.kind[0] == "real" for rows in step.outputs)
 
 
 def _is_view(step: Operation) -> bool:

@@ -181,6 +181,7 @@ OTHERS = (
     Planted("condition of the draft", CONDITION, CONDITION.replace("network.", "self.models.draft.", 1)),
     Planted("keys for values", "(v_old, v_RHnc)", "(k_old, v_RHnc)", "neither", CACHED),
 )
+SOFTMAX, CUT_UP = "return guided_lV.softmax(-1)", "torch.cat((guided_lV[1:], guided_lV[:1]))"
 KINDS = (
     Planted("last token of other numbers", f"return {RACE}", LAST_OWN),
     Planted("large top-p off", "        if top_p:", "        if 0 < top_p < 0.5:"),
@@ -197,4 +198,9 @@ KINDS = (
         "guided_lV, (top_k, top_p) = guided_lV.roll(1, 0), self.request.filter(si)",
         "function",
     ),
+    Planted("positions rolled after filters", SOFTMAX, f"{SOFTMAX}.roll(1, 0)"),
+    Planted("positions flipped before softmax", SOFTMAX, SOFTMAX.replace("_lV", "_lV.flip(0)")),
+    Planted("positions taken in another order", SOFTMAX, SOFTMAX.replace("_lV", "_lV[[*range(1, len(guided_lV)), 0]]")),
+    Planted("positions put together in another order", SOFTMAX, SOFTMAX.replace("guided_lV", CUT_UP)),
+    Planted("top-k of one", "topk(top_k)", "topk(1)"),
 )

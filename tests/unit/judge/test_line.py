@@ -31,8 +31,13 @@ FILTERED = {
     "larger top-p",
     "positions rolled before filters",
 }  # mistakes that only a filtered draw shows
-TOP_K = {"top-k of one more", "top-k of one less", "top-k of three at most"}  # those that top-k alone shows
-SEEDS = {"nucleus in few bits": 20}  # where it decides a token
+TOP_K = {
+    "top-k of one more",
+    "top-k of one less",
+    "top-k of three at most",
+    "top-k of one",
+}  # those that top-k alone shows
+SEEDS = {"nucleus in few bits": 20, "top-k of one": 1}  # where it decides a token; leaves one that others stand for
 SEVERAL = {"noise of image 0"}  # those of later images
 
 
