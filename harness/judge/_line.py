@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.errors import text_of
 from harness.judge._form import no_token, unreadable, wrong_shape
-from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, ROUNDS, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._stream import Rows, Stream, merged, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
@@ -172,6 +172,8 @@ class Search:
         step = self.along_any.steps[number]
         if at_n is None or placed is None or (step.attends and step.read[1][-2] not in self.along_any.ends):
             return None  # of all rows, or keys of no right pass, some are of other places
+        if step.name in ROUNDS and all(bool(self.along_any.is_known(rows).all()) for rows in step.inputs):
+            return None  # what is right is so no longer in fewer bits, wherever it belongs
         for other in self._of_elsewhere(number, at_n, placed):
             found = self._handed(other, number, placed) or self._moved(other, number, placed)
             return found or self._strictly(number, at_n, placed)
@@ -218,10 +220,13 @@ class Search:
     def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
         """Return the first operation that made what a step reads of what the reference makes in its place."""
         stream, pending = self.along_any.among([placed], last=True), Rows({number: at_n})
-        firsts = (stream.steps[n] for n in stream.firsts(stream.back(pending), pending))
+        back = stream.back(pending)
+        firsts = (stream.steps[n] for n in stream.firsts(back, pending))
         # what makes whole numbers of nothing, as levels are, puts nothing anywhere
         first = next((step for step in firsts if step.inputs or _is_real(step)), stream.steps[number])
         is_right = all(bool(self.along_any.is_known(rows).all()) for rows in first.outputs)
+        if is_right and any(stream.steps[n].drawn is not None for n in back):
+            first = stream.steps[number]  # tokens that were drawn rightly are right until they are read here
         return first, ELSEWHERE * is_right
 
     def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:

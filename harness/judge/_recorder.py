@@ -36,7 +36,8 @@ MOST_ROWS = 2**26  # of a recording; some 3 GB
 MOST_STACK = 16
 FILLS = {"copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}  # what was there is not read
 Result = TypeVar("Result")
-MOVES = {"cat", "stack", "clone", "to", "copy_", "contiguous", "expand", "repeat"}
+ROUNDS = {"to", "copy_"}  # where what comes out has fewer bits
+MOVES = {"cat", "stack", "clone", "contiguous", "expand", "repeat", *ROUNDS}
 TAKEN_IN = "torch.tensor"  # Python's or NumPy's numbers
 PUBLIC = {"lift_fresh": TAKEN_IN, "_to_copy": "to", "_unsafe_view": "view", "alias": "slice"}  # as a decoder calls it
 BY_ROW = ("linear", "addmm", "norm", "softmax", "argmax", "where", "masked_fill", "sort", "cumsum", "gather", "scatter")
@@ -131,7 +132,7 @@ class OperationRecorder(EveryOperation):
             whole = [each.flatten().cpu().clone() for each in small]
             drawn = self._drawn_by(name, inputs, made, small)
             sizes = [each.element_size() for each in (*read[:1], *made[:1]) if each.dtype in REAL]
-            rounds = name == "to" and sizes[1:] < sizes[:1]
+            rounds = name in ROUNDS and sizes[1:] < sizes[:1]
         went_in, came_out = ([tuple(each.shape) for each in of] for of in (read, made))
         # whole numbers lead back to where they come from; real ones that the reference has not may be right
         moves = is_view or (name in MOVES and not rounds) or (name == TAKEN_IN and made[0].is_floating_point())
