@@ -14,9 +14,9 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
-from harness.judge._rounded import guided_in_fewer_bits, rounding_of
+from harness.judge._rounded import guided_in_fewer_bits, in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
-from harness.judge._suspects import drafted_f_hats
+from harness.judge._suspects import drafted_f_hats, made_of_other_tokens
 from harness.models import product_dtype
 from harness.protocol import Guidance, ScaleGuidance, largest_factor
 from harness.reference import family_of
@@ -97,7 +97,7 @@ def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTens
     at = si, task, image
     if searches is not None and (known := searches.known(setting, which, at)) is not None:
         taken = "not searched: taken for what the first ones of this kind were"
-        return WrongTensor(si, known, f"{KINDS[which]} of scale {si} differ; {taken}")
+        return WrongTensor(si, known, f"{KINDS[which]} of scale {si} differ; {taken}", which == F_HAT)
     if which == INPUT:
         error_B = _input_error(evidence) + (_steps(evidence) if si == 0 else 0)
         named = wrong_input(evidence, image, si, float(error_B[image]))
@@ -105,7 +105,7 @@ def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTens
         named = {ROWS: wrong_rows, GUIDED: _wrong_guided, F_HAT: _wrong_f_hat}[which](evidence, image, si)
     if searches is not None:
         searches.add(setting, which, at, named[0])
-    return WrongTensor(si, *named)
+    return WrongTensor(si, *named, which == F_HAT)
 
 
 def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:
@@ -181,8 +181,16 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
         f_hat = family_of(models.target).accumulate(own_before, codes, si, models.vae.quantizer, models.pyramid)
         if bool(_close(found, f_hat, 2 * evidence.budget.f_hat)):
             return "f_hat", f"{what} is that of the tokens: more_smooth has no effect"
-    if word := rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row]):
+    if word := rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row]) or in_fewer_bits(
+        evidence, found, after
+    ):
         return "precision", f"{what} is the right one, rounded to {word}"
+    later = evidence.actual.shown.f_hat_SBCPP[si + 1 :, image : image + 1]
+    if len(later) and torch.equal(found, later[0]):
+        return "f_hat", f"{what} is shown as that after scale {si + 1} is: one tensor, to which later scales are added"
+    for clause, f_hat in made_of_other_tokens(evidence, image, si, before):
+        if bool(_close(found, f_hat, evidence.f_hat_error)):
+            return "f_hat", f"{what} is that of {clause}, not of its tokens"
     for component, clause, f_hat in _other_codes(evidence, image, si, before) if models.pyramid.channels > 1 else ():
         if bool(_close(found, f_hat, evidence.f_hat_error)):
             return component, f"{what} differs: {clause}"

@@ -15,7 +15,7 @@ import torch
 
 from harness.judge._components import WrongTensors, first_wrong, first_wrong_of, stale_scale
 from harness.judge._evidence import Evidence, WrongTensor
-from harness.judge._form import malformed, wrong_rounds
+from harness.judge._form import malformed, rounds_by_beginning, wrong_rounds
 from harness.judge._likelihood import bet_on
 from harness.judge._rows import UNKNOWN
 from harness.judge._shown_law import judge_shown_law
@@ -47,9 +47,11 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     if (wrong_form := malformed(evidence.models, request, actual)) is not None:
         is_whole = wrong_form == next(wrong_rounds(evidence.models, request, actual), None)
         if is_whole and contract is not Contract.QUALITY:  # where rounds say which scales the target decided
-            without = replace(evidence, actual=replace(actual, rounds=[]))
-            judgement, evidence = judge_along(without, contract, drafts=False)
+            rounds = rounds_by_beginning(evidence.models.pyramid, actual)
+            by_beginning = replace(evidence, actual=replace(actual, rounds=rounds))
+            judgement, evidence = judge_along(by_beginning, contract, drafts=False)
             example = f"as of seed {wrong_form.seed}, image {wrong_form.image}: {wrong_form.detail}"
+            judgement.compared = [each for each in judgement.compared if each != CALLS_AND_ROWS]
             judgement.not_compared[CALLS_AND_ROWS] = f"the rounds are wrong, {example}"
         judgement.defects = sorted([wrong_form, *judgement.defects], key=lambda defect: defect.order)
         return judgement, evidence
@@ -73,15 +75,18 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
     # a greedy decode draws nothing; where a token is wrong already, so is its draw
     if not (evidence.greedy or judgement.defects):
         judge_shown_law(along, judgement)
-    tensors = _judge_tensors(along, wrong)
+    tensors = [_skipped_there(along, each) for each in _judge_tensors(along, wrong)]
     judgement.wrong_tensors = len(tensors)
-    judgement.defects = [_skipped_there(along, each) for each in (*judgement.defects, *tensors)]
+    judgement.defects = [*(_skipped_there(along, each) for each in judgement.defects), *tensors]
     judgement.defects += _wrong_counts(evidence.models.pyramid, request, actual, contract)
     _say_what_was_compared(along, contract, judgement)
     row = {address: b for b, address in reversed(list(enumerate(request.addresses)))}
-    # a defect without a position (the final f_hat) comes after the tokens that it is made of, and a wrong count after
-    # what is wrong in tensors
-    judgement.defects.sort(key=lambda d: (*d.order, row[d.seed, d.image], d.position < 0, *d.place))
+    # f_hat comes after the tokens that it is made of, and a wrong count after what is wrong in tensors
+    firsts = {request.addresses[b]: first for b, first in wrong.items() if first is not None}
+    late = [each for each in tensors if each.position < 0 or firsts[each.seed, each.image].is_f_hat]
+    judgement.defects.sort(
+        key=lambda d: (*d.order, row[d.seed, d.image], any(d is each for each in late), d.position < 0, *d.place)
+    )
     if drafts and not any(turn.drafted for turn in actual.turns):
         reason = "nothing was drafted, as far as Trace.rounds shows; pass --sequential for a decoder that never drafts"
         judgement.inconclusive.append(reason)

@@ -27,6 +27,7 @@ class WrongTensor:
     scale: int
     component: str
     detail: str
+    is_f_hat: bool = False  # which is made of its scale's tokens; what else is shown comes before them
 
 
 MOST_SEARCHED = 8  # of a run's wrong tensors, some seconds of a core each

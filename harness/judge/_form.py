@@ -8,6 +8,7 @@ class (`made_plain`).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from harness.judge._verdict import Divergence
 from harness.models import ModelPair
-from harness.protocol import Intermediates, Request, Round, Trace
+from harness.protocol import Intermediates, Request, Round, ScalePyramid, Trace
 
 COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
 INTEGERS, REALS = "integers", "floating point"
@@ -192,6 +193,25 @@ def wrong_rounds(models: ModelPair, request: Request, trace: Trace) -> Iterator[
             detail = f"rounds finish scales {covered}, not 0..{pyramid.S - 1} once each"
             detail += _odd_round(rounds, pyramid.S) if rounds else ": leave rounds out where nothing is drafted"
             yield Divergence("scheduling", detail, **request.where(image))
+
+
+def rounds_by_beginning(pyramid: ScalePyramid, trace: Trace) -> list[list[Round]]:
+    """Return the rounds of all images as if each finished all scales before the next; empty where one is out of order.
+
+    What a round says that it accepts may be miscounted; where the next one begins is where it ended.
+    """
+    counted = list[list[Round]]()
+    for rounds in trace.rounds:
+        begins = [*(turn.first for turn in rounds), pyramid.S]
+        if begins[0] or any(begin >= end for begin, end in pairwise(begins)):
+            return []
+        accepted = list[Round]()
+        for turn, (begin, end) in zip(rounds, pairwise(begins), strict=True):
+            n = sum(pyramid.draws.counts[begin:end])
+            all_of = replace(turn, accepted=end - begin, corrected=False, bonus=False)
+            accepted.append(replace(all_of, accepted_tokens=n, corrected_tokens=0, bonus_tokens=0))
+        counted.append(accepted)
+    return counted
 
 
 def _odd_round(rounds: list[Round], S: int) -> str:

@@ -5,6 +5,7 @@ looked up among the terms of all positions: content and position are named apart
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from harness.judge._rounded import SHORT, rounding_of
 from harness.judge._suspects import (
     asked_otherwise,
     drafted_f_hats,
+    made_of_other_tokens,
     other_positions,
     other_row,
     round_of,
@@ -181,6 +183,13 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield "next input", what, network.embed(stale)[0]
         for what, f_hat in drafted_f_hats(evidence, image, si):
             yield "next input", what, network.embed(family.next_input(f_hat, si, pyramid))[0]
+        span, quantizer = pyramid.draws.span(si - 1), models.vae.quantizer
+        codes = quantizer.codes(evidence.actual.tokens_BL[image : image + 1, span], *pyramid.sides[si - 1])
+        twice = family.accumulate(f_hats[si - 1], codes, si - 1, quantizer, pyramid)
+        besides = made_of_other_tokens(evidence, image, si - 1, f_hats[si - 1])
+        for what, f_hat in chain([("its own tokens", twice)], besides):
+            clause = f"f_hat after scale {si - 1}, to which that of {what} was added besides"
+            yield "next input", clause, network.embed(family.next_input(f_hat, si, pyramid))[0]
         for word, dtype in SHORT.items():
             short = family.next_input(f_hats[si - 1].to(dtype), si, pyramid).to(right.dtype)
             yield "precision", f"f_hat that was resized in {word}", network.embed(short)[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from harness.errors import text_of
 from harness.judge._form import no_token, unreadable, wrong_shape
-from harness.judge._recorder import LEAST, ROUNDS, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
+from harness.judge._recorder import LEAST, Frame, Known, Operation, OperationRecorder, TensorRows, recorded, rows_of
 from harness.judge._stream import Rows, Stream, merged, part_of, places_of, share
 from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_otherwise, numbers_asked, what_was_tried
 from harness.protocol import Trace
@@ -172,7 +172,7 @@ class Search:
         step = self.along_any.steps[number]
         if at_n is None or placed is None or (step.attends and step.read[1][-2] not in self.along_any.ends):
             return None  # of all rows, or keys of no right pass, some are of other places
-        if step.name in ROUNDS and all(bool(self.along_any.is_known(rows).all()) for rows in step.inputs):
+        if step.rounds and all(bool(self.along_any.is_known(rows).all()) for rows in step.inputs):
             return None  # what is right is so no longer in fewer bits, wherever it belongs
         for other in self._of_elsewhere(number, at_n, placed):
             found = self._handed(other, number, placed) or self._moved(other, number, placed)
@@ -217,8 +217,11 @@ class Search:
                     return True
         return False
 
-    def _strictly(self, number: int, at_n: Tensor, placed: Known) -> Found:
-        """Return the first operation that made what a step reads of what the reference makes in its place."""
+    def _strictly(self, number: int, at_n: Tensor | None, placed: Known) -> Found:
+        """Return the first operation that made what a step reads of what the reference makes in its place.
+
+        It is the step itself where that is made of drawn tokens: these were right until then.
+        """
         stream, pending = self.along_any.among([placed], last=True), Rows({number: at_n})
         back = stream.back(pending)
         firsts = (stream.steps[n] for n in stream.firsts(back, pending))
@@ -226,7 +229,7 @@ class Search:
         first = next((step for step in firsts if step.inputs or _is_real(step)), stream.steps[number])
         is_right = all(bool(self.along_any.is_known(rows).all()) for rows in first.outputs)
         if is_right and any(stream.steps[n].drawn is not None for n in back):
-            first = stream.steps[number]  # tokens that were drawn rightly are right until they are read here
+            first = stream.steps[number]
         return first, ELSEWHERE * is_right
 
     def _unchanged(self, number: int, at_n: Tensor | None) -> Found | None:
@@ -334,6 +337,9 @@ class Search:
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
         step = next(iter((*instead, *changed, *others)), None)
+        made = self.along_any.makers(rows)
+        if made and others[:1] == [step] and (placed := self._placed(wrong)) is not None:
+            return self._strictly(max(made), made[max(made)], placed)
         return step and (step, ELSEWHERE * bool(self.along_any.is_known(rows).all()))
 
     def _taken(self, pending: Rows) -> Found | None:

@@ -83,6 +83,11 @@ class Operation(NamedTuple):
         return " ".join(map(str, (self.name, *self.read, "->", *self.made)))
 
     @property
+    def rounds(self) -> bool:
+        """Whether what comes out is what went in, in fewer bits."""
+        return self.name in ROUNDS and not self.moves
+
+    @property
     def attends(self) -> bool:
         """Whether it is an attention, whose second input are keys."""
         return "attention" in self.name

@@ -55,6 +55,12 @@ def rounding_of(evidence: Evidence, image: int, si: int, pick: Callable[[Interme
     return min(near, key=lambda word: near[word], default="")
 
 
+def in_fewer_bits(evidence: Evidence, found: Tensor, exact: Tensor) -> str:
+    """Return the precision to which a right tensor was rounded once it was made; empty where none explains it."""
+    rounded = ((word, exact.to(dtype).to(exact.dtype)) for word, dtype in SHORT.items() if not evidence.is_exact)
+    return next((word for word, each in rounded if _is_rounded(found, exact, each)), "")
+
+
 def guided_in_fewer_bits(evidence: Evidence, guided_lV: Tensor, rows_2lV: Tensor, si: int) -> str:
     """Return in which precision guidance was combined, where its rows are right and it was not in their own."""
     guide, guidance, S = family_of(evidence.models.target).guide, evidence.request.guidance, evidence.models.pyramid.S

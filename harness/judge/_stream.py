@@ -185,6 +185,17 @@ class Stream:
             self._usual[mine] = any(self._leads_to_right(other) for other in islice(steps, ALIKE))
         return self._usual[mine]
 
+    def _masks_rightly(self, number: int) -> bool:
+        """Tell whether a right mask was made of whole numbers that nothing went into, as levels are: they are right."""
+        made = {rows.storage for rows in self.steps[number].outputs if rows.kind[0] == "whole"}
+        for step in self.steps[number + 1 :] if made and not self.steps[number].inputs else ():
+            if any(rows.storage in made for rows in step.inputs):
+                masks = [rows for rows in step.outputs if rows.kind[0] == "mask"]
+                if masks and all(bool(self.is_known(rows).all()) for rows in masks):
+                    return True
+                made |= {rows.storage for rows in step.outputs if rows.kind[0] != "real"}
+        return False
+
     def _leads_to_right(self, number: int) -> bool:
         """Tell whether of values that are not known others were made, soon and one by one, that all are."""
         reached = self._unknown(self.steps[number])
@@ -227,6 +238,7 @@ class Stream:
             if not made_by.keys() - right:
                 step = self.steps[number]
                 usual = number not in pending and (self._softens(number, at_n) or self._is_usual(number))
+                usual = usual or self._masks_rightly(number)
                 compares = all(rows.kind[0] == "truth" for rows in step.outputs)  # of windows no two are alike
                 if step.moves or usual or compares:
                     right.add(number)

@@ -150,6 +150,19 @@ def drafted_f_hats(evidence: Evidence, image: int, si: int) -> Iterator[tuple[st
                 yield f"the draft's f_hat after drafted scale {scale}", f_hat
 
 
+def made_of_other_tokens(evidence: Evidence, image: int, si: int, before: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield f_hat after a scale of other tokens than the decoder's, in words: the target's, and what was drafted."""
+    pyramid, family = evidence.models.pyramid, family_of(evidence.models.target)
+    span, quantizer = pyramid.draws.span(si), evidence.models.vae.quantizer
+    own_l = evidence.actual.tokens_BL[image, span]
+    tokens = [("the target's draws of that scale", evidence.expected.tokens_BL[image, span])]
+    tokens += [("the tokens drafted there", drafted(evidence, image, si, stream)) for stream in (TOKEN, DRAFT)]
+    for clause, token_l in tokens:
+        if not torch.equal(token_l, own_l):
+            codes = quantizer.codes(token_l[None], *pyramid.sides[si])
+            yield clause, family.accumulate(before, codes, si, quantizer, pyramid)
+
+
 CHANCE = 1e-3  # at most, that tokens drawn otherwise are these
 FEW = 8  # wrong tokens of which too few lose to a likelier one, by chance
 FILTERS: dict[str, Callable[[Tensor, int, float], Tensor]] = {

@@ -122,13 +122,13 @@ def _wrong_tokens(evidence: Evidence, wrong: WrongTensors, others: Sequence[Race
     divergences = []
     for one in others:
         first = wrong[one.row]
-        if first is not None and first.scale <= one.token.scale:
+        if first is not None and first.scale + first.is_f_hat <= one.token.scale:
             component, detail = first.component, first.detail
         elif evidence.actual.intermediates is None:
             component = "unknown"
             detail = "the decoder exposes no intermediates; fill Trace.intermediates to locate it"
         else:
-            right = one.row, evidence.models.pyramid.S if first is None else first.scale
+            right = one.row, evidence.models.pyramid.S if first is None else first.scale + first.is_f_hat
             component, detail = drawn_as(*right)
             if (component, detail) in CLUES and is_draft_accepted(*right):
                 component, detail = ACCEPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class Planted:
     name: str
     old: str
     new: str
-    seen: str = "line"  # what is named right: the line (within 3), the function alone, or neither
+    seen: str = "line"  # what is named right: the line (within 3), its function or its caller alone, or neither
     text: str = TEMPLATE
 
     @property
@@ -108,8 +109,9 @@ class Planted:
 
     def function(self, line: int) -> str:
         """The function that a line lies in."""
-        above = self.source.splitlines()[:line]
-        return next(text.split("def ")[1].split("(")[0] for text in reversed(above) if "def " in text)
+        every = (each for each in ast.walk(ast.parse(self.source)) if isinstance(each, ast.FunctionDef))
+        around = (each for each in every if each.lineno <= line <= (each.end_lineno or line))
+        return max(around, key=lambda each: each.lineno).name
 
 
 def module_of(source: str, path: Path) -> ModuleType:
@@ -203,4 +205,33 @@ KINDS = (
     Planted("positions taken in another order", SOFTMAX, SOFTMAX.replace("_lV", "_lV[[*range(1, len(guided_lV)), 0]]")),
     Planted("positions put together in another order", SOFTMAX, SOFTMAX.replace("guided_lV", CUT_UP)),
     Planted("top-k of one", "topk(top_k)", "topk(1)"),
+)
+LOCKSTEP = (Path(__file__).parent / "lockstep_decoder.py").read_text()
+BUFFERS, LABELS, COLUMNS = "zeros(shape, dtype=net.dtype)", "torch.cat([labels_B, null_B])", "self.levels[None, :end]"
+BREAK = "                    break\n"
+LOCKSTEPS = (
+    Planted("values put in as bfloat16", ": stop] = v\n", ": stop] = v.bfloat16()\n", text=LOCKSTEP),
+    Planted("buffers of bfloat16", BUFFERS, "zeros(shape, dtype=torch.bfloat16)", "function", LOCKSTEP),
+    Planted(
+        "rejected scale added, too", BREAK, f"{BREAK[:-6]}f_hat = add(f_hat, guess, si); break\n", "caller", LOCKSTEP
+    ),
+    Planted("labels of halves exchanged", LABELS, "torch.cat([null_B, labels_B])", text=LOCKSTEP),
+    Planted("level of columns one too high", COLUMNS, f"{COLUMNS} + (begin > 0)", text=LOCKSTEP),
+    Planted(
+        "position by the cache",
+        "net.pos_LD[self.pyramid.span(si)]",
+        "net.pos_LD[self.kv.fill :][: pn * pn]",
+        text=LOCKSTEP,
+    ),
+    Planted("level of the scale before", "net.lvl_SD[si] +", "net.lvl_SD[si - 1] +", text=LOCKSTEP),
+    Planted("phi of five scales", "phi(h, si, pyramid.S)", "phi(h, si, pyramid.S + 1)", text=LOCKSTEP),
+    Planted(
+        "guidance of the first scale",
+        "guided(logits[:, part], si)",
+        "guided(logits[:, part], first)",
+        "caller",
+        LOCKSTEP,
+    ),
+    Planted("map of the draft", "f_hat = add(f_hat, idx, si)", "f_hat = add(f_hat, guess, si)", text=LOCKSTEP),
+    Planted("tokens of the draft", "kept.append((idx,", "kept.append((guess,", text=LOCKSTEP),
 )

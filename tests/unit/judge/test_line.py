@@ -20,7 +20,7 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
 from tests.published.checkout import make
-from tests.unit.judge.planted_lines import CACHED, KINDS, OTHERS, TEMPLATE, TEN, Planted, module_of
+from tests.unit.judge.planted_lines import CACHED, KINDS, LOCKSTEP, LOCKSTEPS, OTHERS, TEMPLATE, TEN, Planted, module_of
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
 FILTERED = {
@@ -57,7 +57,9 @@ def request_for(planted: Planted) -> Request:
     return Request((0, 1) if planted.name in SEVERAL else (0,), seed, **filters)
 
 
-@pytest.mark.parametrize("planted", [*TEN, *KINDS, *some(6, OTHERS)], ids=lambda planted: planted.name)
+@pytest.mark.parametrize(
+    "planted", [*TEN, *KINDS, *some(6, OTHERS), *some(5, LOCKSTEPS)], ids=lambda planted: planted.name
+)
 def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record_property: Any):
     line = searched(planted.source, tmp_path / "mine.py", request_for(planted))
     assert isinstance(line, CodeLine), line
@@ -67,10 +69,12 @@ def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record
     in_function = line.function in {planted.function(each) for each in planted.lines}
     is_near = in_function and min(abs(line.line - each) for each in planted.lines) <= 3
     print(f"{planted.name:24} {planted.lines[0]:4} {line.line:4} {line.function:8} {line.operation}; {line.wrong}")
-    assert {"line": is_near, "function": in_function and not is_near, "neither": not in_function}[planted.seen]
+    calls = any(f":{each}, in" in line.caller for each in planted.lines)
+    functions = {"function": not is_near, "caller": calls, "neither": not (in_function or calls)}
+    assert is_near if planted.seen == "line" else functions[planted.seen]
 
 
-@pytest.mark.parametrize("source", [TEMPLATE, CACHED], ids=["plain", "cached"])
+@pytest.mark.parametrize("source", [TEMPLATE, CACHED, LOCKSTEP], ids=["plain", "cached", "lockstep"])
 def test_no_line_of_a_right_decoder_is_named(source: str, tmp_path: Path):
     assert searched(source, tmp_path / "mine.py", Request((0, 1), 1)) == ""
 
@@ -198,7 +202,7 @@ def test_a_value_is_called_right_elsewhere_where_the_reference_has_it_alone(know
     wrong: Any = SimpleNamespace(is_tokens=False, actual=made, expected=due)
     step = SimpleNamespace(stack=("a line",), outputs=[rows_of(made)], inputs=[], name="add")
     streams: Any = (
-        SimpleNamespace(is_known=lambda rows: torch.full((len(rows.hash_N),), known)),
+        SimpleNamespace(is_known=lambda rows: torch.full((len(rows.hash_N),), known), makers=lambda rows: {}),
         SimpleNamespace(steps=[step]),
     )
     found = Search(*streams, right=streams[0], weights=[], close=0.0, rejected=[], counts=(1,)).elsewhere(wrong)
