@@ -169,4 +169,4 @@ HALF_CACHE = Mutant("state.half-cache", "keys and values are stored in half prec
     plant.caching(window=plant.given(KVCache.window, _half_kept)))
 BFLOAT_SUM = Mutant("state.bfloat-sum", "f_hat is accumulated in bfloat16",
     "the networks' precision for the quantiser's",
-    plant.returned(accumulate=lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype)), component="f_hat")
+    plant.returned(accumulate=lambda f_hat, *scale: f_hat.bfloat16().to(f_hat.dtype)), component="precision")

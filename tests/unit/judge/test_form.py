@@ -193,7 +193,7 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
         "; that at scale 0 finishes accepted 0 + corrected 0 + bonus 0, and the next round begins at scale 2"
     )
     # what the changed token makes wrong is named first
-    assert [each.component for each in before] == ["f_hat", "f_hat"] * wrong
+    assert [each.component for each in before] == ["draw", "f_hat"] * wrong
     assert result.first_divergence == [*before, last][0]
     assert (setting.total("draws"), setting.total("wrong_tokens")) == (28, wrong)
     assert result.not_compared == {
