@@ -206,7 +206,7 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
         if bool(_close(found, start + (after - before), evidence.f_hat_error)):
             due = f"that after scale {si - 1}" if si else "zeros"
             return "f_hat", f"{what} starts from {clause}, not from {due}"
-    return "f_hat", f"{what} differs: accumulation"
+    return "f_hat", f"{what} differs: codes, their resize or the sum"
 
 
 def stale_scale(evidence: Evidence, image: int, end: int, f_hat_CPP: Tensor) -> int | None:

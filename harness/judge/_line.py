@@ -32,7 +32,7 @@ from harness.reference import block_causal
 TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
-ELSEWHERE = ", of a right value that belongs elsewhere"
+ELSEWHERE = ", made of what is right in another place"
 NOT_SEEN = "no operation of the decoder was seen to make {}; those of other threads are not"
 
 

@@ -181,7 +181,8 @@ class Replacing(recorder.EveryOperation):
 
     def add(self, wrong: Wrong) -> None:
         """Replace the rows of a wrong value, of all images, from the next decode on."""
-        for one, other in zip(wrong.batch, wrong.right, strict=True):
+        # of few numbers a row is all that an operation makes of the batch
+        for one, other in (*zip(wrong.batch, wrong.right, strict=True), (wrong.batch, wrong.right)):
             rows, right = recorder.in_rows(one), recorder.in_rows(other)
             if rows is not None and right is not None and not torch.equal(one, other):
                 hash_N, right_NL = self._rows.get(rows[0], (torch.zeros(0, dtype=torch.int64), right[1][:0]))
@@ -233,7 +234,7 @@ def what_was_tried(decode: WrongDecode) -> str:
             replacing.add(left)
         tried.append(left)
     if left is not None and elsewhere and not tried:
-        return f"not replaced: {left.place}: right, but for another place"
+        return f"not replaced: {left.place}: right for another scale, half or image"
     if not (lines := dict.fromkeys(f"{Path(each.file).name}:{each.line}" for each in replacing.places)):
         return f"not replaced: no operation makes {left} as it is shown"
     by_name: dict[str, list[int]] = {}

@@ -126,7 +126,7 @@ def repeat_step(result: Verification) -> NextStep | None:
     searched = first.component in ("crash", *OF_RECORDS) or result.against or is_searched
     if result.plan.decodes == 1:  # it was decoded alone
         return None if searched else ("name the line of code", result.alone + LOCATE)
-    needs = " (if it is IDENTICAL then, the decoder keeps something of other decodes or images: the whole run shows it)"
+    needs = " (IDENTICAL there: the decoder keeps something of other decodes or images; the whole run shows it)"
     shows = "" if searched else " and name the line of code"
     return f"decode only the batch of the first defect{shows}{needs}", result.alone + ("" if searched else LOCATE)
 

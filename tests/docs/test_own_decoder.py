@@ -19,7 +19,7 @@ from harness.protocol import Request, Settings
 from harness.reference.sequential import sample_sequential
 from tests.docs.pages import ROOT, blocks
 from tests.helpers import command, tiny
-from tests.unit.judge.planted_lines import module_of
+from tests.unit.judge.planted_lines import LOCKSTEP, module_of
 
 DRAWS = 40_000
 DRAW = "    def draw("
@@ -57,6 +57,28 @@ def test_the_pages_formulas_are_the_references_and_a_mistake_in_one_is_seen(old:
     assert old in FORMULAS
     far = far_from_the_reference(FORMULAS.replace(old, new) if old else FORMULAS)
     assert (far > 1e-3) if old else (far < 1e-5)
+
+
+(CACHE,) = (text for text in blocks(ROOT / "docs" / "own-decoder.md", "python") if text.startswith("class KV"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("", ""), ("stop] = v", "stop] = k"), ("< levels_L[None", "<= levels_L[None"), ("fill + k", "fill + 1 + k")],
+)
+def test_a_decoder_with_the_pages_cache_and_mask_is_right_and_a_mistake_in_one_is_seen(
+    old: str, new: str, tmp_path: Path
+):
+    assert old in CACHE
+    before, after = LOCKSTEP.index("class KV:"), LOCKSTEP.index("class Net:")
+    text = f"{LOCKSTEP[:before]}{CACHE.replace(old, new) if old else CACHE}\n\n{LOCKSTEP[after:]}"
+    own = text[text.index("        rows, columns = ") : text.index("        h = self.net.hidden(")]
+    text = text.replace(own, "        bias = mask_of(self.pyramid, begin, end)[0, 0]\n")
+    decoder = module_of(text, tmp_path / "cached_decoder.py").factory
+    terms = Terms(in_process=True)
+    result = harness.verify(tiny(), decoder, Settings(2), [Request((0, 1), 0)], terms=terms)
+    assert (result.verdict is Verdict.DEFECT) == bool(old), str(result.first_divergence)
+    assert old or result.verdict is Verdict.IDENTICAL
 
 
 def sampled(folder: Path, example: str) -> ModuleType:

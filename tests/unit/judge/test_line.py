@@ -119,7 +119,7 @@ def test_what_was_tried_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     said = f"with the input of scales 1 and 2 put right at {place}, the first wrong value is the input of scale 3 (by "
     assert line.tried.startswith(said)
     assert isinstance(halves, CodeLine)
-    assert halves.tried == "not replaced: the guided logits of scale 0: right, but for another place"
+    assert halves.tried == "not replaced: the guided logits of scale 0: right for another scale, half or image"
 
 
 def test_what_no_operation_made_is_said(tmp_path: Path):
@@ -176,21 +176,21 @@ TWO_IMAGES = Request((0, 1), 2), Settings(2)
 OTHER_SEED = Request((0,), 2), Settings(2)
 HANDED_ON = {
     "one row of a window": ("randomness.redrawn", ONE, "other.exponential(si,", "tokens of scale 1"),
-    "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "belongs elsewhere"),
+    "right tokens of another scale": ("positions.backwards", ONE, "window_BnX.split(sizes[::-1]", "in another place"),
     "an index": ("batch.interleaved", THREE, "window.rows_R = torch.tensor(", "by an index of another place"),
-    "turned round": ("state.kept-early", ONE, "f_hat_SBCPP.roll(1, 0)", "belongs elsewhere"),
+    "turned round": ("state.kept-early", ONE, "f_hat_SBCPP.roll(1, 0)", "right in another place"),
     "once more": ("state.twice", ONE, "PARTS.accumulate(once,", "which was right before"),
     "older keys": ("state.stale", ONE, "[:, row, :, old] = before[", "older than what was there"),
     "a mask of no window": ("masks.cached-only", ONE, "return torch.where(allowed_nK,", "of a wrong mask"),
     "what changes nothing": ("randomness.greedy-last", ONE, "torch.ones(noise.request.B", "by what changes nothing"),
     "the target's draw, not the draft's": ("randomness.product", ONE, "probs_BnV * E_BnV", "token of scale 0"),
     "a draw of ranks": ("randomness.sorted-race", ONE, "probs_BnV.sort(dim=-1, descending=True)", "tokens of scale"),
-    "numbers of another place": ("batch.growing", TWO_IMAGES, "numbers.roll(B - 1, 1)", "belongs elsewhere"),
+    "numbers of another place": ("batch.growing", TWO_IMAGES, "numbers.roll(B - 1, 1)", "right in another place"),
     "what was made before, once more": (
         "randomness.wrong-scale",
         OTHER_SEED,
         "return before.repeat(",
-        "belongs elsewhere",
+        "right in another place",
     ),
     "one token of several images": ("sensitivity.seed", THREE, "decoder.decode(other, own)", "1 token of scale 0"),
 }
@@ -206,7 +206,7 @@ def test_a_value_is_called_right_elsewhere_where_the_reference_has_it_alone(know
         SimpleNamespace(steps=[step]),
     )
     found = Search(*streams, right=streams[0], weights=[], close=0.0, rejected=[], counts=(1,)).elsewhere(wrong)
-    assert found == (step, ", of a right value that belongs elsewhere" * known)
+    assert found == (step, ", made of what is right in another place" * known)
 
 
 @pytest.mark.parametrize(("id", "case", "text", "wrong"), HANDED_ON.values(), ids=HANDED_ON)

@@ -304,7 +304,7 @@ def test_a_contribution_that_is_added_another_number_of_times_says_how_often(si:
     made[0, 0, 0] += 0.5e-3 * added.abs().max()
     assert said(found, 1, si) == due
     made[0, 0, 0] += 1.5e-3 * added.abs().max()
-    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: codes, their resize or the sum")
 
 
 def test_an_f_hat_that_was_kept_from_an_earlier_scale_says_of_which():
@@ -314,14 +314,14 @@ def test_an_f_hat_that_was_kept_from_an_earlier_scale_says_of_which():
     due = f"f_hat after scale {si} is the one after scale {kept}: what later scales add is missing"
     assert said(found, 1, si) == ("f_hat", due)
     f_hat_SBCPP[si, 1, 0, 0, 0] += 1.01 * found.f_hat_error
-    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: accumulation")
+    assert said(found, 1, si) == ("f_hat", f"f_hat after scale {si} differs: codes, their resize or the sum")
     found = stairs()
     f_hat_SBCPP = found.actual.intermediates.f_hat_SBCPP
     f_hat_SBCPP[0, 1] = f_hat_SBCPP[1, 1]  # of a later scale: nothing is missing
     shown = "f_hat after scale 0 is shown as that after scale 1 is: one tensor, to which later scales are added"
     assert said(found, 1, 0) == ("f_hat", shown)
     f_hat_SBCPP[0, 1, 0, 0, 0] += 1e-3
-    assert said(found, 1, 0) == ("f_hat", "f_hat after scale 0 differs: accumulation")
+    assert said(found, 1, 0) == ("f_hat", "f_hat after scale 0 differs: codes, their resize or the sum")
 
 
 def added(found: Evidence, f_hat_BCPP: Tensor, tokens_l: Tensor, si: int) -> Tensor:
@@ -377,7 +377,8 @@ def test_an_f_hat_that_was_rounded_once_it_was_made_is_named(dtype: torch.dtype,
     made = found.actual.intermediates.f_hat_SBCPP[1, 1]
     made.copy_(made.to(dtype))
     assert said(found, 1) == ("precision", f"f_hat after scale 1 is the right one, rounded to {word}")
-    assert said(replace(found, is_exact=True), 1) == ("f_hat", "f_hat after scale 1 differs: accumulation")
+    other = "f_hat after scale 1 differs: codes, their resize or the sum"
+    assert said(replace(found, is_exact=True), 1) == ("f_hat", other)
 
 
 def test_f_hat_may_move_by_two_budgets():

@@ -48,7 +48,7 @@ def test_a_defect_is_mended_first_and_shown_alone(tmp_path: Path):
     result = made(tmp_path, OFFSET)
     what, line = after(result)
     assert (what, line) == ("mend what the first defect names: positions; then ask again", "")
-    needs = " (if it is IDENTICAL then, the decoder keeps something of other decodes or images: the whole run shows it)"
+    needs = " (IDENTICAL there: the decoder keeps something of other decodes or images; the whole run shows it)"
     only, names = "decode only the batch of the first defect", " and name the line of code"
     assert repeat_step(result) == (f"{only}{names}{needs}", f"{result.alone} --locate")
     assert wrong(shlex.split(f"{result.alone} --locate")) == ""
@@ -132,7 +132,7 @@ def test_of_a_crash_the_file_and_line_are_mended_and_its_batch_is_repeated(tmp_p
     )
     repeat = repeat_step(result)
     assert repeat is not None
-    assert repeat[0].startswith("decode only the batch of the first defect (if")
+    assert repeat[0].startswith("decode only the batch of the first defect (IDENTICAL there:")
     assert repeat[1] == result.alone
     assert "--locate" not in repeat[1]
 

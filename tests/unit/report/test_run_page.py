@@ -53,7 +53,7 @@ def test_a_defect_is_told_from_verdict_to_provenance(tmp_path: Path):
     assert f"component – {first.component}. The inputs sit at other positions" in head
     assert f"what was seen – {first.detail}" in head
     assert f"Then: mend what the first defect names: {first.component}; then ask again." in head
-    assert "Next: decode only the batch of the first defect and name the line of code (if it is IDENTICAL then," in head
+    assert "Next: decode only the batch of the first defect and name the line of code (IDENTICAL there:" in head
     assert f"{result.alone} --locate" in head
     assert "Not asked" not in head
     titles = [section["id"] for section in page.all("section")]
