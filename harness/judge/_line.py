@@ -29,6 +29,9 @@ from harness.judge._wrong_decode import Wrong, WrongDecode, caller_of, given_oth
 from harness.protocol import Trace
 from harness.reference import block_causal
 
+MOVERS = {  # copy rows, in another order or not
+    "cat", "clone", "contiguous", "copy_", "flip", "gather", "index", "index_put_", "index_select", "roll", "stack",
+}  # fmt: skip
 TURNS = {"mul", "div", "add", "sub", "roll", "flip"}  # hand on what they should have changed, or elsewhere
 NEAR = 24  # operations of a function that tell what it works on
 MOST_PROPOSED = 16  # runs of the reference along drafted tokens
@@ -188,21 +191,26 @@ class Search:
 
     def _moved(self, rows: TensorRows, number: int, placed: Known) -> Found | None:
         """Return the last operation before one that put rows, or those that they were made of, in another order."""
-        steps = self.along_any.steps
-        for step in reversed(steps[:number]):
-            if step.stack and any(share(each, rows) for each in step.outputs) and self._reorders(step):
-                return step, ELSEWHERE
-        made = ((n, at_n) for n, at_n in self.along_any.makers(rows).items() if n < number and steps[n].by_row)
-        found = (self._moved(each, n, placed) for n, at_n in made for each in self._of_elsewhere(n, at_n, placed))
-        return next(filter(None, found), None)
+        steps, waiting, seen = self.along_any.steps, [(number, rows)], set[int]()
+        movers = [n for n, step in enumerate(steps) if step.stack and step.name in MOVERS and not _is_view(step)]
+        while waiting:
+            before, asked = waiting.pop(0)
+            for step in (steps[n] for n in reversed(movers) if n < before):
+                if any(share(each, asked) for each in step.outputs) and self._reorders(step):
+                    return step, ELSEWHERE
+            for n, at_n in self.along_any.makers(asked).items():
+                if n < before and steps[n].by_row and n not in seen:
+                    waiting += [(n, each) for each in self._of_elsewhere(n, at_n, placed)]
+                    seen.add(n)
+        return None
 
     def _reorders(self, step: Operation) -> bool:
-        """Tell whether all rows of one tensor come out as they were, but in another order, and are copied there."""
+        """Tell whether all rows of one tensor come out as they were, but in another order."""
         steps = self.along_any.steps
         of = (other for rows in step.outputs for n in self.along_any.makers(rows) for other in steps[n].outputs)
         pairs = [(rows.hash_N, other.hash_N) for other in of for rows in step.outputs if rows.kind == other.kind]
         alike = [pair for pair in pairs if len(pair[0]) == len(pair[1]) and not torch.equal(*pair)]
-        return not _is_view(step) and any(torch.equal(*(each.sort().values for each in pair)) for pair in alike)
+        return any(torch.equal(*(each.sort().values for each in pair)) for pair in alike)
 
     def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]]) -> bool:
         """Tell whether a filter made wrong rows of right ones: it drops other tokens.
