@@ -198,7 +198,8 @@ def wrong_rounds(models: ModelPair, request: Request, trace: Trace) -> Iterator[
 def rounds_by_beginning(pyramid: ScalePyramid, trace: Trace) -> list[list[Round]]:
     """Return the rounds of all images as if each finished all scales before the next; empty where one is out of order.
 
-    What a round says that it accepts may be miscounted; where the next one begins is where it ended.
+    What a round says that it accepts may be miscounted; where the next one begins is where it ended. Whether its last
+    scale was corrected nobody knows: it is not called accepted.
     """
     counted = list[list[Round]]()
     for rounds in trace.rounds:
@@ -208,7 +209,7 @@ def rounds_by_beginning(pyramid: ScalePyramid, trace: Trace) -> list[list[Round]
         accepted = list[Round]()
         for turn, (begin, end) in zip(rounds, pairwise(begins), strict=True):
             n = sum(pyramid.draws.counts[begin:end])
-            all_of = replace(turn, accepted=end - begin, corrected=False, bonus=False)
+            all_of = replace(turn, accepted=end - begin - 1, corrected=True, bonus=False)
             accepted.append(replace(all_of, accepted_tokens=n, corrected_tokens=0, bonus_tokens=0))
         counted.append(accepted)
     return counted

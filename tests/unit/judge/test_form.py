@@ -17,13 +17,15 @@ from harness.decoders._factory import load_factory
 from harness.errors import InputError
 from harness.judge import _form as form
 from harness.judge._form import expected_tensors as whole
-from harness.judge._form import made_plain, malformed
+from harness.judge._form import made_plain, malformed, rounds_by_beginning
 from harness.judge._verdict import Verdict
+from harness.models._pair import close_pair
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
-from harness.protocol._trace import Trace
+from harness.protocol._trace import Round, Trace
 from harness.speculative.sampler import build_decoder
 from tests.helpers import Layout, tiny, verify_here
+from tests.unit.judge.planted_lines import LOCKSTEP, module_of
 
 MODELS, REQUEST = tiny(Layout((1, 2, 3))), Request((0, 1), 0)
 RIGHT = build_decoder(MODELS, Settings(2)).decode(REQUEST, MODELS.noise(REQUEST))
@@ -283,3 +285,38 @@ def test_inputs_as_wide_as_the_drafts_are_the_drafts():
     assert (found.component, "inputs of the draft in place of the target's" in found.detail) == ("network", True)
     wider = replace(RIGHT.intermediates, x_RLD=RIGHT.intermediates.x_RLD.repeat(1, 1, 3))
     assert malformed(models, REQUEST, replace(RIGHT, intermediates=wider)).component == "trace"
+
+
+@pytest.mark.parametrize("mistake", ["if (wrong > 1).any()", "if wrong[0]"])
+def test_a_scale_that_is_accepted_after_wrong_tokens_is_that_where_its_round_is_miscounted(
+    mistake: str, tmp_path: Path
+):
+    """The round counts scales without a wrong token, and goes on after one: its scales are those before the next."""
+    decoder = module_of(LOCKSTEP.replace("if wrong.any()", mistake), tmp_path / "lockstep.py").factory
+    requests = [Request((0, 1, 2), seed) for seed in range(3)]
+    found = verify_here(close_pair(tiny(Layout((1, 2, 3, 4))), 0.1), decoder, [Settings(3)], requests)
+    first = found.first_divergence
+    assert first is not None
+    assert first.component == "accept"
+    assert first.detail.endswith("that its input does not hold")
+    assert found.not_compared["calls and rows"].startswith("the rounds are wrong, as of seed 2, image ")
+    defects = [each for row in found.settings[0].rows for each in row.judgement.defects]
+    assert {each.component for each in defects} <= {"accept", "scheduling"}
+
+
+@pytest.mark.parametrize(
+    ("begins", "accepted"),
+    [((0, 2), [1, 0]), ((0,), [2]), ((0, 1, 2), [0, 0, 0]), ((1, 2), None), ((0, 0), None), ((), None)],
+)
+def test_rounds_are_taken_to_end_where_the_next_begins_or_not_at_all(
+    begins: tuple[int, ...], accepted: list[int] | None
+):
+    rounds = [Round(first, 3, 3, False, True, 1, 2, 3, 4) for first in begins]
+    found = rounds_by_beginning(MODELS.pyramid, replace(RIGHT, rounds=[rounds, rounds]))
+    if accepted is None:
+        assert found == []
+        return
+    assert [[each.accepted for each in turns] for turns in found] == [accepted, accepted]
+    for turns in found:
+        assert [si for each in turns for si in range(each.first, each.first + each.finished)] == list(MODELS.pyramid)
+        assert sum(each.accepted_tokens for each in turns) == MODELS.pyramid.L
