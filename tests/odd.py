@@ -158,9 +158,9 @@ WRONG = {  # with the component of the first defect
     "rounds_guided": "precision",
     "double_and_wrong": "guidance",
     "counts_twice": "scheduling",
-    "marked_and_wrong": "f_hat",
-    "peak_and_wrong": "f_hat",
-    "moves_and_wrong": "f_hat",
+    "marked_and_wrong": "draw",
+    "peak_and_wrong": "draw",
+    "moves_and_wrong": "noise",  # which it moves, too
     "writes_target": "weights",
     "writes_codebook": "weights",
     "writes_pixels": "weights",
