@@ -95,7 +95,7 @@ WRONG = {  # with the component of the first defect
     "harness.mutants.positions:OFFSET": "positions",
     "harness.mutants.state:TWICE": "f_hat",
     "tests.bent:zeroes_codebook": "weights",
-    "tests.doors:wrong_token": "f_hat",
+    "tests.doors:wrong_token": "draw",
     "tests.doors:not_finite": "f_hat",
     "tests.doors:crash": "crash",
     "tests.doors:no_trace": "trace",
