@@ -186,7 +186,9 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
     ):
         return "precision", f"{what} is the right one, rounded to {word}"
     later = evidence.actual.shown.f_hat_SBCPP[si + 1 :, image : image + 1]
-    if len(later) and torch.equal(found, later[0]):
+    right_later = evidence.expected.shown.f_hat_SBCPP[si + 1 :, image : image + 1]
+    is_later = any(bool(_close(found, each, evidence.f_hat_error)) for each in right_later)
+    if len(later) and torch.equal(found, later[0]) and is_later:
         return "f_hat", f"{what} is shown as that after scale {si + 1} is: one tensor, to which later scales are added"
     for clause, f_hat in made_of_other_tokens(evidence, image, si, before):
         if bool(_close(found, f_hat, evidence.f_hat_error)):

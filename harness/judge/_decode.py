@@ -52,6 +52,8 @@ def judge_along(evidence: Evidence, contract: Contract, drafts: bool) -> tuple[J
             judgement, evidence = judge_along(by_beginning, contract, drafts=False)
             example = f"as of seed {wrong_form.seed}, image {wrong_form.image}: {wrong_form.detail}"
             judgement.compared = [each for each in judgement.compared if each != CALLS_AND_ROWS]
+            counts = _wrong_counts(evidence.models.pyramid, request, replace(actual, rounds=[]), contract)
+            judgement.defects = [*(each for each in judgement.defects if each.component != "counts"), *counts]
             judgement.not_compared[CALLS_AND_ROWS] = f"the rounds are wrong, {example}"
         judgement.defects = sorted([wrong_form, *judgement.defects], key=lambda defect: defect.order)
         return judgement, evidence

@@ -191,8 +191,8 @@ class Stream:
         for step in self.steps[number + 1 :] if made and not self.steps[number].inputs else ():
             if any(rows.storage in made for rows in step.inputs):
                 masks = [rows for rows in step.outputs if rows.kind[0] == "mask"]
-                if masks and all(bool(self.is_known(rows).all()) for rows in masks):
-                    return True
+                if masks:  # the first one decides
+                    return all(bool(self.is_known(rows).all()) for rows in masks)
                 made |= {rows.storage for rows in step.outputs if rows.kind[0] != "real"}
         return False
 

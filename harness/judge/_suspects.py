@@ -156,7 +156,9 @@ def made_of_other_tokens(evidence: Evidence, image: int, si: int, before: Tensor
     span, quantizer = pyramid.draws.span(si), evidence.models.vae.quantizer
     own_l = evidence.actual.tokens_BL[image, span]
     tokens = [("the target's draws of that scale", evidence.expected.tokens_BL[image, span])]
-    tokens += [("the tokens drafted there", drafted(evidence, image, si, stream)) for stream in (TOKEN, DRAFT)]
+    tokens += [
+        ("the tokens that the draft draws there", drafted(evidence, image, si, stream)) for stream in (TOKEN, DRAFT)
+    ]
     for clause, token_l in tokens:
         if not torch.equal(token_l, own_l):
             codes = quantizer.codes(token_l[None], *pyramid.sides[si])

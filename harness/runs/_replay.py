@@ -175,7 +175,9 @@ def take_line(
         result.line = NO_DECODE if asked else ""
         return
     found = first[0].judgement
-    if first[1].component in OF_RECORDS and not (asked and (found.wrong_tokens or found.wrong_tensors)):
+    if first[1].component in OF_RECORDS and not (
+        asked and (found.wrong_tokens or found.wrong_tensors or not found.draws)
+    ):
         result.line = NO_VALUE if asked else ""
         return
     # the quickest of such decodes: others met other programs, or a decoder that had yet to warm up

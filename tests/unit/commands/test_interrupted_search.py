@@ -33,11 +33,11 @@ def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def row(seconds: float, setting: int = 0, images: int = 1, **wrong: int) -> Any:
-    return SimpleNamespace(seconds=seconds, setting=setting, judgement=Judgement(images, **wrong))
+    return SimpleNamespace(seconds=seconds, setting=setting, judgement=Judgement(images, **({"draws": 1} | wrong)))
 
 
 @pytest.mark.parametrize("component", [*OF_RECORDS, "positions"])
-@pytest.mark.parametrize("wrong", [{}, {"wrong_tokens": 1}, {"wrong_tensors": 1}])
+@pytest.mark.parametrize("wrong", [{}, {"wrong_tokens": 1}, {"wrong_tensors": 1}, {"draws": 0}])
 def test_no_line_is_searched_of_what_no_tensor_shows(
     component: str, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):

@@ -342,7 +342,10 @@ def of_other_tokens(found: Evidence, which: str, si: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(
     ("which", "words"),
-    [("target", "that of the target's draws of that scale"), ("draft", "that of the tokens drafted there")],
+    [
+        ("target", "that of the target's draws of that scale"),
+        ("draft", "that of the tokens that the draft draws there"),
+    ],
 )
 def test_an_f_hat_of_other_tokens_than_the_decoders_says_of_which(which: str, words: str):
     found = same()
@@ -356,7 +359,11 @@ def test_an_f_hat_of_other_tokens_than_the_decoders_says_of_which(which: str, wo
 
 @pytest.mark.parametrize(
     ("which", "words"),
-    [("own", "its own tokens"), ("target", "the target's draws of that scale"), ("draft", "the tokens drafted there")],
+    [
+        ("own", "its own tokens"),
+        ("target", "the target's draws of that scale"),
+        ("draft", "the tokens that the draft draws there"),
+    ],
 )
 def test_an_input_of_an_f_hat_to_which_a_scale_was_added_twice_says_of_which_tokens(which: str, words: str):
     found, family = same(), family_of(MODELS.target)
