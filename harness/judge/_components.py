@@ -16,7 +16,7 @@ from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, in_fewer_bits, rounding_of
 from harness.judge._rows import wrong_rows
-from harness.judge._suspects import drafted_f_hats, made_of_other_tokens
+from harness.judge._suspects import drafted_f_hats, made_of_other_tokens, with_scale
 from harness.models import product_dtype
 from harness.protocol import Guidance, ScaleGuidance, largest_factor
 from harness.reference import family_of
@@ -176,14 +176,11 @@ def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:
         for f_hats in (side.shown.f_hat_SBCPP[:, image : image + 1] for side in (evidence.actual, evidence.expected))
     )
     if evidence.request.more_smooth:
-        tokens_1l = evidence.actual.tokens_BL[image : image + 1, models.pyramid.draws.span(si)]
-        codes = models.vae.quantizer.codes(tokens_1l, *models.pyramid.sides[si])
-        f_hat = family_of(models.target).accumulate(own_before, codes, si, models.vae.quantizer, models.pyramid)
+        f_hat = with_scale(evidence, own_before, evidence.actual.tokens_BL[image, models.pyramid.draws.span(si)], si)
         if bool(_close(found, f_hat, 2 * evidence.budget.f_hat)):
             return "f_hat", f"{what} is that of the tokens: more_smooth has no effect"
-    if word := rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row]) or in_fewer_bits(
-        evidence, found, after
-    ):
+    word = rounding_of(evidence, image, si, lambda shown, row: shown.f_hat_SBCPP[si, row])
+    if word := word or in_fewer_bits(evidence, found, after):
         return "precision", f"{what} is the right one, rounded to {word}"
     later = evidence.actual.shown.f_hat_SBCPP[si + 1 :, image : image + 1]
     right_later = evidence.expected.shown.f_hat_SBCPP[si + 1 :, image : image + 1]

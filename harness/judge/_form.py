@@ -18,6 +18,7 @@ from torch import Tensor
 from harness.judge._verdict import Divergence
 from harness.models import ModelPair
 from harness.protocol import Intermediates, Request, Round, ScalePyramid, Trace
+from harness.wording import count_of
 
 COUNTS = ("target_calls", "target_rows", "draft_calls", "draft_rows")
 INTEGERS, REALS = "integers", "floating point"
@@ -206,23 +207,22 @@ def rounds_by_beginning(pyramid: ScalePyramid, trace: Trace) -> list[list[Round]
         begins = [*(turn.first for turn in rounds), pyramid.S]
         if begins[0] or any(begin >= end for begin, end in pairwise(begins)):
             return []
-        accepted = list[Round]()
-        for turn, (begin, end) in zip(rounds, pairwise(begins), strict=True):
-            n = sum(pyramid.draws.counts[begin:end])
-            all_of = replace(turn, accepted=end - begin - 1, corrected=True, bonus=False)
-            accepted.append(replace(all_of, accepted_tokens=n, corrected_tokens=0, bonus_tokens=0))
-        counted.append(accepted)
+        accepted = (end - begin - 1 for begin, end in pairwise(begins))
+        pairs = zip(rounds, accepted, strict=True)
+        counted.append([replace(turn, accepted=n, corrected=True, bonus=False) for turn, n in pairs])
     return counted
 
 
 def _odd_round(rounds: list[Round], S: int) -> str:
     """Say of the first round that does not end where the next one begins how many scales it finishes."""
+    if rounds[0].first:
+        return f"; the first round begins at scale {rounds[0].first}"
     for n, turn in enumerate(rounds, 1):
         begin = rounds[n].first if n < len(rounds) else S
         if turn.finished < 1 or turn.first + turn.finished != begin:
-            sum_of = f"accepted {turn.accepted} + corrected {turn.corrected:d} + bonus {turn.bonus:d}"
+            sum_of = f"accepted {turn.accepted}, corrected {turn.corrected:d}, bonus {turn.bonus:d}"
             after = f"the next round begins at scale {begin}" if n < len(rounds) else f"the pyramid has {S} scales"
-            return f"; that at scale {turn.first} finishes {sum_of}, and {after}"
+            return f"; that at scale {turn.first} finishes {count_of(turn.finished, 'scale')} ({sum_of}), and {after}"
     return ""
 
 

@@ -22,6 +22,7 @@ from harness.judge._suspects import (
     other_row,
     round_of,
     scale_of_drafts,
+    with_scale,
 )
 from harness.reference import family_of
 
@@ -183,9 +184,8 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield "next input", what, network.embed(stale)[0]
         for what, f_hat in drafted_f_hats(evidence, image, si):
             yield "next input", what, network.embed(family.next_input(f_hat, si, pyramid))[0]
-        span, quantizer = pyramid.draws.span(si - 1), models.vae.quantizer
-        codes = quantizer.codes(evidence.actual.tokens_BL[image : image + 1, span], *pyramid.sides[si - 1])
-        twice = family.accumulate(f_hats[si - 1], codes, si - 1, quantizer, pyramid)
+        own_l = evidence.actual.tokens_BL[image, pyramid.draws.span(si - 1)]
+        twice = with_scale(evidence, f_hats[si - 1], own_l, si - 1)
         besides = made_of_other_tokens(evidence, image, si - 1, f_hats[si - 1])
         for what, f_hat in chain([("its own tokens", twice)], besides):
             clause = f"f_hat after scale {si - 1}, to which that of {what} was added besides"

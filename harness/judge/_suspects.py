@@ -82,16 +82,23 @@ def scale_of_drafts(evidence: Evidence, actual_x_lD: Tensor, image: int, si: int
 
 
 def is_accepted_draft(evidence: Evidence, image: int, scales: int) -> bool:
-    """Tell whether all wrong tokens of an image's first scales are what the draft draws there: accepted."""
-    wrong, same, differ_L = 0, 0, evidence.actual.tokens_BL[image] != evidence.expected.tokens_BL[image]
+    """Tell whether all wrong tokens of an image's first scales are what the draft draws there: accepted.
+
+    Of two values a wrong one is the draft's wherever the draft is wrong: so many must be, that it is not so by chance.
+    """
+    own_L, due_L = (side.tokens_BL[image] for side in (evidence.actual, evidence.expected))
+    pyramid = evidence.models.pyramid
+    wrong = same = apart = draws = 0
     for si in range(scales):
-        span, turn = evidence.models.pyramid.draws.span(si), round_of(evidence, image, si)
-        if here := int(differ_L[span].sum()):
+        span, turn = pyramid.draws.span(si), round_of(evidence, image, si)
+        if here := int((own_L[span] != due_L[span]).sum()):
             wrong += here
             if turn is not None and si < turn.first + turn.drafted:
                 drafted_l = drafted(evidence, image, si, TOKEN)
-                same += int((drafted_l == evidence.actual.tokens_BL[image, span])[differ_L[span]].sum())
-    return wrong > 0 and same >= MOST_OF * wrong
+                same += int(((drafted_l == own_L[span]) & (own_L[span] != due_L[span])).sum())
+                apart, draws = apart + int((drafted_l != due_L[span]).sum()), draws + len(drafted_l)
+    is_likely = pyramid.channels > 1 and draws > 0 and (apart / draws) ** wrong > CHANCE
+    return wrong > 0 and same >= MOST_OF * wrong and not is_likely
 
 
 @torch.inference_mode()
@@ -133,11 +140,18 @@ def proposed(evidence: Evidence, image: int, scales: range) -> Iterator[Tensor]:
         yield proposed_1L
 
 
+def with_scale(evidence: Evidence, f_hat_1CPP: Tensor, tokens_l: Tensor, si: int) -> Tensor:
+    """Return an image's f_hat after one more scale, of any tokens."""
+    models = evidence.models
+    codes = models.vae.quantizer.codes(tokens_l[None], *models.pyramid.sides[si])
+    return family_of(models.target).accumulate(f_hat_1CPP, codes, si, models.vae.quantizer, models.pyramid)
+
+
 @torch.inference_mode()
 def drafted_f_hats(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, Tensor]]:
     """Yield f_hat as the draft had it after every scale of a scale's round, and of the round before, in words."""
-    models, pyramid, after = evidence.models, evidence.models.pyramid, evidence.expected.shown.f_hat_SBCPP
-    turn, family = round_of(evidence, image, si), family_of(evidence.models.target)
+    pyramid, after = evidence.models.pyramid, evidence.expected.shown.f_hat_SBCPP
+    turn = round_of(evidence, image, si)
     before = None if turn is None else round_of(evidence, image, turn.first - 1)
     for each in filter(None, (turn, before)):
         scales = range(each.first, min(each.first + each.drafted, pyramid.S))
@@ -145,24 +159,19 @@ def drafted_f_hats(evidence: Evidence, image: int, si: int) -> Iterator[tuple[st
             known = after[each.first - 1 if each.first else 0, image : image + 1]
             f_hat = known if each.first else torch.zeros_like(known)
             for scale in scales:
-                codes = models.vae.quantizer.codes(tokens_1L[:, pyramid.draws.span(scale)], *pyramid.sides[scale])
-                f_hat = family.accumulate(f_hat, codes, scale, models.vae.quantizer, pyramid)
+                f_hat = with_scale(evidence, f_hat, tokens_1L[0, pyramid.draws.span(scale)], scale)
                 yield f"the draft's f_hat after drafted scale {scale}", f_hat
 
 
 def made_of_other_tokens(evidence: Evidence, image: int, si: int, before: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield f_hat after a scale of other tokens than the decoder's, in words: the target's, and what was drafted."""
-    pyramid, family = evidence.models.pyramid, family_of(evidence.models.target)
-    span, quantizer = pyramid.draws.span(si), evidence.models.vae.quantizer
-    own_l = evidence.actual.tokens_BL[image, span]
+    """Yield f_hat after a scale of other tokens than the decoder's, in words: the target's, and the draft's."""
+    span = evidence.models.pyramid.draws.span(si)
     tokens = [("the target's draws of that scale", evidence.expected.tokens_BL[image, span])]
-    tokens += [
-        ("the tokens that the draft draws there", drafted(evidence, image, si, stream)) for stream in (TOKEN, DRAFT)
-    ]
+    of_draft = (drafted(evidence, image, si, stream) for stream in (TOKEN, DRAFT))
+    tokens += [("the tokens that the draft draws there", token_l) for token_l in of_draft]
     for clause, token_l in tokens:
-        if not torch.equal(token_l, own_l):
-            codes = quantizer.codes(token_l[None], *pyramid.sides[si])
-            yield clause, family.accumulate(before, codes, si, quantizer, pyramid)
+        if not torch.equal(token_l, evidence.actual.tokens_BL[image, span]):
+            yield clause, with_scale(evidence, before, token_l, si)
 
 
 CHANCE = 1e-3  # at most, that tokens drawn otherwise are these
@@ -197,9 +206,8 @@ def explain_draws(evidence: Evidence, image: int, scales: int) -> tuple[str, str
     probs = (each.double().softmax(-1) for each in (law_nV, free_nV))
     chance_n, chance_free_n = (probs_nV.gather(1, token_n[:, None])[:, 0] for probs_nV in probs)
     chance_n = torch.where(chance_n > 0, chance_n, chance_free_n)  # a token that is dropped is drawn without a filter
-    fits = dict[
-        tuple[bool, float], dict[str, dict[str, float]]
-    ]()  # by how well: of each component clauses, and chances
+    # by how well: of each component what it says, and by what chance
+    fits = dict[tuple[bool, float], dict[str, dict[str, float]]]()
     for component, clause, other_n in _others(evidence, image, scales, law_nV, E_nV):
         hit_w, is_exact = (other_n == token_n)[wrong_n], torch.equal(other_n, token_n)
         # a temperature was chosen so that right tokens stay: these say nothing of it
@@ -269,17 +277,18 @@ def _wider(
 ) -> Iterator[tuple[str, Callable[[Tensor, int, float], Tensor]]]:
     """Yield the least top-k, and the least top-p, above those asked for that keep every token of some scales."""
     more_k, more_p = 0, 0.0
-    for si, token_l in enumerate(token_n.split(evidence.models.pyramid.draws.counts[:scales])):
-        (top_k, top_p), logits_lV = evidence.request.filter(si), _law(evidence, image, si + 1, None)[-len(token_l) :]
+    draws = evidence.models.pyramid.draws
+    for si, token_l in enumerate(token_n.split(draws.counts[:scales])):
+        (top_k, top_p), logits_lV = evidence.request.filter(si), evidence.actual.shown.guided_BLV[image, draws.span(si)]
         likelier_lV = logits_lV > logits_lV.gather(1, token_l[:, None])
         likelier_l = (filter_logits(logits_lV, top_k, 0.0).softmax(-1) * likelier_lV).sum(1)  # probability, not number
         more_k = max(more_k, int(likelier_lV.sum(1).max()) + 1 - top_k if top_k else 0)
         more_p = max(more_p, float(likelier_l.max()) + 1e-6 - top_p if top_p else 0.0)  # beyond rounding of a sum
     if more_k:
-        clause = f"drawn with a top-k that is larger by {more_k} at least"
+        clause = f"drawn as with a top-k that is larger by {more_k}, or more"
         yield clause, lambda logits_lV, k, p: filter_logits(logits_lV, min(k + more_k, logits_lV.shape[1]) * bool(k), p)
     if more_p:
-        clause = f"drawn with a top-p that is larger by {more_p:.2g} at least"
+        clause = f"drawn as with a top-p that is larger by about {more_p:.2g}, or more"
         yield clause, lambda logits_lV, k, p: filter_logits(logits_lV, k, min(p + more_p, 1.0) * bool(p))
 
 

@@ -175,9 +175,8 @@ def take_line(
         result.line = NO_DECODE if asked else ""
         return
     found = first[0].judgement
-    if first[1].component in OF_RECORDS and not (
-        asked and (found.wrong_tokens or found.wrong_tensors or not found.draws)
-    ):
+    is_open = found.wrong_tokens or found.wrong_tensors or not found.draws  # or nothing was compared
+    if first[1].component in OF_RECORDS and not (asked and is_open):
         result.line = NO_VALUE if asked else ""
         return
     # the quickest of such decodes: others met other programs, or a decoder that had yet to warm up

@@ -217,6 +217,7 @@ LOCKSTEPS = (
     ),
     Planted("labels of halves exchanged", LABELS, "torch.cat([null_B, labels_B])", text=LOCKSTEP),
     Planted("level of columns one too high", COLUMNS, f"{COLUMNS} + (begin > 0)", text=LOCKSTEP),
+    Planted("levels from 1", "pyramid.levels())", "[max(si, 1) for si in pyramid.levels()])", text=LOCKSTEP),
     Planted(
         "position by the cache",
         "net.pos_LD[self.pyramid.span(si)]",

@@ -67,7 +67,7 @@ WAYS: dict[str, tuple[str, Drawn]] = {
             filter_logits(filter_logits(g, 0, REQUEST.top_p), REQUEST.top_k, 0.0), noise.exponential(si, TOKEN, "t"))),
     "the filter drops too many": (
         "filter", lambda g, noise, si: draw(filter_logits(g, REQUEST.top_k, 0.6), noise.exponential(si, TOKEN, "t"))),
-    "drawn with a top-p that is larger by 0.0": (
+    "drawn as with a top-p that is larger by about 0.0": (
         "filter", lambda g, noise, si: draw(filter_logits(g, 5, 0.75), noise.exponential(si, TOKEN, "t"))),
     "the filter drops too few": (  # from position to position
         "filter", lambda g, noise, si: draw(
@@ -109,7 +109,7 @@ def test_a_larger_top_k_is_named_by_how_much_and_not_as_no_filter(more: int):
     found = decoded(
         lambda g, noise, si: draw(filter_logits(g, 5 + more, 0.0), noise.exponential(si, TOKEN, "t")), request
     )
-    drawn = f"drawn with a top-k that is larger by {more} at least"
+    drawn = f"drawn as with a top-k that is larger by {more}, or more"
     assert {each.detail for each in judge(found).defects} == {f"guided logits agree, and the tokens are {drawn}"}
 
 
@@ -117,7 +117,9 @@ def test_all_filters_that_give_the_tokens_are_named():
     """Of few wrong tokens several do."""
     found = decoded(lambda g, noise, si: draw(filter_logits(g, 6, 0.7), noise.exponential(si, TOKEN, "t")))
     detail = judge(found).defects[0].detail
-    ways = "drawn with top-p before top-k, or drawn with top-p alone, or drawn with a top-p that is larger by 0.0"
+    ways = (
+        "drawn with top-p before top-k, or drawn with top-p alone, or drawn as with a top-p that is larger by about 0.0"
+    )
     assert detail.startswith(f"guided logits agree, and the tokens are {ways}")
 
 

@@ -146,14 +146,14 @@ BENT: dict[str, tuple[Any, str, str]] = {
     "a repeated round": (
         replace(RIGHT, rounds=[turns + turns[-1:] for turns in RIGHT.rounds]),
         "scheduling",
-        "rounds finish scales [0, 1, 2, 2], not 0..2 once each; that at scale 2 finishes accepted 1 + corrected 0 + "
-        "bonus 0, and the next round begins at scale 2",
+        "rounds finish scales [0, 1, 2, 2], not 0..2 once each; that at scale 2 finishes 1 scale "
+        "(accepted 1, corrected 0, bonus 0), and the next round begins at scale 2",
     ),
     "a round that accepts the corrected scale": (
         replace(RIGHT, rounds=[[*turns[:-1], replace(turns[-1], accepted=1)] for turns in RIGHT.rounds]),
         "scheduling",
-        "rounds finish scales [0, 1, 2, 3], not 0..2 once each; that at scale 2 finishes accepted 1 + corrected 1 + "
-        "bonus 0, and the pyramid has 3 scales",
+        "rounds finish scales [0, 1, 2, 3], not 0..2 once each; that at scale 2 finishes 2 scales "
+        "(accepted 1, corrected 1, bonus 0), and the pyramid has 3 scales",
     ),
     "rounds of nothing": (
         replace(RIGHT, rounds=[[] for _ in RIGHT.rounds]),
@@ -163,7 +163,7 @@ BENT: dict[str, tuple[Any, str, str]] = {
     "rounds in another order": (
         replace(RIGHT, rounds=[turns[::-1] for turns in RIGHT.rounds]),
         "scheduling",
-        "rounds finish scales [2, 0, 1], not 0..2 once each",
+        "rounds finish scales [2, 0, 1], not 0..2 once each; the first round begins at scale 2",
     ),
     "written twice": (
         replace(RIGHT, scale_writes_BS=2 * RIGHT.scale_writes_BS), "scheduling", "scale 0 was made final 2 times"
@@ -192,7 +192,7 @@ def test_where_rounds_alone_are_wrong_tokens_are_compared_all_the_same(wrong: in
     *before, last = setting.rows[0].judgement.defects
     assert last.component == "scheduling"
     assert last.detail.endswith(
-        "; that at scale 0 finishes accepted 0 + corrected 0 + bonus 0, and the next round begins at scale 2"
+        "; that at scale 0 finishes 0 scales (accepted 0, corrected 0, bonus 0), and the next round begins at scale 2"
     )
     # what the changed token makes wrong is named first
     assert [each.component for each in before] == ["draw", "f_hat"] * wrong
@@ -319,4 +319,10 @@ def test_rounds_are_taken_to_end_where_the_next_begins_or_not_at_all(
     assert [[each.accepted for each in turns] for turns in found] == [accepted, accepted]
     for turns in found:
         assert [si for each in turns for si in range(each.first, each.first + each.finished)] == list(MODELS.pyramid)
-        assert sum(each.accepted_tokens for each in turns) == MODELS.pyramid.L
+
+
+def test_a_round_that_is_left_out_makes_no_count_wrong_of_the_others():
+    """The first one would have to compute what the second did."""
+    left_out = [turns[:-1] for turns in RIGHT.rounds]
+    defects = judged(replace(RIGHT, rounds=left_out)).settings[0].rows[0].judgement.defects
+    assert [each.component for each in defects] == ["scheduling"] * len({each.image for each in defects})

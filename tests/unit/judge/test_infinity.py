@@ -233,3 +233,23 @@ def test_the_design_that_is_asked_unasked_meets_places_texts_and_filters():
     result = verify(single(), terms=Terms(in_process=True, laws=0))
     assert result.verdict is Verdict.IDENTICAL, (result.first_divergence, result.reasons)
     assert set(result.exercised.missing) == {"more_smooth", "laws", "other dtypes"}
+
+
+class Flipping(SpeculativeDecoder):
+    """Flips one bit of what it returns."""
+
+    def __init__(self, models: ModelPair, settings: Settings) -> None:
+        super().__init__(models, DecoderOptions(settings.draft_len))
+
+    def decode(self, request: Request, noise: Noise) -> Trace:
+        trace = super().decode(request, noise)
+        trace.tokens_BL[0, self.models.pyramid.draws.begin(1)] ^= 1
+        return trace
+
+
+@pytest.mark.parametrize("filtered", [{}, {"top_k": 1}, {"top_p": 0.6}])
+def test_one_flipped_bit_is_no_accepted_draft(filtered: dict[str, float]):
+    """Of two values the wrong one is the draft's about every second time."""
+    found = verify_here(single(), Flipping, [Settings(2)], [replace(REQUEST, **filtered)])  # type: ignore[arg-type]
+    assert found.first_divergence is not None
+    assert (found.first_divergence.component, found.first_divergence.scale) == ("draw", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import torch
 
 from harness.decoders._factory import load_factory
 from harness.decoders._in_process import search_line
-from harness.judge._line import CodeLine, LineSearch, Search
+from harness.judge._line import CodeLine, LineSearch
 from harness.judge._recorder import rows_of
+from harness.judge._search import Search
 from harness.judge._wrong_decode import WrongDecode
 from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
@@ -72,6 +74,14 @@ def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record
     calls = any(f":{each}, in" in line.caller for each in planted.lines)
     functions = {"function": not is_near, "caller": calls, "neither": not (in_function or calls)}
     assert is_near if planted.seen == "line" else functions[planted.seen]
+
+
+def test_few_tokens_of_a_batch_are_put_right_where_they_were_drawn_at_once(tmp_path: Path):
+    """Four of each image are no row of their own: what is drawn is one of eight."""
+    source = LOCKSTEP.replace('noise.exponential(si, "token", reader)', 'noise.exponential(si, "token", reader)[:1]')
+    line = searched(source, tmp_path / "mine.py", Request((0, 1), 1))
+    assert isinstance(line, CodeLine)
+    assert re.match(r"with the tokens of scales? .* put right at mine.py:\d+, every value is right", line.tried)
 
 
 @pytest.mark.parametrize("source", [TEMPLATE, CACHED, LOCKSTEP], ids=["plain", "cached", "lockstep"])
