@@ -210,8 +210,13 @@ LOCKSTEP = (Path(__file__).parent / "lockstep_decoder.py").read_text()
 BUFFERS, LABELS, COLUMNS = "zeros(shape, dtype=net.dtype)", "torch.cat([labels_B, null_B])", "self.levels[None, :end]"
 BREAK = "                    break\n"
 LOCKSTEPS = (
-    Planted("values put in as bfloat16", ": stop] = v\n", ": stop] = v.bfloat16()\n", text=LOCKSTEP),
-    Planted("buffers of bfloat16", BUFFERS, "zeros(shape, dtype=torch.bfloat16)", "function", LOCKSTEP),
+    Planted(
+        "keys and values put in as bfloat16",
+        ": stop] = k\n        self.v[layer, :, :, self.fill : stop] = v\n",
+        ": stop] = k.bfloat16()\n        self.v[layer, :, :, self.fill : stop] = v.bfloat16()\n",
+        text=LOCKSTEP,
+    ),
+    Planted("buffers of bfloat16", BUFFERS, "zeros(shape, dtype=torch.bfloat16)", "neither", LOCKSTEP),
     Planted(
         "rejected scale added, too", BREAK, f"{BREAK[:-6]}f_hat = add(f_hat, guess, si); break\n", "caller", LOCKSTEP
     ),

@@ -72,8 +72,16 @@ def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record
     is_near = in_function and min(abs(line.line - each) for each in planted.lines) <= 3
     print(f"{planted.name:24} {planted.lines[0]:4} {line.line:4} {line.function:8} {line.operation}; {line.wrong}")
     calls = any(f":{each}, in" in line.caller for each in planted.lines)
-    functions = {"function": not is_near, "caller": calls, "neither": not (in_function or calls)}
+    functions = {"function": in_function and not is_near, "caller": calls, "neither": not (in_function or calls)}
     assert is_near if planted.seen == "line" else functions[planted.seen]
+
+
+def test_what_is_written_into_a_buffer_of_fewer_bits_is_named_where_it_is_written(tmp_path: Path):
+    (planted,) = (each for each in LOCKSTEPS if each.name == "buffers of bfloat16")
+    line = searched(planted.source, tmp_path / "mine.py", Request((0, 1), 1))
+    assert isinstance(line, CodeLine)
+    assert (line.function, line.operation[:5]) == ("extend", "copy_")
+    assert line.text.endswith(": stop] = k")
 
 
 def test_few_tokens_of_a_batch_are_put_right_where_they_were_drawn_at_once(tmp_path: Path):
