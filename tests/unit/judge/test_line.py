@@ -76,12 +76,17 @@ def test_the_line_of_a_mistake_is_named(planted: Planted, tmp_path: Path, record
     assert is_near if planted.seen == "line" else functions[planted.seen]
 
 
-def test_what_is_written_into_a_buffer_of_fewer_bits_is_named_where_it_is_written(tmp_path: Path):
-    (planted,) = (each for each in LOCKSTEPS if each.name == "buffers of bfloat16")
+@pytest.mark.parametrize(
+    ("name", "operation"), [("buffers of bfloat16", "copy_"), ("keys and values put in as bfloat16", "to")]
+)
+def test_what_is_rounded_in_a_buffer_is_named_where_it_is_written(name: str, operation: str, tmp_path: Path):
+    (planted,) = (each for each in LOCKSTEPS if each.name == name)
     line = searched(planted.source, tmp_path / "mine.py", Request((0, 1), 1))
     assert isinstance(line, CodeLine)
-    assert (line.function, line.operation[:5]) == ("extend", "copy_")
-    assert line.text.endswith(": stop] = k")
+    assert (line.function, line.operation.split()[0]) == ("extend", operation)
+    assert ": stop] = k" in line.text
+    assert line.wrong.startswith("the rows of scale ")
+    assert "place" not in line.wrong
 
 
 def test_few_tokens_of_a_batch_are_put_right_where_they_were_drawn_at_once(tmp_path: Path):
