@@ -40,11 +40,6 @@ def times_of(run: Callable[[], object], repeats: int, device: torch.device) -> T
     return Times.of([1e3 * timed(run, device)[1] for _ in range(repeats)])
 
 
-def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median of `repeats` runs in milliseconds, after one that does not count."""
-    return times_of(run, repeats, device).median
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -90,19 +91,17 @@ class Checkout:
             raise self.lacks(f"has no {name}")
         return getattr(self.module, name)
 
-    def method(self, owner: Any, name: str, known: tuple[str, ...] = ()) -> inspect.Signature:
-        """Return the signature of a method of an object or class. Raises `InputError` if it takes no `known` name."""
+    def check_method(self, owner: Any, name: str, known: tuple[str, ...]) -> None:
+        """Raise `InputError` unless an object or class has a method of a name, and that takes every `known` name."""
         kind = owner if isinstance(owner, type) else type(owner)
         method = getattr(owner, name, None)
         if not callable(method):
             raise self.lacks(f"has no {kind.__name__}.{name}")
         signature = inspect.signature(method)
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
-            return signature
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
         missing = [each for each in known if each not in signature.parameters]
-        if missing:
+        if missing and not takes_any:
             raise self.lacks(f"has {kind.__name__}.{name}{signature}, which takes no {', '.join(missing)}")
-        return signature
 
     def lacks(self, rule: str) -> InputError:
         """Return the error that says what the module of this checkout is not."""
@@ -333,10 +332,7 @@ def on_device(device: torch.device) -> Iterator[None]:
     except ImportError:
         real = None
     places = [each for each in list(sys.modules.values()) if real and vars(each).get("get_device") is real]
-    try:
+    with contextlib.ExitStack() as stack:
         for place in places:
-            place.get_device = lambda: device  # type: ignore[attr-defined]
+            stack.enter_context(mock.patch.object(place, "get_device", return_value=device))
         yield
-    finally:
-        for place in places:
-            place.get_device = real  # type: ignore[attr-defined]

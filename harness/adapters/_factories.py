@@ -47,7 +47,7 @@ class _Order:
         return cls(kind(options["checkout"], models, options), options)
 
     def require(self, owner: Any, method: str, *parameters: str) -> None:
-        self.code.checkout.method(owner, method, parameters)
+        self.code.checkout.check_method(owner, method, parameters)
 
     def whole(self, name: str, default: int, low: int, high: int) -> int:
         """Return an option that is a whole number in low..high."""

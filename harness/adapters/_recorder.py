@@ -10,10 +10,12 @@ import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -186,18 +188,9 @@ def in_order(real: Callable[..., Any], args: Any, kwargs: Any) -> list[Any]:
     return [*call.args, *call.kwargs.values()]
 
 
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, around: Callable[..., Any]) -> AbstractContextManager[object]:
     """Let `around`, which gets the real one first, stand for a method of one object, which has its own afterwards."""
-    real, own = getattr(owner, name), name in vars(owner)
-    setattr(owner, name, partial(around, real))
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, real)
-        else:
-            delattr(owner, name)
+    return mock.patch.object(owner, name, partial(around, getattr(owner, name)))
 
 
 def check_numbers(numbers: str, request: Request) -> None:

@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 
-from harness.clock import Times, median_ms, times_of
+from harness.clock import Times, times_of
 from harness.errors import HarnessError
 from harness.files import compact, finite
 from harness.judge import Evidence, judge
@@ -49,8 +49,8 @@ class Machine:
         generator = torch.Generator(device=device).manual_seed(0)
         a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        copy_s = median_ms(lambda: target.copy_(source), REPEATS, device) / 1e3
-        product_s = median_ms(lambda: torch.mm(a, b, out=out), REPEATS, device) / 1e3
+        copy_s = times_of(lambda: target.copy_(source), REPEATS, device).median / 1e3
+        product_s = times_of(lambda: torch.mm(a, b, out=out), REPEATS, device).median / 1e3
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         return cls(name, 2 * len(source) / copy_s, 2 * side**3 / product_s)
 
@@ -177,7 +177,7 @@ class Bench:
         ]
         request = requests[0]
         self.check_equal(request)
-        reference_ms = median_ms(lambda: self._reference(request), self.repeats, self.models.device)
+        reference_ms = times_of(lambda: self._reference(request), self.repeats, self.models.device).median
         target, draft = (self.sequential(network, request) for network in (self.fast.target, self.fast.draft))
         for (policy, length), decoder in zip(settings, decoders, strict=True):
             self.check_recorded(decoder, request)
@@ -261,7 +261,7 @@ class Bench:
                 window = Window(state.noise, state.pyramid, images, first, last, name)
                 forward_window(state, decoder.parts, side, window, forward)
 
-        return median_ms(run, 2 * self.repeats, self.models.device) if turns else 0.0
+        return times_of(run, 2 * self.repeats, self.models.device).median if turns else 0.0
 
     def _alone(self, decoder: SpeculativeDecoder, request: Request, turns: list[Turn]) -> tuple[float, float, float]:
         """Return draft passes, target passes and floor of one decode; NaN where its images took different rounds."""

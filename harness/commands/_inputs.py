@@ -17,7 +17,7 @@ from harness.commands._options import Images, Mode, Networks, Pair, UnderTest, f
 from harness.decoders import OWN_DECODER, is_own_decoder, parse_factory_options
 from harness.errors import InputError
 from harness.models import CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, parse_mode, random_pair
-from harness.models.infinity.checkpoint import Told, load_digits_bits, load_infinity, load_texts, parse_schedule
+from harness.models.infinity.checkpoint import load_digits_bits, load_infinity, load_texts, parse_schedule
 from harness.models.infinity.transformer import infinity_config
 from harness.numerals import MOST_NUMBERS, whole, wholes
 from harness.protocol import NoiseOrder, Request, ScaleGuidance
@@ -84,7 +84,7 @@ def _from_files(networks: Pair) -> ModelPair:
         if sides or len(heads) > 1:
             name, rule = ("patch_nums", "are VAR's") if sides else ("heads", "must be one number")
             raise InputError(name, getattr(networks, name), rule, "drop it")
-        told = Told(schedule.sides, schedule.full, heads=heads[0] if heads else 0)
+        told = replace(schedule, heads=heads[0] if heads else 0)
         return load_infinity(given["draft"], given["target"], given["vae"], told)
     name = "digits, another draft" if draft_alone else "custom"
     return load_pair(given["draft"], given["target"], given["vae"], name, sides, heads)
@@ -164,6 +164,8 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
     seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
+    if len(set(seeds)) < len(seeds):
+        raise InputError("seeds", images.seeds, "names a seed twice, whose images would count twice", "name it once")
     texts, negative = load_texts(images.texts) if images.texts is not None else (models.texts, ())
     if not texts and "texts" in models.target.config.reads:
         raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")

@@ -59,7 +59,9 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     files = check_outputs({"json": timed.json, "html": timed.html}, options.files_of(networks))
     check_page(timed.html)
     settings = settings_for(timed.policies, timed.draft_len, timed.repeats)
-    check_side(tested, timed)
+    if tested.implementation != options.OWN:
+        rule = f"has no effect on {tested.implementation}: it is the harness's own decoder's"
+        timed.refuse(("policies", "graphs", "bonus"), rule, "drop it; --option NAME=VALUE sets what yours has")
     options_tested(tested)  # the harness's own decoder takes none
     timed_requests(timed.batches, timed.seeds, 1)  # refused before the networks are loaded
     pair = load_models(networks, networks.mode, timed.quiet)
@@ -85,14 +87,6 @@ def bench(networks: Networks, tested: options.UnderTest, timed: TimedDecodes) ->
     speed = Speed(pair.title, mode, mode_name(pair.draft), timed.graphs, timed.bonus, machine, rows, timed.compile)
     show_speed(speed, str(pair.device), plain_console())
     write_asked(files, timed.quiet, json=speed.document, html=lambda: timings_page(speed, str(pair.device)))
-
-
-def check_side(tested: options.UnderTest, timed: TimedDecodes) -> None:
-    """Refuse options that the side that is timed does not read. Raises `InputError`."""
-    if tested.implementation == options.OWN:
-        return
-    rule = f"has no effect on {tested.implementation}: it is the harness's own decoder's"
-    timed.refuse(("policies", "graphs", "bonus"), rule, "drop it; --option NAME=VALUE sets what yours has")
 
 
 def contest(

@@ -107,7 +107,8 @@ def asked_again(case: KeptCase) -> str:
     command = case.record.command
     asked = iter([part for word in command for part in (word.split("=", 1) if word[:2] == "--" else [word])])
     for word in asked:
-        if word in ("--run", "--json", "--html"):  # of that run
+        # written for that run; a key and a challenge are a certificate's
+        if word in ("--run", "--json", "--html", "--certificate", "--key", "--challenged"):
             next(asked, None)
         elif word == "--checkout":
             next(asked, None)

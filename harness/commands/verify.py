@@ -230,7 +230,7 @@ def write(
             with silence(outputs.quiet):
                 locate(result, told=tell_search)
         except StopSignal:  # what is known already is shown all the same; the status is the signal's (`main`)
-            result.line = "not found: the search was interrupted"
+            result.line = "not found: the search was interrupted; --locate asks again"
     if isinstance(result.quality, Measured):
         show_quality(result.quality, plain_console(), outputs.quiet)
     show_verification(result, plain_console(), outputs.quiet, outputs.verbose)

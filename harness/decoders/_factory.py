@@ -173,13 +173,8 @@ def load_factory(name: str) -> Factory:
 
 
 def _is_of(module_name: str, each: object) -> bool:
-    try:
-        where = each.func.__module__ if type(each) is partial else each.__module__
-        return bool(where == module_name) and callable(each)
-    except (StopSignal, OutOfTimeError):
-        raise
-    except BaseException:  # of whatever kind: it is somebody else's code
-        return False
+    where = attribute_of(each.func if type(each) is partial else each, "__module__", None)
+    return isinstance(where, str) and where == module_name and callable(each)
 
 
 def _takes_two(each: Any, follow_wrapped: bool = False) -> bool:

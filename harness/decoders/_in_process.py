@@ -30,7 +30,7 @@ from harness.decoders._factory import (
     check_refused_write,
 )
 from harness.errors import ImageError, InputError, NoiseError, NonFiniteError, StopSignal, one_line, text_of
-from harness.models import ModelPair, pair_checksums
+from harness.models import ModelPair, checksums
 from harness.protocol import Contract, Implementation, Request, SeededNoise, Settings, Trace
 from harness.rounding import Budget, precision_unchanged
 from harness.signals import ctrl_c_is_a_stop
@@ -78,11 +78,11 @@ class Watched:
     """Networks that a decoder must not write into."""
 
     def __init__(self, models: ModelPair) -> None:
-        self.models, self._sums = models, pair_checksums(models)
+        self.models, self._sums = models, checksums(models.named_weights())
 
     def written(self, request: Request) -> list[judge.Divergence]:
         """Return a defect where a weight is no longer what it was before any decoder was built."""
-        changed = [name for name, value in pair_checksums(self.models).items() if value != self._sums[name]]
+        changed = [name for name, value in checksums(self.models.named_weights()).items() if value != self._sums[name]]
         if not changed:
             return []
         detail = f"the decoder wrote into {', '.join(changed[:3])} of the shared networks"

@@ -21,6 +21,7 @@ from harness.protocol import Round
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import block_causal, family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
+from harness.wording import count_of
 
 # Of an image's two rows and another image's two, those that stand for its own.
 _HALVES = {"unconditional": [0, 3], "conditional": [2, 1], "unconditional (conditional ones)": [0, 2]}
@@ -165,6 +166,7 @@ def masks(made: TargetPass) -> Iterator[tuple[str, str, Tensor]]:
     candidates = (
         ("mask or cache", f"none of the {K} cached positions is seen", right_nK & ~cached_K),
         ("mask", "rows see the whole window, later scales too", torch.ones_like(right_nK)),
+        ("mask", "rows see the scale after their own, too", level_n1 + 1 >= level_K),
         ("mask", "rows do not see later tokens of their own scale", position_n1 >= position_K),
         ("mask", "a causal mask is aligned at the top left", position_n1 - K >= position_K),
         ("mask", "the mask is the top-left corner of the whole one",
@@ -225,6 +227,7 @@ Layers = dict[int, tuple[Tensor, Tensor]]
 
 def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCache]]:
     """Yield (component, clause, cache) of usual mistakes with what is cached before a pass, each to be used once."""
+    yield from _with_empty(made)
     if not made.first:
         return
     right, last = made.cache().layers, made.evidence.models.pyramid.begin(made.first - 1)
@@ -239,6 +242,20 @@ def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCach
         yield "cache", clause, _of(right, change)
     for clause, cache in (*_of_others(made, right, image), *_not_rolled_back(made, image)):
         yield "cache", clause, cache
+
+
+def _with_empty(made: TargetPass) -> Iterator[tuple[str, str, GrowingCache]]:
+    """Yield caches whose empty positions are seen: a spare one, or all that are left of one as long as an image."""
+    pyramid, network, layers = made.evidence.models.pyramid, made.network, made.cache().layers
+    config, R = network.config, made.evidence.request.R // made.evidence.request.B
+    for count in {1, pyramid.L - pyramid.end(made.last)} - {0}:
+        shape = R, config.H, count, config.D // config.H
+        empty = torch.zeros(shape, dtype=network.dtype, device=network.device)
+        cache = GrowingCache()
+        for layer in range(config.depth):
+            keys, values = layers.get(layer, (empty[:, :, :0], empty[:, :, :0]))
+            cache.layers[layer] = torch.cat((keys, empty), 2), torch.cat((values, empty), 2)
+        yield "mask", f"rows see {count_of(count, 'empty position')} of the cache, too", cache
 
 
 def _of_others(made: TargetPass, right: Layers, image: int) -> Iterator[tuple[str, GrowingCache]]:

@@ -6,6 +6,7 @@ What none of these explains is "mask or cache", and at scale 0 the network, or t
 Where an earlier scale of the same pass is right, so are cache and network, and it is the mask.
 """
 
+from dataclasses import replace
 from itertools import chain, product
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from harness.judge._evidence import Evidence, Named
 from harness.judge._inputs import misplaced_rows
-from harness.judge._passes import TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
+from harness.judge._passes import MOST_IMAGES, TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
 from harness.protocol import Intermediates
@@ -22,6 +23,7 @@ from harness.reference import family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers"
+HALVES = ("conditional", "unconditional")
 MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 
 
@@ -45,7 +47,7 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
         return "split", f"logits of scale {si} are those of {unit} {place}"
     if word := rounding_of(evidence, image, si, lambda shown, row: _of_image(shown, row, span)):
         return "precision", f"logits of scale {si} are the right ones, rounded to {word}"
-    for explain in (_asked_otherwise, _other_head, _other_label, _moved_rows, _other_pass):
+    for explain in (_asked_otherwise, _other_head, _other_label, _inputs_of_others, _moved_rows, _other_pass):
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
@@ -135,6 +137,36 @@ def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
     if _is_other(evidence, image, si, network.logits(right_RnD[:, l], other)):
         return "condition", f"the head of scale {si} is given the other half's condition"
     return None
+
+
+@torch.inference_mode()
+def _inputs_of_others(evidence: Evidence, image: int, si: int) -> Named | None:
+    """Tell whether rows of a pass were given the inputs of other rows of the batch; those that are shown are right."""
+    network, own = evidence.models.target, next(iter(passes(evidence, image, si)))
+    labels = evidence.numbers.labels(network.config.classes).tolist()
+    images = [image, *(b for b in range(evidence.request.B) if b != image)][:MOST_IMAGES]
+    theirs = [replace(own, tokens_1L=evidence.actual.tokens_BL[b : b + 1], label=labels[b]) for b in images]
+    x_RnD, (_, mask_11nK, positions) = torch.cat([each.window()[0] for each in theirs]), own.window()
+    found_2lV, right_2lV = (
+        _of_image(side.shown, image, evidence.models.pyramid.draws.span(si))
+        for side in (evidence.actual, evidence.expected)
+    )
+    layers, others = own.cache().layers, list[str]()
+    for half, found_lV in enumerate(found_2lV):
+        rows = torch.full((len(x_RnD),), half, device=network.device)
+        cache, condition = GrowingCache(), own.condition.rows(rows)
+        cache.layers = {layer: (k[rows], v[rows]) for layer, (k, v) in layers.items()}
+        made_RlV = own.rows(network.hidden(x_RnD, condition, cache, mask_11nK, positions), si, condition)
+        near = ((made_RlV - found_lV).abs() <= 2 * evidence.budget.rows).flatten(1).all(1).tolist()
+        if not any(near):
+            return None
+        if not near[half]:  # the image's own stand first
+            number, of = divmod(near.index(True), len(found_2lV))
+            if not explains(found_lV, right_2lV[half], made_RlV[near.index(True)]):
+                return None
+            others.append(f"the {HALVES[half]} ones those of the {HALVES[of]} rows of image {images[number]}")
+    clause = f"are given the inputs of other rows of the batch: {' and '.join(others)}"
+    return ("rows", f"rows of scale {si} {clause}") if others else None
 
 
 @torch.inference_mode()
@@ -229,7 +261,7 @@ def _other_label(evidence: Evidence, image: int, si: int) -> Named | None:
                 found[half] = others[near.index(True)]
     if found == list(reversed(owns)):
         return "guidance", f"the halves of scale {si} are swapped: unconditional half first"
-    for half_word, own, label in zip(("conditional", "unconditional"), owns, found, strict=True):
+    for half_word, own, label in zip(HALVES, owns, found, strict=True):
         if label is not None:
             return "condition", f"the {half_word} rows of scale {si} are those of label {label}, not {own}"
     return None

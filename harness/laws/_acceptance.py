@@ -258,7 +258,7 @@ def real(subject: Subject, case: Case) -> bool:
     if not torch.equal(decoded.tokens_BL, tokens_BL):
         _require_right(decoded, case, f"{where}: ")  # names a component
     require_tokens(decoded.tokens_BL, tokens_BL, where)
-    if subject.follows(case):
+    if subject.follows(case) and decoded.rounds:
         require_rounds(decoded.rounds, rounds, where)
     return case.draft != "close" or _rejected(decoded, case)
 

@@ -19,7 +19,7 @@ from harness.decoders import Factory, OutOfTimeError, attribute_of, build_by_fac
 from harness.errors import HarnessError, InputError, StopSignal
 from harness.judge import Broken, differences, made_plain, require
 from harness.laws._case import Case, forget_models
-from harness.models import ModelPair, pair_checksums
+from harness.models import ModelPair, checksums
 from harness.protocol import (
     DECLINES,
     Contract,
@@ -142,8 +142,11 @@ class Subject:
         return built if has_parts else _Plain(built, settings, declines_of(built))
 
     def follows(self, case: Case) -> bool:
-        """Whether the decoder says that it follows the case's policy. Raises `InputError` where it refuses the case."""
-        return getattr(self.decoder(case), "policy", None) == case.policy
+        """Whether the decoder says that it follows the case's policy; one that refuses the case does not."""
+        try:
+            return getattr(self.decoder(case), "policy", None) == case.policy
+        except InputError:
+            return False
 
     def has_bonus(self, case: Case) -> bool:
         """Whether it can be built with bonus scales: one that refuses or declines them claims none."""
@@ -228,11 +231,7 @@ class Law:
             case = replace(case, bonus=False)
         if case.policy in PLAIN:
             return case
-        try:
-            known = subject.follows(case)
-        except InputError:
-            known = False
-        return case if known else replace(case, policy="coupled")
+        return case if subject.follows(case) else replace(case, policy="coupled")
 
     def check(self, subject: Subject, case: Case) -> bool:
         """Test the law in one case; return whether the case was not trivial for it.
@@ -245,7 +244,7 @@ class Law:
             OutOfTimeError: its time is over.
         """
         models = self.fitted(case).models
-        before = pair_checksums(models)  # before any decoder is built
+        before = checksums(models.named_weights())  # before any decoder is built
         case = self.offered(subject, case)
         decoder = subject.decoder(case)
         declines = declines_of(decoder)
@@ -258,7 +257,7 @@ class Law:
         try:
             with ctrl_c_is_a_stop():
                 exercised = self.test(subject, case)
-            changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
+            changed = [name for name, value in checksums(models.named_weights()).items() if value != before[name]]
             require(not changed, f"the decoder wrote into {', '.join(changed[:3])}, which it shares with its oracle")
             return exercised
         except Broken as broken:

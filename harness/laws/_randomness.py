@@ -48,9 +48,18 @@ def _filters(subject: Subject, case: Case) -> bool:
         wrong = torch.nonzero(torch.isinf(actual) != torch.isinf(expected)).tolist()
         require(not wrong, f"top_k {top_k}, top_p {top_p}: kept or dropped wrongly at {wrong[:4]}")
     require_equal("argument", logits_BnV, kept_BnV, "filter_logits wrote into its argument")
+    # two tokens of probability 1/2, on the border to the bit: one is dropped, whichever
+    even_BnV = torch.full_like(logits_BnV, _NEVER)
+    even_BnV[..., :2] = 0.0
+    left_Bn = (parts.filter_logits(even_BnV, 0, 0.5).softmax(-1) > 0).sum(-1)
+    wrong = sorted({number for number in left_Bn.flatten().tolist() if number != 1})
+    require(
+        not wrong, f"top_p 0.5 of two equal tokens keeps {wrong}, expected one: a sum equal to 1 - top_p is dropped"
+    )
     return True
 
 
+_NEVER = -1e4  # of this logit beside 0 softmax makes 0
 _FLOAT_LAW = 1e-12  # softmax of equal logits: a few roundings of numbers below 1
 
 

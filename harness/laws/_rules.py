@@ -12,7 +12,18 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.judge import require, undrawn
 from harness.laws._case import CHOICES, Case
-from harness.laws._law import EVERY, EXACT, LOSSY, NotOffered, Subject, law, policy_name, require_rounds, require_tokens
+from harness.laws._law import (
+    EVERY,
+    EXACT,
+    LOSSY,
+    NotOffered,
+    Subject,
+    law,
+    policy_name,
+    require_rounds,
+    require_shown_rounds,
+    require_tokens,
+)  # fmt: skip
 from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
 from harness.protocol import PATCH_NUMS_256, TOKEN, Request, Round, ScalePyramid, SeededNoise, Trace
@@ -25,6 +36,7 @@ from harness.speculative.sampler import SpeculativeDecoder
 _BY_ORACLE = (*EXACT, *LOSSY)
 _LONG = (1, 2, 3, 4, 5, 6, 7)
 _DECIDES = "rounding decides what is accepted"
+_UNSAID = "decoder.policy does not say which rule it follows"
 _KEEPS = "kl:9"  # the draft's own tokens, nearly always
 _BORDER = "collaborative:2"  # beyond scale 1 the draft decides alone, and no bonus scale is taken
 # Besides those of `CHOICES`: rates at which most scales are rejected, so that what they become is seen, and a K above
@@ -52,7 +64,8 @@ def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> l
     request, noise = case.request, case.noise()
     tokens_BL, rounds = decode_by_policy(case.models, request, noise, case.policy, draft_len, case.bonus)
     require_tokens(decoded.tokens_BL, tokens_BL, where)
-    require_rounds(decoded.rounds, rounds, where)
+    if decoded.rounds:
+        require_rounds(decoded.rounds, rounds, where)
     if decoded.law_BLV is not None:
         wrong = undrawn(decoded.law_BLV, tokens_BL, case.noise(), case.pyramid)
         require(wrong is None, f"{where}: the law that is shown, at image and draw {wrong}", "law")
@@ -61,7 +74,7 @@ def _require_policy(decoded: Trace, case: Case, draft_len: str, where: str) -> l
 
 def _follows(subject: Subject, case: Case) -> None:
     if not subject.follows(case):
-        raise NotOffered("decoder.policy does not say which rule it follows")
+        raise NotOffered(_UNSAID)
 
 
 def _at_the_border(case: Case) -> list[str]:
@@ -92,15 +105,9 @@ def _policies(subject: Subject, case: Case) -> list[Case]:
     quality = {_KEEPS: "far"} | dict.fromkeys(set(_SHARP) - {_KEEPS}, "near")
     asked = [replace(case, policy=policy, draft=quality.get(policy, case.draft)) for policy in dict.fromkeys(wanted)]
     asked.append(replace(case, policy=_BORDER, draft="near", bonus=True))
-    cases = []
-    for candidate in asked:
-        try:
-            _follows(subject, candidate)
-        except (NotOffered, InputError):
-            continue
-        cases.append(candidate)
+    cases = [each for each in asked if subject.follows(each)]
     if not cases:
-        raise NotOffered("decoder.policy does not say which rule it follows")
+        raise NotOffered(_UNSAID)
     return cases
 
 
@@ -229,12 +236,10 @@ def labour(subject: Subject, case: Case) -> bool:
     labours = [(f"code:{entry}", entry, S) for entry in range(S + 1)]
     for policy, entry, end in [*labours, *((f"middle:{entry}:{S - 1}", entry, S - 1) for entry in range(S))]:
         handing = replace(case, policy=policy)
-        try:
-            _follows(subject, handing)
-        except InputError:
+        if not subject.follows(handing):
             if policy_name(policy) == "middle":
                 break
-            raise NotOffered("policy code:ENTRY") from None
+            raise NotOffered(f"policy {policy}")
         actual, drawn = subject.decode(handing), pyramid.draws.begin(entry)
         where = f"policy {handing.policy}"
         of_target = f"{where}, scales that the target decides alone"
@@ -270,7 +275,9 @@ def length(subject: Subject, case: Case) -> bool:
         decoder = subject.decoder(case, draft_len=draft_len)
         for seed in (case.seed, case.seed + 1):
             request = replace(case.request, seed=seed)
-            for image, rounds in enumerate(decoder.decode(request, case.noise(request)).rounds):
+            decoded = decoder.decode(request, case.noise(request))
+            require_shown_rounds(decoded)
+            for image, rounds in enumerate(decoded.rounds):
                 current = length_begin(draft_len, S)
                 for turn in rounds:
                     wanted = length_wanted(draft_len, turn.first, current, S)
@@ -293,8 +300,9 @@ def _grows_and_shrinks(subject: Subject, case: Case) -> None:
     case = replace(case, policy="coupled", labels=(0, 1), order="image", bonus=False)
     draft = Scripted.of(case, ((0, 4),))  # of label 0, in the third round
     for draft_len, expected in _GROWN.items():
-        rounds = decode_drafted(subject, case, draft, draft_len).rounds
-        seen = tuple(tuple(turn.drafted for turn in turns) for turns in rounds)
+        decoded = decode_drafted(subject, case, draft, draft_len)
+        require_shown_rounds(decoded)
+        seen = tuple(tuple(turn.drafted for turn in turns) for turns in decoded.rounds)
         where = f"draft_len {draft_len}, scale 4 of image 0 rejected, all else accepted"
         require(seen == expected, f"{where}: rounds draft {seen} scales, not {expected}")
 

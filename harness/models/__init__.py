@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from harness.models._pair import (
-    CLOSE_NOISE, DIGITS, ModelPair, close_pair, load_digits, load_pair, pair_checksums, random_pair, var_config,
+    CLOSE_NOISE, DIGITS, ModelPair, checksums, close_pair, load_digits, load_pair, random_pair, var_config,
 )  # fmt: skip
 from harness.models.mode import AUTOCAST, MODES, autocast_of, autocasting, mode_name, parse_mode, product_dtype
 from harness.models.network import Around, Cache, Codec, Condition, Network, TransformerConfig

@@ -177,6 +177,7 @@ def var_config(network: Network) -> TransformerConfig:
     return network.config
 
 
+@torch.inference_mode()
 def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the checksum of every tensor by name: a change of any one number, by however little, changes it.
 
@@ -189,12 +190,6 @@ def checksums(weights: Mapping[str, Tensor]) -> dict[str, int]:
         odd = torch.arange(1, 2 * len(bits), 2, device=bits.device)
         sums[name] = int((bits * odd).sum())
     return sums
-
-
-@torch.inference_mode()
-def pair_checksums(models: ModelPair) -> dict[str, int]:
-    """Return the checksum of every weight of a pair, by `ModelPair.named_weights`."""
-    return checksums(models.named_weights())
 
 
 def load_digits(name: str = "digits") -> ModelPair:

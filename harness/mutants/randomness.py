@@ -95,14 +95,16 @@ def _above_kth(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
     return PARTS.filter_logits(logits_BnV, 0, top_p)
 
 
-def _nucleus(summed: Callable[[Tensor], Tensor], keep_likeliest: bool = True) -> Factory:
+def _nucleus(
+    summed: Callable[[Tensor], Tensor], keep_likeliest: bool = True, below: Callable[[Tensor, float], Tensor] = torch.le
+) -> Factory:
     """Sum the probabilities of a nucleus, least likely first, in another way, or let it be empty."""
 
     def filter_logits(logits_BnV: Tensor, top_k: int, top_p: float) -> Tensor:
         logits_BnV = PARTS.filter_logits(logits_BnV, top_k, 0.0)
         if top_p:
             values_BnV, order_BnV = logits_BnV.sort(dim=-1)
-            tail_BnV = summed(values_BnV.softmax(-1)) <= 1 - top_p
+            tail_BnV = below(summed(values_BnV.softmax(-1)), 1 - top_p)
             tail_BnV[..., -1] &= not keep_likeliest
             logits_BnV = logits_BnV.masked_fill(tail_BnV.gather(-1, order_BnV.argsort(-1)), float("-inf"))
         return logits_BnV
@@ -151,6 +153,8 @@ TINY_OFF = Mutant("randomness.tiny-off", "a top_p that one cannot take off 1 is 
 MOST_AND_ONE = Mutant("randomness.most-and-one", "a top_k above half of all tokens keeps one more",
     "the dropped ones selected in place of the kept",
     filtered(lambda top_k, top_p, V: (min(V, top_k + 1) if 2 * top_k > V else top_k, top_p)))
+BORDER = Alone("randomness.border", "a nucleus keeps what reaches its border", "< for <= at 1 − top_p",
+    _nucleus(lambda probs_BnV: probs_BnV.cumsum(-1), below=torch.lt))
 HALF_SUM = Mutant("randomness.half-sum", "a nucleus is summed in half precision", "autocast around the filter",
     _nucleus(lambda probs_BnV: probs_BnV.half().cumsum(-1)))
 THOUSANDTHS = Mutant("randomness.thousandths", "a nucleus counts thousandths", "probabilities kept as whole numbers",

@@ -15,7 +15,7 @@ from harness.decoders import OWN_DECODER, Terms, run_in_process
 from harness.errors import InputError, one_line
 from harness.judge import Evidence, Judgement, Verdict, judge, made_plain, weigh_law, weigh_run
 from harness.laws import Law, LawResult, try_law
-from harness.models import ModelPair, pair_checksums
+from harness.models import ModelPair, checksums
 from harness.plugin._digits import USUAL, DigitsCase, design, pair
 from harness.plugin._options import PluginOptions
 from harness.protocol import Contract, Implementation, Request, Settings, Trace
@@ -157,13 +157,13 @@ def judged(
     if not isinstance(decoder_or_trace, Trace) and not own.entails(claim):
         raise InputError("contract", contract, f"is demanded, and the decoder claims {own.value}", "drop it")
     budget = budget_for(models)  # before the decoder runs, which may change what is process-wide
-    free, before = reference(models, request), pair_checksums(models)
+    free, before = reference(models, request), checksums(models.named_weights())
     outcome: Trace | Judgement
     if isinstance(decoder_or_trace, Trace):
         outcome = decoder_or_trace
     else:
         outcome = run_in_process(decoder_or_trace, models, replace(request), by_value=True)
-    changed = [name for name, value in pair_checksums(models).items() if value != before[name]]
+    changed = [name for name, value in checksums(models.named_weights()).items() if value != before[name]]
     if changed:
         raise DefectFound(f"component weights: the decoder wrote into {', '.join(changed[:3])}")
     remarks = outcome.remarks if isinstance(outcome, Judgement) else []

@@ -57,9 +57,8 @@ class Log:
         """Say where it lies, and what its last lines are, for a person."""
         lines = self.last_lines(most)
         with suppress(OSError, ValueError):
-            if self.path is None or not os.path.samestat(os.lstat(self.path), os.fstat(self.descriptor)):
-                raise OSError("it has no name any more")
-            return f"log {self.path}" + (f" ends: {' | '.join(lines)}"[:400] if lines else " is empty")
+            if self.path is not None and os.path.samestat(os.lstat(self.path), os.fstat(self.descriptor)):
+                return f"log {self.path}" + (f" ends: {' | '.join(lines)}"[:400] if lines else " is empty")
         return "the log is gone" + (f"; it ended: {' | '.join(lines)}"[:400] if lines else "")
 
     def close(self) -> None:

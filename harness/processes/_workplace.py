@@ -148,7 +148,7 @@ def own_place(folder: Path, allow_write: Sequence[str], connects: bool) -> Place
             (folder / place).mkdir()
             environment[name] = str(folder / place)
     if CACHE in environment:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # the latter of a user without a home
             for there in (Path(os.environ.get(CACHE) or Path.home() / ".cache")).iterdir():
                 (folder / "cache" / there.name).symlink_to(there)
     writable = (str(folder), *allow_write) if domain_version() else None

@@ -67,10 +67,6 @@ class Ledger:
         if reader not in readers:
             readers.append(reader)
 
-    def note(self, text: str) -> None:
-        """Keep what a decoder says of how far it is: shown where the decode ends half-way."""
-        self.notes.append(text)
-
 
 class NoiseBefore:
     """A source of numbers that stands before another one, `noise`: a derived one says what becomes of a reading."""
@@ -174,7 +170,7 @@ class SeededNoise:
 
     def note(self, text: str) -> None:
         """Say how far the decode is, in a clause: shown where it ends half-way. Effects: on the ledger."""
-        self.ledger.note(text)
+        self.ledger.notes.append(text)
 
     def labels(self, classes: int) -> Tensor:
         """Return labels_B: those of the request, or drawn first of all from the batch's generator (spec §7)."""

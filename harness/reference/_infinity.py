@@ -140,7 +140,7 @@ def others(
     numbers, as in passes of one scale, the first is named: wrong weights show in fewer requests than wrong places.
     """
     guidance, depth, scales = request.scale_guidance, network.config.depth, range(len(firsts))
-    if guidance is not None and guidance.guided and min(guidance.places) < 0:
+    if guidance is not None and guidance.guided and min(guidance.places, default=0) < 0:
         by_pass = [guidance.weights[first] for first in firsts]
         off = [1.0 if of_first == 1 else own for of_first, own in zip(by_pass, guidance.weights, strict=False)]
         for clause, weights in (
@@ -230,7 +230,7 @@ def _other_levels(
     guidance, where_L3 = request.scale_guidance, positions(network, 0, network.pyramid.S - 1)
     component, said = "level", "rows had "
     if config.levels_once or config.chunks == 1:
-        if guidance is None or min(guidance.places) >= 0:
+        if guidance is None or min(guidance.places, default=0) >= 0:
             return
         component, said = "guidance", "guidance between blocks took the weights of other scales: "
     for clause, level_S in known.items():

@@ -20,6 +20,7 @@ from harness.certificate import is_certificate, read_certificate
 from harness.certificate.checked import check_statement
 from harness.errors import InputError, one_line
 from harness.judge import Verdict
+from harness.protocol import Contract
 from harness.report._tables import columns_of, name_column, print_table, prose_column
 from harness.report._terminal import say, setting_name
 from harness.runs import RUN_FILE, Exercised, Verification
@@ -40,6 +41,7 @@ class RunSummary:
     ended: float = 0.0  # when its last batch was judged, seconds since 1970; 0 = none was
     decoder: str = ""  # name of its factory
     commit: str = ""  # of that code
+    contract: str = ""  # letters of what was claimed
     models: str = ""  # title of its networks
     images: int = 0
     wrong_tokens: int = 0
@@ -49,7 +51,7 @@ class RunSummary:
     def cells(self) -> list[str]:
         ended, of = date_of(self.ended) if self.ended else "", f"{self.decoder} {self.commit}".strip()
         counts = (f"{count:,}" for count in (self.images, self.wrong_tokens))
-        return [str(self.file), self.verdict, self.why, ended, of, self.models, *counts]
+        return [str(self.file), self.verdict, self.why, ended, of, self.contract, self.models, *counts]
 
 
 def summary_of(path: Path) -> RunSummary:
@@ -57,7 +59,7 @@ def summary_of(path: Path) -> RunSummary:
         return _certified(path)
     try:
         with RUN_FILE.reading(path) as base:
-            keys = "'identity', 'networks', 'outcome'"
+            keys = "'identity', 'networks', 'contracts', 'outcome'"
             notes = {key: json.loads(text) for key, text in base.execute(f"SELECT * FROM run WHERE key IN ({keys})")}
             totals = "total(images), total(wrong_tokens), total(defects), coalesce(max(ended), 0.0)"
             *counts, ended = base.execute(f"SELECT {totals} FROM judged WHERE refused = ''").fetchone()
@@ -66,7 +68,8 @@ def summary_of(path: Path) -> RunSummary:
             verdict, why = (Verdict(outcome["verdict"]), str(outcome["first"])) if outcome else (UNFINISHED, "")
             if outcome is None and defects:
                 verdict, why = Verdict.DEFECT, "not finished"
-            named = (str(of.get("implementation", "")), str(of.get("commit", ""))[:7], str(notes["networks"]["title"]))
+            contract, models = _letters(notes.get("contracts", ())), str(notes["networks"]["title"])
+            named = (str(of.get("implementation", "")), str(of.get("commit", ""))[:7], contract, models)
             return RunSummary(path, verdict, float(ended), *named, images, wrong, why)
     except InputError as error:
         return RunSummary(path, UNREADABLE, why=str(error))
@@ -87,7 +90,13 @@ def _certified(path: Path) -> RunSummary:
     decoder, commit = (str(made.decoder.get(name, "")) for name in ("implementation", "commit"))
     counts = made.counts["images"], made.counts["wrong_tokens"]
     why = "; ".join(filter(None, clauses))
-    return RunSummary(path, made.verdict, 0.0, decoder, commit[:7], made.networks.title, *counts, why)
+    contract = ", ".join(sorted({setting.contract for setting in made.settings}))
+    return RunSummary(path, made.verdict, 0.0, decoder, commit[:7], contract, made.networks.title, *counts, why)
+
+
+def _letters(contracts: Sequence[str]) -> str:
+    """Return the contracts' letters, each once."""
+    return ", ".join(sorted({Contract(each).letter for each in contracts}))
 
 
 def run_files(given: Sequence[Path]) -> list[Path]:
@@ -150,8 +159,8 @@ def changes_between(one: Verification, other: Verification) -> list[Change]:
 
 def _facts_of(run: Verification) -> dict[str, str]:
     """Return what a run came to, what it is of, and what came of its settings, by name."""
-    facts = {"verdict": run.verdict.value, "networks": run.models}
-    facts |= {"first divergence": str(run.first_divergence)} if run.first_divergence else {}
+    first = str(run.first_divergence) if run.first_divergence else "–"
+    facts = {"verdict": run.verdict.value, "first divergence": first, "networks": run.models}
     facts |= {name.replace("_", " "): f"{count:,}" for name, count in run.totals.items()}
     if run.record is not None and run.record.identity is not None:
         parts = run.record.identity.as_dict()

@@ -7,7 +7,7 @@ that is not the harness's own runs in a process of its own. Who does the tasks, 
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +129,12 @@ def verify_decodes(
         file = begin(store, record, plan)
         with closing(file) if file else nullcontext():
             run = RunInProgress(plan, result, file, progress, heard is not None)
-            result.stopped = run.go(pool.map, terms.first_only)
+            try:
+                result.stopped = run.go(pool.map, terms.first_only)
+            except InputError:
+                if file and not run.rows:  # bad input leaves no file of nothing
+                    file.path.unlink()
+                raise
             result.sealed = file.digest if file else ""
         result.record = replace(record, workers=pool.name, certifying=str(certifying_precision(models)))
     put_together(result, run.rows, record.networks, budget)
@@ -173,16 +178,21 @@ class RunInProgress:
         if self.rows:
             self.progress(Step.of([row for rows in self.rows.values() for row in rows]))
         try:
-            for task, answer in do(self._left()):
+            left = () if first_only and self._is_wrong(self.rows) else do(self._left())
+            for task, answer in left:
                 self._take(task, answer)
-                if first_only and any(row.judgement.defects for row in self.rows[task.number]):
-                    self.result.unfinished = len(self.plan.tasks) - len(self.rows)
+                if first_only and self._is_wrong([task.number]):
                     break
+            if first_only:
+                self.result.unfinished = len(self.plan.tasks) - len(self.rows)
         except StopSignal as stop:
             return stop.status - 128
         finally:
             self.result.wall_seconds = time.perf_counter() - start
         return 0
+
+    def _is_wrong(self, tasks: Iterable[int]) -> bool:
+        return any(row.judgement.defects for task in tasks for row in self.rows[task])
 
     def _left(self) -> Iterator[Task]:
         """Yield what is left, without settings whose process keeps dying."""

@@ -21,7 +21,7 @@ import torch
 
 from harness.adapters import PUBLISHED_PREFIX
 from harness.decoders import Other, Terms
-from harness.models import MODES, ModelPair, mode_name, pair_checksums
+from harness.models import MODES, ModelPair, checksums, mode_name
 from harness.protocol import Contract, ScalePyramid, Settings
 from harness.provenance import device_name, git_says, versions
 from harness.rounding import Budget, precision
@@ -101,7 +101,7 @@ def identity_of(models: ModelPair, decoder: tuple[str, Settings], against: Other
 def weights_of(models: ModelPair) -> dict[str, str]:
     """Return a digest of every network's weights; the same on every device."""
     digests = {side: hashlib.blake2b(digest_size=8) for side in ("draft", "target", "vae")}
-    for name, checksum in sorted(pair_checksums(models).items()):
+    for name, checksum in sorted(checksums(models.named_weights()).items()):
         digests[name.partition(".")[0]].update(f"{name} {checksum};".encode())
     return {side: digest.hexdigest() for side, digest in digests.items()}
 

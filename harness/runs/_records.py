@@ -82,19 +82,13 @@ class Coverage:
             for name, count in vars(one).items():
                 setattr(self, name, getattr(self, name) + count)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Coverage:
-        """Return the counts that `as_dict` made these values of. Raises `TypeError` for other names."""
-        # files of before have no `judged`: they claim what they claimed
-        return record_of(cls, {"judged": values.get("rounds", 0), **values})
-
     def as_dict(self) -> dict[str, object]:
         return {**vars(self), "accepted": {str(k): self.accepted[k] for k in sorted(self.accepted)}}
 
     def __str__(self) -> str:
-        by = ", ".join(f"{count}: {self.accepted[count]}" for count in sorted(self.accepted))
+        by = ", ".join(f"{self.accepted[count]} with {count}" for count in sorted(self.accepted))
         return (
-            f"{count_of(self.rounds, 'round')} by accepted scales {{{by}}}; "
+            f"{count_of(self.rounds, 'round')}, by accepted scales {by or 'none'}; "
             f"{count_of(self.whole, 'draft')} of several scales accepted, "
             f"{self.corrected} corrected ({self.late} after accepted scales, with a round to come), "
             f"{self.bonus} with a bonus scale ({self.apart} in batches that diverge); {self.diverged} of "

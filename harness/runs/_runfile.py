@@ -21,7 +21,7 @@ from harness.runs import _records as records
 from harness.runs._database import REMEDY, FileKind, GrowingFile, is_begun, notes_of, origin_mark
 from harness.runs._identity import RunHeader
 from harness.runs._plan import Plan, Task
-from harness.runs._records import Coverage, JudgedRow, KeptFigures, LawsTried, QualityClaims, settings_of, to_json
+from harness.runs._records import JudgedRow, KeptFigures, LawsTried, QualityClaims, settings_of, to_json
 from harness.runs.pictures import MOST_EXHIBITS, MOST_PICTURES, Picture
 from harness.schema import record_of, typed
 from harness.wording import count_of
@@ -218,6 +218,4 @@ def _rows(base: sqlite3.Connection) -> Iterator[JudgedRow]:
     for values in base.execute(f"SELECT {', '.join(names)} FROM judged ORDER BY task, setting"):
         row = dict(zip(names, values, strict=True))
         row |= {name: json.loads(row[name]) for name in ("judgement", "counts", "changes") if row[name] is not None}
-        if row["counts"] is not None:
-            row["counts"]["covered"] = Coverage.from_dict(row["counts"]["covered"])
         yield record_of(JudgedRow, row)

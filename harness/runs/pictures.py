@@ -104,9 +104,11 @@ def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: i
         {draw(*each.place) for each in listed if (each.seed, each.image) == (where["seed"], where["image"])}
         for listed in (judgement.ties, judgement.defects)
     )
-    listed = defects if judgement.unclaimed else None  # None: every token that differs is a wrong one
+    # where some tokens may differ, only those that are listed are wrong ones
+    wrong = defects if judgement.unclaimed else set(range(len(tokens)))
+    wrong = wrong if judgement.claims_tokens else set()
     marks = "".join(
-        AGREES if a == b else _mark(place in ties, judgement.claims_tokens, listed is None or place in listed)
+        AGREES if a == b else TIE if place in ties else WRONG if place in wrong else UNCLAIMED
         for place, (a, b) in enumerate(zip(tokens, expected, strict=True))
     )
     distance = judgement.distances[row] if judgement.distances else None
@@ -117,12 +119,6 @@ def _plain(place: tuple[int, int], along: Evidence, judgement: Judgement, row: i
     return Picture(
         *place, row, badness, where["seed"], where["image"], int(labels[row]), tokens, expected, marks, rounds, distance
     )
-
-
-def _mark(is_tie: bool, claimed: bool, is_listed: bool) -> str:
-    if is_tie:
-        return TIE
-    return WRONG if claimed and is_listed else UNCLAIMED
 
 
 def pngs(images_n3hw: Tensor) -> list[bytes]:

@@ -9,5 +9,5 @@ from harness.speculative._policies import (
 from harness.speculative._round import (
     Pass, draft_generate_batch, forward, forward_window, propose_scale, run_round, target_verify_batch,
 )  # fmt: skip
-from harness.speculative._state import Buffers, CacheWindow, DecodeState, KVCache, NewCache, Side
+from harness.speculative._state import Buffers, CacheWindow, DecodeState, KVCache, Launcher, NewCache, Side
 from harness.speculative.parts import PARTS, Parts

@@ -132,34 +132,22 @@ class Buffers:
         self.f_hat_BCPP.zero_()
 
 
-class Launcher(Protocol):
-    """The memory of a decode and its way to the device; one decode at a time."""
-
-    buffers: Buffers
-    caches: dict[str, KVCache]  # of "draft" and "target"
-
-    def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
-        """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
-
-    def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
-        """Do device work, without a host synchronisation; equal keys must mean equal work on equal buffers.
-
-        `lasting`: what it returns is read after other work has run; else it must be read before.
-        """
-
-
-class Eager:
-    """Launch kernel by kernel, on memory of one decode's own."""
+class Launcher:
+    """The memory of a decode and its way to the device, here kernel by kernel; one decode at a time."""
 
     def __init__(self, models: ModelPair, B: int, new_cache: NewCache, halves: int = 2) -> None:
         self.caches = {"draft": new_cache(models.draft, B, halves), "target": new_cache(models.target, B, halves)}
         self.buffers = Buffers.new(models, B)
 
     def begin(self, noise: Noise, labels_B: Tensor) -> tuple[Noise, Tensor]:
-        """Return both as they are: everything is new and empty."""
+        """Start a decode on empty buffers; return its numbers and labels where the work will read them."""
         return noise, labels_B
 
     def run(self, key: Hashable, compute: Callable[[], T], lasting: bool = False) -> T:
+        """Do device work, without a host synchronisation; equal keys must mean equal work on equal buffers.
+
+        `lasting`: what it returns is read after other work has run; else it must be read before.
+        """
         return compute()
 
 

@@ -21,7 +21,7 @@ from harness.speculative._accept import Policy, Window, check_finite
 from harness.speculative._draft_length import DraftLength
 from harness.speculative._policies import COUPLED, check_against, parse_policy
 from harness.speculative._round import run_round
-from harness.speculative._state import DecodeState, Eager
+from harness.speculative._state import DecodeState, Launcher
 from harness.speculative.parts import Parts, parts_of
 from harness.speculative.tools import Observer, Workspace
 
@@ -95,7 +95,7 @@ class SpeculativeDecoder:
         graphs, B, halves = self.options.graphs, request.B, request.R // request.B
         if graphs and request.texts:
             raise InputError("graphs", True, "record no conditions that are texts", "drop --graphs")
-        launcher = self._workspace(B, halves) if graphs else Eager(self.models, B, self.parts.new_cache, halves)
+        launcher = self._workspace(B, halves) if graphs else Launcher(self.models, B, self.parts.new_cache, halves)
         numbers = ExclusiveNoise(noise) if self.contract == Contract.LAW else noise
         state = DecodeState.begin(
             self.models, request, numbers, launcher, self.parts.condition_rows, self.options.keep_intermediates

@@ -22,7 +22,7 @@ from harness.laws._strategies import cases
 from harness.speculative._accept import Proposal, Window, drafted_proposal
 from harness.speculative._policies import COUPLED
 from harness.speculative._round import draft_generate_batch, forward_window, target_verify_batch
-from harness.speculative._state import DecodeState, Eager
+from harness.speculative._state import DecodeState, Launcher
 from harness.speculative._steps import split_logits_by_scale
 from harness.speculative.parts import PARTS, Parts
 
@@ -44,7 +44,7 @@ class DecodeMachine(RuleBasedStateMachine):
         case = self.case
         request = replace(case.request, seed=seed)
         with torch.inference_mode():
-            launcher = Eager(case.models, case.B, self.parts.new_cache)
+            launcher = Launcher(case.models, case.B, self.parts.new_cache)
             self.state = DecodeState.begin(
                 case.models, request, case.noise(request), launcher, self.parts.condition_rows, keep=False
             )

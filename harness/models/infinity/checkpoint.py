@@ -143,22 +143,14 @@ _WIDE = dict(zip(("0.8", "0.75", "0.666", "0.571", "0.5", "0.4", "0.333"), list(
 Sides = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Sides (h, w) of every scale, and full ones, which coordinates are of."""
-
-    sides: Sides
-    full: tuple[int, int]
-
-
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str) -> Told:
     """Return a schedule: RATIO/SIZE of the table, or 1x1,2x2,… with /HxW for other full sides. Raises `InputError`."""
     first, _, second = text.partition("/")
     whole_table = _table(first)
     if whole_table:
         if second not in SIZES:
             raise _no_schedule(text, f"must end in one of {', '.join(SIZES)}")
-        return Schedule(whole_table[: SIZES[second]], whole_table[-1])
+        return Told(whole_table[: SIZES[second]], whole_table[-1])
     if "x" not in first:
         raise _no_schedule(text, f"must begin with one of {', '.join((*_TALL, *_WIDE))}, or with sides")
     try:
@@ -167,7 +159,7 @@ def parse_schedule(text: str) -> Schedule:
         sides = tuple((h, w) for h, w in pairs)
     except ValueError:
         raise _no_schedule(text, "must list sides as 1x1,2x2,3x4") from None
-    return Schedule(sides[:-1] if second else sides, sides[-1])
+    return Told(sides[:-1] if second else sides, sides[-1])
 
 
 def _table(ratio: str) -> Sides:

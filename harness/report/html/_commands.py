@@ -137,21 +137,21 @@ def _pairs_that_change(file: golden.Regeneration) -> list[PicturePair]:
     return pairs
 
 
+IMPOSED = "imposed:RATE accepts drafts at that rate, right or wrong: it shows what drafts so good would gain."
+
+
 def timings_page(run: Speed, device: str) -> bytes:
     best = max(run.rows, key=lambda row: row.speed_up)
     gains = best.speed_up > 1
     text = f"At best {best.speed_up:.2f} times as fast as sequential decoding by the target, with {_named(best)}."
     if not gains:
         text = f"No setting is faster than sequential decoding; the best is {best.speed_up:.2f} times as fast."
+    notes = [IMPOSED] if any(row.policy.startswith("imposed:") for row in run.rows) else []
     rows = zip(run.rows, speculative_rows(run.rows), strict=True)
     # with what was accepted
     speculative = [[*cells[:3], page.number(row.kept, ".0%"), *cells[3:]] for row, cells in rows]
     tables = {"speculative": speculative, "sequential": sequential_rows(run.rows)}
-    # a page's dash in place of a terminal's
-    sheets = {
-        name: [page.sheet_of(name, [["–" if cell == "-" else cell for cell in row] for row in rows])]
-        for name, rows in tables.items()
-    }
+    sheets = {name: [page.sheet_of(name, _dashed(rows))] for name, rows in tables.items()}
     facts = page.Facts([
         ("best speed-up", f"{best.speed_up:.2f}", _named(best)),
         ("its target calls", f"{best.target_calls:.2f}", "mean an image"),
@@ -162,21 +162,27 @@ def timings_page(run: Speed, device: str) -> bytes:
     sections = page.sections_of("timings", {}, result=[facts], speed=[_plot(run)], **sheets)
     sections.append(page.origin(f"{run.models} on {device}, {run.title}. {run.machine}."))
     word, tone = (f"{best.speed_up:.2f} TIMES AS FAST", "good") if gains else ("NOT FASTER", "open")
-    return page.as_html(page.Head(f"{run.models} on {device}", word, tone, text), sections)
+    return page.as_html(page.Head(f"{run.models} on {device}", word, tone, text, notes), sections)
 
 
 def contest_page(found: Contest, device: str) -> bytes:
     answers = found.answers
     word = min((each.partition(":")[0] for each in answers), key=ANSWERS.index)  # of all batch sizes the worst
+    text = answers[0].partition(": ")[2] if len(answers) == 1 else "; ".join(answers)
     best = [found.best(row.batch) for row in found.rows if not row.is_sequential]
     facts = [("the decoder", found.verdict, f"{found.decoder}, {found.setting}")]
     for row in best:
         facts.append((f"best sequential, {page.counted(row.batch, 'image')}", f"{row.times.median:.1f} ms", row.side))
-    sheet, made = page.sheet_of("contest", contest_cells(found)), f"{found.models} on {device}, {found.mode}."
+    sheet, made = page.sheet_of("contest", _dashed(contest_cells(found))), f"{found.models} on {device}, {found.mode}."
     sections = page.sections_of("contest", {}, result=[page.Facts(facts)], sides=[sheet])
     sections.append(page.origin(f"{made} {found.machine}. {' '.join(found.remarks)}"))
     tone = "good" if word == ANSWERS[-1] else "open"
-    return page.as_html(page.Head(f"{found.models} on {device}", word, tone, "; ".join(answers)), sections)
+    return page.as_html(page.Head(f"{found.models} on {device}", word, tone, text), sections)
+
+
+def _dashed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return cells with a page's dash in place of a terminal's."""
+    return [["–" if cell == "-" else cell for cell in row] for row in rows]
 
 
 def _named(row: SpeedRow) -> str:
@@ -221,7 +227,8 @@ def _over_time(history: History) -> list[object]:
     ended = sorted((run for run in history.runs if run.ended), key=lambda run: run.ended)
     groups: dict[str, list[RunSummary]] = {}
     for run in ended:
-        groups.setdefault(f"{run.decoder or 'unknown'}, {run.models}", []).append(run)
+        claim = f", contract {run.contract}" if run.contract else ""
+        groups.setdefault(f"{run.decoder or 'unknown'}, {run.models}{claim}", []).append(run)
     most = min(LATEST, max(map(len, groups.values()), default=0))
     for name, group in groups.items():
         states = [

@@ -56,11 +56,11 @@ def run_page(result: Verification, seen: Seen) -> bytes:
         result.models, result.verdict.value, page.TONE[result.verdict], _headline(result), notes, first_parts(result),
         _made(result),
     )  # fmt: skip
-    other, compared = result.against or "reference", bool(result.totals["draws"])
+    other, compared = result.against or "the sequential reference", bool(result.totals["draws"])
     sections = page.sections_of(
         "run",
-        {"other": other, "story": f"The {result.first_word}", "legend": scales.ROUND_LEGEND},
-        images=_images(result, seen, other),
+        {"other": other, "first": result.first_word, "legend": scales.ROUND_LEGEND},
+        images=_images(result, seen, result.against or "reference"),
         story=story_parts(result, seen.exhibit, seen.file, seen.case),
         result=[key_facts(result), *settings_parts(result)],
         worst=worst_parts(result),
@@ -161,15 +161,17 @@ def key_facts(result: Verification) -> page.Facts:
     wrongs = [each for _, each in _defects(result)]
     places = len({place_of_first(each) for each in wrongs})
     others = f"{share(unclaimed, draws)} of those compared, each after the decoder's own tokens; none is claimed"
+    if result.against:
+        others = f"{share(unclaimed, draws)} of those compared, after the first difference: they are not judged"
     counts = [
-        ("images decoded", result.images, f"under {counted(len(result.settings), 'setting')}"),
+        ("images", result.images, f"under {counted(len(result.settings), 'setting')}"),
         ("tokens compared", draws, f"{identical:,} identical"),
-        ("first places of defects", places, f"{result.totals['defects']:,} defects: wrong tokens and wrong tensors"),
+        ("first places of defects", places, f"of {counted(result.totals['defects'], 'defect')} in all"),
         ("wrong tokens", wrong, f"{share(wrong, draws)} of those compared"),
         ("certified ties", ties, "rounding alone decides there"),
         ("other tokens", unclaimed, others),
     ]
-    items = [(what, f"{count:,}", text) for what, count, text in counts if count or what == "images decoded"]
+    items = [(what, f"{count:,}", text) for what, count, text in counts if count or what == "images"]
     if calls:
         alone = f"; decoding alone takes {layout.S}" if (layout := scales.layout_of(result)) else ""
         word = "target calls, as the decoder says" if result.is_its_word else "target calls"
@@ -180,7 +182,7 @@ def key_facts(result: Verification) -> page.Facts:
 def compared_parts(result: Verification) -> list[object]:
     parts: list[object] = [text for name, text in page.MEANS.items() if name in result.contract]
     if result.against:
-        parts.append(f"In the reference's place stands another decoder, {result.against}: neither is called right.")
+        parts = ["Neither decoder is called right: what is asked is where they first differ."]
     exercised = result.exercised
     lists: dict[str, list[tuple[str, str]]] = {
         f"Compared with {result.against or 'the reference'}, for every decode:":
@@ -193,7 +195,7 @@ def compared_parts(result: Verification) -> list[object]:
             [(remark, f"in {counted(count, 'decode')}") for remark, count in result.remarks.items()],
     }  # fmt: skip
     if not result.compared:
-        parts.append("Nothing was compared for every decode.")
+        parts.append("There is nothing that every decode let be compared.")
     for lead, items in lists.items():
         parts += [lead, Bullets(items)] if items else []
     if result.compared and not result.not_compared:

@@ -10,7 +10,7 @@ from harness.judge import CodeLine, Divergence, Verdict
 from harness.protocol.pyramid import ScalePyramid
 from harness.report import next_steps
 from harness.report.html._gallery import place_of
-from harness.report.html._page import COMPONENTS, Bullets, Line, Sheet, Text, counted
+from harness.report.html._page import COMPONENTS, Bullets, Fold, Line, Sheet, Text, counted
 from harness.report.html._scales import layout_of
 from harness.runs import Verification
 
@@ -26,12 +26,14 @@ def first_parts(result: Verification) -> list[object]:
             ("where", _where(first, layout_of(result))),
             ("component", f"{first.component}. {COMPONENTS.get(first.component, '')}"),
         ]
-        parts.append(Bullets([*what, ("what was seen", first.detail)]))
-        parts += [Text("\n".join(result.line.stack), f"The line: {result.line}.")] if (
-            isinstance(result.line, CodeLine)) else []  # fmt: skip
+        what.append(("what was seen", f"{first.detail}{_how_far(first)}"))
         endings = (judgement.ending for setting in result.settings for judgement in setting.judgements)
-        if ending := next(filter(None, endings), ""):
+        ending, line = next(filter(None, endings), ""), result.line if isinstance(result.line, CodeLine) else None
+        parts.append(Bullets([*what, *([("line", str(line))] if line else [])]))
+        if ending:
             parts.append(Text(ending, "Its traceback, and what its process printed last:"))
+        elif line and line.stack:
+            parts.append(Fold("How that line is reached", [Text("\n".join(line.stack), "Its stack, the line first:")]))
     reasons: list[tuple[str, str]] = [(reason, "") for reason in result.inconclusive]
     is_open = result.verdict is not Verdict.DEFECT
     parts += ["Why the run proves nothing:", Bullets(reasons)] if reasons and is_open else []
@@ -65,12 +67,19 @@ def _where(first: Divergence, layout: ScalePyramid | None) -> str:
         text += f". Scale {first.scale}"
     if first.scale >= 0 and layout:
         h, w = layout.sides[first.scale]
-        text += f" of 0 to {layout.S - 1}, {h} × {w} tokens" if layout.channels == 1 else f", {h} × {w} positions"
+        text += f" of 0 to {layout.S - 1}, {h} × {w} {'tokens' if layout.channels == 1 else 'positions'}"
     if first.position >= 0 and layout:
         _, y, x = place_of(layout, first.position)
         text += f". Position {first.position} of the image: row {y}, column {x} of the scale"
         text += f", channel {first.channel} of {layout.channels}" if first.channel >= 0 else ""
     return f"{text}."
+
+
+def _how_far(first: Divergence) -> str:
+    """Return by how much tensors differ, where no token is shown whose story says it."""
+    both = (("|Δlogits|", first.delta_logits), ("|Δf_hat|", first.delta_f_hat))
+    known = [f"{what} {delta:.3g}" for what, delta in both if not math.isnan(delta) and first.position < 0]
+    return f"; {', '.join(known)} at most" if known else ""
 
 
 def _tokens(first: Divergence) -> str:

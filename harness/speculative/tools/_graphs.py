@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.models import ModelPair
 from harness.protocol.noise import Noise
-from harness.speculative import Buffers, NewCache
+from harness.speculative import Launcher, NewCache
 
 T = TypeVar("T")
 WARM_UPS = 2  # runs before recording: library handles and workspaces are made outside the graph
@@ -74,12 +74,11 @@ class Recorded:
     compute: Callable[[], Any]
 
 
-class Workspace:
+class Workspace(Launcher):
     """The buffers and recorded work of all decodes of B images, of so many guidance rows each; one decode at a time."""
 
     def __init__(self, models: ModelPair, B: int, new_cache: NewCache, halves: int = 2) -> None:
-        self.caches = {"draft": new_cache(models.draft, B, halves), "target": new_cache(models.target, B, halves)}
-        self.buffers = Buffers.new(models, B)
+        super().__init__(models, B, new_cache, halves)
         self.labels_B = torch.empty(B, dtype=torch.int64, device=models.device)
         self.numbers = FixedNumbers()
         self.recorded: dict[Hashable, Recorded] = {}

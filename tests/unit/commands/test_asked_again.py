@@ -19,7 +19,13 @@ def case(*command: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "outputs", [(), ("--run", "a b.db", "--quiet"), ("--json=r.json", "--html", "p.html", "--resume")]
+    "outputs",
+    [
+        (),
+        ("--run", "a b.db", "--quiet"),
+        ("--json=r.json", "--html", "p.html", "--resume"),
+        ("--certificate", "c.json", "--key=k.pem", "--challenged", "4"),  # that run's stays as it is
+    ],
 )
 def test_what_the_run_asked_is_asked_where_its_code_is_now(outputs: tuple[str, ...]):
     wanted = "verify --implementation mine:factory --checkout NEW --labels 0,1 --draft-len 5"

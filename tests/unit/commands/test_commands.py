@@ -44,6 +44,7 @@ BAD = {
     "draft_dtype=int8": (["--draft-dtype", "int8"], "must be one of"),
     "seeds=3:3": (["--seeds", "3:3"], "names nothing"),
     "seeds=x": (["--seeds", "x"], "must read"),
+    "seeds=0,3,0": (["--seeds", "0,3,0"], "names a seed twice, whose images would count twice; name it once"),
     "device=cuda:99": (["--device", "cuda:99"], "not there"),
     "device=abacus": (["--device", "abacus"], "not a device"),
     "dtype=int8": (["--dtype", "int8"], "must be one of"),

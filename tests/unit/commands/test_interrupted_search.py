@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -28,7 +29,8 @@ def test_what_is_known_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     said, told = capsys.readouterr()
     assert told.endswith("searching the line of code: about 72 s\n")
     assert "first defect: component positions" in said
-    assert "line: not found: the search was interrupted" in said
+    assert "line: not found: the search was interrupted; --locate asks again" in said
+    assert re.search(r"next: .*name the line of code: .* --locate", said)
     assert "DEFECT contract token-identical" in said
 
 

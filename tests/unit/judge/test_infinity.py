@@ -225,6 +225,22 @@ def test_guidance_between_blocks_is_bet_on_by_passes_of_its_own(places: tuple[in
     assert "guidance weights were +0.2" in str(wrong)
 
 
+@pytest.mark.parametrize("places", [(), (0,), (-1,)])
+def test_wrong_rows_are_judged_wherever_guidance_acts(places: tuple[int, ...]):
+    class Wrong(SpeculativeDecoder):
+        def decode(self, request: Request, noise: Noise) -> Trace:
+            trace = super().decode(request, noise)
+            assert trace.intermediates is not None
+            rows_RLV = trace.intermediates.rows_RLV.clone()
+            rows_RLV[:, 5:] *= 1.5
+            return replace(trace, intermediates=replace(trace.intermediates, rows_RLV=rows_RLV))
+
+    result = verify_here(single(), lambda pair, _: Wrong(pair, DecoderOptions(1)), [Settings(1)], [at(*places)])
+    first = result.first_divergence
+    assert (result.verdict, first.scale) == (Verdict.DEFECT, 1), first
+    assert first.component != "crash"
+
+
 def test_guidance_that_acts_nowhere_is_not_bet_on():
     assert not any("guidance" in each.words for each in usual_alternatives(at(1), 2))
 

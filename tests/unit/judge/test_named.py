@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.decoders._factory import Factory
 from harness.models._pair import ModelPair, close_pair
-from harness.models.network import Condition
+from harness.models.network import Cache, Condition
 from harness.models.var.transformer import Transformer
 from harness.mutants import masks, state
 from harness.mutants._mutant import Mutant
@@ -205,6 +205,74 @@ def test_a_wrong_mask_is_named_by_what_it_shows(bug: Mutant, said: str, bonus: b
     assert found is not None
     assert found.component == "mask", str(found)
     assert said.replace("0..2", "0..3" if bonus else "0..2") in found.detail
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A cache with empty positions after those that are written."""
+
+    inner: Cache
+    count: int
+
+    def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
+        k_RHKc, v_RHKc = self.inner.extend(layer, k_RHnc, v_RHnc)
+        return F.pad(k_RHKc, (0, 0, 0, self.count)), F.pad(v_RHKc, (0, 0, 0, self.count))
+
+
+class SeesEmpty(Transformer):
+    """It sees all that a cache of an image's length has left, or a spare position."""
+
+    spare = False
+
+    def hidden(self, x_RnD: Tensor, condition: Any, cache: Any, mask_11nK: Tensor | None, *given: Any) -> Tensor:
+        L = self.pyramid.L
+        count = 1 if self.spare else L - (mask_11nK.shape[-1] if mask_11nK is not None else x_RnD.shape[1])
+        mask_11nK = None if mask_11nK is None else F.pad(mask_11nK, (0, count))
+        return super().hidden(x_RnD, condition, Padded(cache, count), mask_11nK, *given)
+
+
+class SeesSpare(SeesEmpty):
+    spare = True
+
+
+class SeesAhead(Transformer):
+    """Its rows see the scale after their own, too."""
+
+    def hidden(self, x_RnD: Tensor, condition: Any, cache: Any, mask_11nK: Tensor | None, *given: Any) -> Tensor:
+        if mask_11nK is not None:
+            n, K = mask_11nK.shape[-2:]
+            level_K = torch.tensor(self.pyramid.levels()[:K])
+            seen_nK = level_K[K - n :, None] + 1 >= level_K
+            mask_11nK = torch.zeros_like(mask_11nK).masked_fill(~seen_nK, float("-inf"))
+        return super().hidden(x_RnD, condition, cache, mask_11nK, *given)
+
+
+class Interleaves(Transformer):
+    """Each image's two rows come one after the other, and their conditions half after half."""
+
+    def hidden(self, x_RnD: Tensor, *given: Any) -> Tensor:
+        return super().hidden(x_RnD.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1), *given)
+
+
+@pytest.mark.parametrize(
+    ("network", "component", "said"),
+    [
+        (SeesAhead, "mask", "scale 0 are those of the pass over scales 0..2 where rows see the scale after their own"),
+        (SeesEmpty, "mask", "rows see 16 empty positions of the cache, too"),
+        (SeesSpare, "mask", "rows see 1 empty position of the cache, too"),
+        (Interleaves, "rows", "rows of scale 0 are given the inputs of other rows of the batch: the conditional ones "
+                              "those of the unconditional rows of image 1 and the unconditional ones those of the "
+                              "conditional rows of image 2"),
+    ],
+)  # fmt: skip
+def test_what_a_pass_sees_and_is_given_is_named(network: type[Transformer], component: str, said: str):
+    def factory(models: ModelPair, settings: Settings) -> Any:
+        target = network(models.target.config, models.target.weights)
+        return build_decoder(replace(models, target=target), settings)
+
+    found = verify_here(STRANGERS, factory, [Settings(3)], REQUESTS).first_divergence
+    assert found is not None
+    assert (found.component, said in found.detail) == (component, True), str(found)
 
 
 def test_a_network_that_forgets_its_mask_is_no_rounding(monkeypatch: pytest.MonkeyPatch):

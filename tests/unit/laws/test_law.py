@@ -15,7 +15,7 @@ from harness.errors import StopSignal
 from harness.judge._verdict import Verdict
 from harness.laws import LAWS as ALL
 from harness.laws import Case, Violation, check, run_conformance
-from harness.models._pair import pair_checksums
+from harness.models._pair import checksums
 from harness.pool._workers import _stop
 from harness.protocol import Round
 from harness.speculative.sampler import SpeculativeDecoder
@@ -56,10 +56,10 @@ class ChangesRequest(Writes):
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("factory", [Writes, writes_when_built], ids=["decode", "factory"])
 def test_writing_into_the_networks_breaks_every_law(law: str, factory):
-    due = pair_checksums(CASE.models)
+    due = checksums(CASE.models.named_weights())
     with pytest.raises(Violation):
         check(law, factory, CASE)
-    assert pair_checksums(CASE.models) == due
+    assert checksums(CASE.models.named_weights()) == due
     check(law, build_decoder, CASE)
 
 

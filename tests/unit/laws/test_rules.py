@@ -9,8 +9,10 @@ import pytest
 
 from harness.errors import InputError
 from harness.laws import Case, Subject, Violation, check
+from harness.laws._law import NotOffered
 from harness.laws._rules import _policies
 from harness.models._pair import ModelPair
+from harness.mutants._mutant import reporting
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from harness.protocol._trace import Trace
@@ -55,6 +57,19 @@ def test_a_count_that_is_told_is_the_spys(name: str):
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_that_is_not_told_is_not_wrong(name: str):
     assert check("rules.recount", telling(**{name: []}), CASE)
+
+
+@pytest.mark.parametrize("law", ["rules.oracle", "rules.labour", "acceptance.real"])
+def test_a_decoder_that_says_its_rule_need_not_show_its_rounds(law: str):
+    case = replace(CASE, exact=True)
+    assert check(law, reporting(lambda trace: trace.rounds.clear()), case)
+    with pytest.raises(Violation, match="image 0"):
+        check(law, reporting(lambda trace: [turns.pop(0) for turns in trace.rounds]), case)
+
+
+def test_where_rounds_are_asked_one_that_shows_none_is_not_asked():
+    with pytest.raises(NotOffered, match="no rounds in the trace"):
+        check("rules.length", reporting(lambda trace: trace.rounds.clear()), CASE)
 
 
 def test_a_trace_without_rounds_need_not_count():

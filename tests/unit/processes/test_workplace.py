@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.processes import GoneError, given, sealed, started_ahead, workplace_for
-from harness.processes._workplace import _AHEAD, Workplace
+from harness.processes._workplace import _AHEAD, Workplace, own_place
 
 SERVE = "tests.unit.processes.test_workplace:reads"
 
@@ -46,6 +46,16 @@ def test_one_that_was_started_ahead_serves_who_asks_on_its_terms_and_nobody_else
             assert asked is ahead
             with closing(workplace_for(SERVE, "v", [str(tmp_path)], True)) as again:
                 assert again is not ahead
+
+
+def test_a_user_without_a_home_has_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert dict(own_place(tmp_path, [], connects=True).environment)["XDG_CACHE_HOME"] == str(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_nothing_stays_of_one_that_nobody_asked_for(tmp_path: Path):

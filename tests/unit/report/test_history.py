@@ -104,9 +104,21 @@ def test_verdicts_over_time_say_where_one_changed(tmp_path: Path):
     assert "Where a verdict changed" not in alone.words
 
 
+def test_runs_that_ask_another_contract_are_no_change_of_verdict(tmp_path: Path):
+    for number, policy in enumerate(("coupled", "rejection")):
+        question = Question(build_decoder, (Settings(2, policy=policy),), tuple(REQUESTS[:2]), HERE)
+        answer_question(MODELS, question, store=RunFileOptions(tmp_path / f"{number}.db", recipe={}))
+    runs = History.of(run_files([tmp_path])).runs
+    assert {run.contract: run.verdict for run in runs} == {"A": "IDENTICAL", "B": "INCONCLUSIVE"}
+    words = read(history_page(History(runs))).words
+    assert "Where a verdict changed" not in words
+    assert ", contract A" in words and ", contract B" in words
+
+
 def test_what_changed_between_two_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     one, other = (recorded_result(folder / name) for name in ("right.db", "wrong.db"))
     changes = {what: (before, after) for what, before, after in changes_between(one, other)}
+    assert [*changes][:2] == ["verdict", "first divergence"]
     assert changes["verdict"] == ("IDENTICAL", "DEFECT")
     assert changes["wrong tokens"] == ("0", str(other.totals["wrong_tokens"]))
     assert changes["first divergence"] == ("–", str(other.first_divergence))

@@ -25,6 +25,8 @@ def run(*rows: SpeedRow) -> Speed:
 def test_the_best_setting_stands_above_and_every_row_below():
     page = read(timings_page(run(FAST, SLOW), "cpu"))
     assert "✓ 2.00 TIMES AS FAST" in page.words
+    assert "imposed:RATE accepts drafts at that rate, right or wrong" in page.words
+    assert "imposed:RATE" not in read(timings_page(run(replace(FAST, policy="coupled")), "cpu")).words
     assert "imposed:1, 9 drafted scales, 1 image a batch" in page.words
     assert "imposed:1 1 9 100% 50.0 20.0 25.0 10.0 1.00 2.00× 1.11× 180% 50.0%" in page.words
     assert "imposed:0.5 1 9 38% 125.0 – 25.0 10.0 6.00 0.80× – – 50.0%" in page.words

@@ -103,13 +103,6 @@ def test_a_target_that_decides_alone_exercises_no_claim_about_drafts():
     assert (first.rounds, first.judged) == (6, 0)
 
 
-def test_counts_of_a_file_from_before_claim_what_they_claimed():
-    made = Coverage()
-    made.add([Coverage.of(trace(rounds((0, 2, False))))])
-    values = {name: value for name, value in made.as_dict().items() if name != "judged"}
-    assert Coverage.from_dict(values) == made
-
-
 def test_a_close_draft_is_the_target_moved_by_the_stated_amount():
     models = digits()
     close, again, other = close_pair(models, 0.01), close_pair(models, 0.01), close_pair(models, 0.01, seed=1)

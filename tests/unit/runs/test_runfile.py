@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness.decoders._runner import Terms
 from harness.errors import InputError, StopSignal
 from harness.judge._verdict import Distance, Divergence, Judgement, Verdict
 from harness.models._pair import ModelPair
+from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
@@ -108,6 +110,40 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path):
     run(tmp_path / "a.db")
     with pytest.raises(InputError, match="exists already; pass --resume to go on with it, or another --run"):
         run(tmp_path / "a.db")
+
+
+class Refuses:
+    """A decoder that refuses every request but those of some seeds."""
+
+    contract = "token-identical"
+
+    def __init__(self, models: ModelPair, settings: Settings, seeds: tuple[int, ...]) -> None:
+        self.inner, self.seeds = build_decoder(models, settings), seeds
+
+    def decode(self, request, noise):
+        if request.seed not in self.seeds:
+            raise InputError("seed", request.seed, "is none of mine", "pass another one")
+        return self.inner.decode(request, noise)
+
+
+def test_a_refusal_leaves_no_file_where_nothing_was_judged(tmp_path: Path):
+    for seeds, rows in (((), 0), ((REQUESTS[0].seed,), len(PLAN.settings))):
+        path, factory = tmp_path / f"{rows}.db", partial(Refuses, seeds=seeds)
+        with pytest.raises(InputError, match="is none of mine"):
+            verify_decodes(MODELS, Decodes(factory, PLAN, HERE), store=kept(path))
+        assert path.exists() is bool(rows)
+        assert not rows or len(read_run(path)[1]) == rows
+    assert [each.name for each in tmp_path.iterdir()] == [f"{len(PLAN.settings)}.db"]
+
+
+def test_a_run_that_stopped_at_a_defect_decodes_no_more_when_it_goes_on(tmp_path: Path):
+    path, first = tmp_path / "a.db", replace(HERE, first_only=True)
+    wrong = verify_decodes(MODELS, Decodes(OFFSET, PLAN, first), store=kept(path))
+    rows = read_run(path)[1]
+    assert (wrong.verdict, len(rows)) == (Verdict.DEFECT, 1)
+    again = verify_decodes(MODELS, Decodes(OFFSET, PLAN, first), store=kept(path, resume=True))
+    assert (again.verdict, again.is_whole, len(read_run(path)[1])) == (Verdict.DEFECT, False, len(rows))
+    assert again.images == wrong.images
 
 
 def other_code(models: ModelPair, settings: Settings) -> Implementation:
