@@ -122,11 +122,8 @@ class Search:
                 maker = _maker_of(rows, stream.steps[:number])
                 pieces = maker.inputs if maker and maker.moves else []  # put together of a wrong one
                 wrong = [each for each in pieces if each.kind[0] == "mask" and not bool(stream.is_known(each).all())]
-                before = stream.steps[: next((n for n, step in enumerate(stream.steps) if step is maker), 0)]
-                makes = (step for step in before if step.stack)
-                first = next((step for step in makes if any(map(partial(_has, step.outputs), wrong))), None)
-                # of one that was written in part the rows were shorter
-                first = first or next(filter(None, (_maker_of(each, before) for each in wrong)), maker)
+                makes = (step for step in stream.steps[:number] if step.stack)
+                first = next((step for step in makes if any(map(partial(_has, step.outputs), wrong))), maker)
                 return first and (first, ", of a wrong mask")
         return None
 

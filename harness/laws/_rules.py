@@ -239,7 +239,7 @@ def labour(subject: Subject, case: Case) -> bool:
         if not subject.follows(handing):
             if policy_name(policy) == "middle":
                 break
-            raise NotOffered(f"policy {policy}")
+            raise NotOffered(_UNSAID)
         actual, drawn = subject.decode(handing), pyramid.draws.begin(entry)
         where = f"policy {handing.policy}"
         of_target = f"{where}, scales that the target decides alone"
