@@ -145,7 +145,7 @@ def timed_requests(batches: str, seeds: str, classes: int) -> list[list[Request]
     """Return a request a seed for every batch size; labels and addresses differ by seed. Raises `InputError`."""
     requests = []
     for size in counts("batches", batches, "1,8"):
-        addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in integers("seeds", seeds, "0:4")]
+        addresses = [(seed, tuple(range(seed * size, (seed + 1) * size))) for seed in _seeds(seeds)]
         requests.append(
             [Request(tuple(each % classes for each in images), seed, images=images) for seed, images in addresses]
         )
@@ -163,9 +163,7 @@ def batches_for(models: ModelPair, images: Images, apart: bool) -> tuple[list[Re
 
 def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]:
     """Return the seeds, and the request for every label under one of them. Raises `InputError`."""
-    seeds, classes = integers("seeds", images.seeds, "0:4"), models.target.config.classes
-    if len(set(seeds)) < len(seeds):
-        raise InputError("seeds", images.seeds, "names a seed twice, whose images would count twice", "name it once")
+    seeds, classes = _seeds(images.seeds), models.target.config.classes
     texts, negative = load_texts(images.texts) if images.texts is not None else (models.texts, ())
     if not texts and "texts" in models.target.config.reads:
         raise InputError("texts", None, "Infinity draws from encoded texts", "pass --texts FILE.safetensors")
@@ -187,6 +185,14 @@ def _drawn(models: ModelPair, images: Images) -> tuple[tuple[int, ...], Request]
     for seed in (min(seeds), max(seeds)):
         replace(request, seed=seed)
     return seeds, request
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Parse seeds. Raises `InputError` as `integers` does, and for one that is named twice."""
+    seeds = integers("seeds", text, "0:4")
+    if len(set(seeds)) < len(seeds):
+        raise InputError("seeds", text, "names a seed twice, whose images would count twice", "name it once")
+    return seeds
 
 
 def _places(text: str) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ Layers = dict[int, tuple[Tensor, Tensor]]
 
 
 def caches(made: TargetPass, image: int) -> Iterator[tuple[str, str, GrowingCache]]:
-    """Yield (component, clause, cache) of usual mistakes with what is cached before a pass, each to be used once."""
+    """Yield (component, clause, cache) of usual mistakes with what a pass finds in its cache, each to be used once."""
     yield from _with_empty(made)
     if not made.first:
         return

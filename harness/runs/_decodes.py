@@ -183,8 +183,6 @@ class RunInProgress:
                 self._take(task, answer)
                 if first_only and self._is_wrong([task.number]):
                     break
-            if first_only:
-                self.result.unfinished = len(self.plan.tasks) - len(self.rows)
         except StopSignal as stop:
             return stop.status - 128
         finally:
@@ -197,11 +195,11 @@ class RunInProgress:
     def _left(self) -> Iterator[Task]:
         """Yield what is left, without settings whose process keeps dying."""
         for task in self.plan.tasks:
-            if task.number in self.rows:
-                continue
-            alive = tuple(number for number in task.settings if not keeps_dying(self._so_far(number)))
-            if len(alive) < len(task.settings):
-                self.progress(Step(0, off=task.images - task.request.B * len(alive)))
+            judged = {row.setting for row in self.rows.get(task.number, [])}  # not all, after a first defect
+            left = [number for number in task.settings if number not in judged]
+            alive = tuple(number for number in left if not keeps_dying(self._so_far(number)))
+            if len(alive) < len(left):
+                self.progress(Step(0, off=task.request.B * (len(left) - len(alive))))
             if alive:
                 yield replace(task, settings=alive)
 
@@ -222,7 +220,7 @@ class RunInProgress:
         with held():
             if self.file:
                 self.file.write(answer.rows, answer.exhibits, answer.pictures)
-            self.rows[task.number] = answer.rows
+            self.rows[task.number] = [*self.rows.get(task.number, []), *answer.rows]
         self.result.decode_seconds += answer.decode_seconds
         self.result.seconds += answer.seconds
         if not self.is_heard:
@@ -245,6 +243,10 @@ def put_together(
         for row in sorted(rows.get(task.number, []), key=lambda row: row.setting):
             if not keeps_dying(settings[row.setting].rows):
                 settings[row.setting].rows.append(row)
+    for task in result.plan.tasks:  # but for what was left alone
+        seen = {row.setting for row in rows.get(task.number, [])}
+        left = (number for number in task.settings if number not in seen)
+        result.unfinished += not all(keeps_dying(settings[number].rows) for number in left)
 
     def allowed(request: Request) -> list[Allowance]:
         return [budget.guided(request.guidance, pyramid.ramp(si), si) for si in pyramid]
@@ -301,8 +303,6 @@ def _result_of(run: Kept, rows: list[JudgedRow]) -> Verification:
         by_task.setdefault(row.task, []).append(row)
         result.decode_seconds += row.seconds + row.reference_seconds
     put_together(result, by_task, networks, record.budget)
-    dead = {number for number, setting in enumerate(result.settings) if keeps_dying(setting.rows)}  # left alone
-    result.unfinished = sum(t.number not in by_task and not dead.issuperset(t.settings) for t in run.plan.tasks)
     if terms.covers:
         result.take_design(terms.unasked)
     if run.claims is not None:

@@ -241,6 +241,23 @@ def test_wrong_rows_are_judged_wherever_guidance_acts(places: tuple[int, ...]):
     assert first.component != "crash"
 
 
+@pytest.mark.parametrize(
+    ("request_", "component"),
+    [(at(0), "rows"), (at(-1), "mask or network"), (REQUESTS[-1], "rows")],  # two rows, mixed on their way, and one
+)
+def test_rows_that_are_given_inputs_of_others_are_named_where_they_are_not_mixed(request_: Request, component: str):
+    class Turns(InfinityTransformer):
+        def hidden(self, x_RnD: Tensor, *given: object) -> Tensor:
+            return super().hidden(x_RnD.roll(1, 0), *given)
+
+    def factory(models: ModelPair, settings: Settings) -> SpeculativeDecoder:
+        target = Turns(models.target.config, models.target.weights)
+        return build_decoder(replace(models, target=target), settings)
+
+    first = verify_here(single(), factory, [Settings(3)], [request_]).first_divergence
+    assert first.component == component, first
+
+
 def test_guidance_that_acts_nowhere_is_not_bet_on():
     assert not any("guidance" in each.words for each in usual_alternatives(at(1), 2))
 

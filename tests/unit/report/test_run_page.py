@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from harness.judge import CodeLine
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -178,37 +177,6 @@ def test_one_defect_is_one_place_and_wrong_tokens_stand_apart(tmp_path: Path):
     assert "first places of defects1 " in words
     assert "wrong tokens240 2.941 % of those compared" in words
     assert "positions 4 30 seed 0, image 0 draft_len=2 0 12 100 %" in words
-
-
-class OtherMap:
-    """The harness's own decoder, with another final map."""
-
-    contract = "token-identical"
-
-    def __init__(self, models, settings) -> None:
-        self.inner = build_decoder(models, settings)
-
-    def decode(self, request, noise):
-        trace = self.inner.decode(request, noise)
-        return replace(trace, f_hat_BCPP=trace.f_hat_BCPP + 0.25)
-
-
-def test_a_wrong_tensor_is_told_with_how_far_it_is_off(tmp_path: Path):
-    run(tmp_path / "a.db", OtherMap)
-    words = read(page_of(tmp_path / "a.db")).words
-    seen = words[words.index("what was seen") :].partition("Next: ")[0]
-    assert "|Δf_hat| 0.25 at most" in seen
-    assert "Tokens and scores" not in words
-
-
-def test_the_line_stands_above_and_its_stack_is_folded(tmp_path: Path):
-    result = run(tmp_path / "a.db", OFFSET)
-    stack = ("b.py:7, in pass: a", "a.py:1, in decode: b")
-    result.line = CodeLine("b.py", 7, "pass", "x = rows + 1", "add", "x by 2", stack=stack)
-    page = read(run_page(result, seen_in(tmp_path / "a.db", result)))
-    assert "line – b.py:7, in pass: x = rows + 1 (add; wrong: x by 2)" in page.words
-    assert "How that line is reached Its stack, the line first: b.py:7, in pass: a a.py:1" in page.words
-    assert any(tag == "details" for tag, _ in page.elements)
 
 
 class Worsens:

@@ -18,7 +18,7 @@ from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
 from harness.rounding import quick_budget
-from harness.runs._decodes import Decodes, RunInterrupted, Step, verify_decodes
+from harness.runs._decodes import Decodes, RunInterrupted, Step, recorded_result, verify_decodes
 from harness.runs._identity import NetworksUsed, RunHeader
 from harness.runs._plan import Plan
 from harness.runs._records import Counts, JudgedRow, judgement_values
@@ -144,6 +144,16 @@ def test_a_run_that_stopped_at_a_defect_decodes_no_more_when_it_goes_on(tmp_path
     again = verify_decodes(MODELS, Decodes(OFFSET, PLAN, first), store=kept(path, resume=True))
     assert (again.verdict, again.is_whole, len(read_run(path)[1])) == (Verdict.DEFECT, False, len(rows))
     assert again.images == wrong.images
+    whole = verify_decodes(MODELS, Decodes(OFFSET, PLAN, HERE), store=kept(path, resume=True))
+    assert (whole.is_whole, whole.images) == (True, PLAN.images)
+    assert [(row.task, row.setting) for row in read_run(path)[1]] == [(t.number, k) for t in PLAN.tasks for k in (0, 1)]
+
+
+def test_a_run_that_left_settings_of_its_only_request_is_not_whole(tmp_path: Path):
+    plan, path = Plan.of(PLAN.settings, REQUESTS[:1]), tmp_path / "a.db"
+    decodes = Decodes(OFFSET, plan, replace(HERE, first_only=True))
+    for result in (verify_decodes(MODELS, decodes, store=kept(path)), recorded_result(path)):
+        assert (result.verdict, result.is_whole, result.unfinished, result.images) == (Verdict.DEFECT, False, 1, 2)
 
 
 def other_code(models: ModelPair, settings: Settings) -> Implementation:
