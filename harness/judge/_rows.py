@@ -17,7 +17,7 @@ from harness.judge._inputs import misplaced_rows
 from harness.judge._passes import MOST_IMAGES, TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
 from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
-from harness.protocol import Intermediates, Request
+from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
 from harness.reference import family_of, prefix_inputs
 from harness.reference.sequential import GrowingCache
@@ -143,10 +143,8 @@ def _other_head(evidence: Evidence, image: int, si: int) -> Named | None:
 def _inputs_of_others(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether rows of a pass were given the inputs of other rows of the batch; those that are shown are right.
 
-    Not where guidance mixes an image's two rows on their way: which one was given what is in neither alone.
+    Where guidance mixes an image's two rows on their way nothing is found: a row is asked for with its own kind alone.
     """
-    if _mixes(evidence.request):
-        return None
     network, own = evidence.models.target, next(iter(passes(evidence, image, si)))
     labels = evidence.numbers.labels(network.config.classes).tolist()
     images = [image, *(b for b in range(evidence.request.B) if b != image)][:MOST_IMAGES]
@@ -244,16 +242,12 @@ def _who_hides(evidence: Evidence, image: int, made: TargetPass) -> tuple[str, s
     return "cache" if held.target_cache < K else "mask", f", and the trace counts {held.target_cache} in its cache"
 
 
-def _mixes(request: Request) -> bool:
-    """Tell whether guidance mixes both halves on their way through the network."""
-    guidance = request.scale_guidance
-    return guidance is not None and min(guidance.places, default=0) < 0
-
-
 def _other_label(evidence: Evidence, image: int, si: int) -> Named | None:
     """Tell whether a scale's logits are those of another label: of the pass that made it, or of the whole decode."""
-    network = evidence.models.target
-    if family_of(network).others is not None or _mixes(evidence.request):  # the former know of texts
+    guidance, network = evidence.request.scale_guidance, evidence.models.target
+    if family_of(network).others is not None:  # which know of texts
+        return None
+    if guidance is not None and min(guidance.places, default=0) < 0:  # both halves are mixed on their way
         return None
     classes, turn = evidence.request.conditions(network.config.classes), round_of(evidence, image, si)
     known = evidence.numbers.labels(network.config.classes).tolist()

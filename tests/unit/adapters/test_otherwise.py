@@ -120,13 +120,23 @@ def test_an_f_hat_that_nothing_puts_right_is_named(tmp_path: Path):
     assert "it holds 1 of 2 drafted scales" in found["draft_generate_batch: draft.state"]
 
 
-@pytest.mark.parametrize("asked", ["dist.get_device()", "get_device()"])
-def test_a_decode_that_asks_for_the_device_gets_that_of_the_weights(tmp_path: Path, asked: str):
+def asking(tmp_path: Path, asked: str) -> Path:
+    """Return a checkout that asks for the device by a call."""
     given = ("import torch\n", "import dist\nfrom dist import get_device\nimport torch\n")
     zeros = ("x.new_zeros(B, self.Cvae, P, P)", f"torch.zeros(B, self.Cvae, P, P, device={asked})")
     checkout = edited(tmp_path, "var", given, zeros)
     (checkout / "dist.py").write_text('def get_device():\n    return "meta"\n')
-    assert run("var", checkout).verdict is Verdict.IDENTICAL
+    return checkout
+
+
+@pytest.mark.parametrize("asked", ["dist.get_device()", "get_device()"])
+def test_a_decode_that_asks_for_the_device_gets_that_of_the_weights(tmp_path: Path, asked: str):
+    assert run("var", asking(tmp_path, asked)).verdict is Verdict.IDENTICAL
+
+
+def test_a_decode_that_asks_for_it_wrongly_is_wrong(tmp_path: Path):
+    found = run("var", asking(tmp_path, "get_device(0)")).first_divergence
+    assert (found.component, "takes 0 positional arguments" in found.detail) == ("crash", True)
 
 
 def test_what_a_checkout_does_to_its_output_and_its_seed_stays_with_it(tmp_path: Path):

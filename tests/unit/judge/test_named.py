@@ -254,6 +254,14 @@ class Interleaves(Transformer):
         return super().hidden(x_RnD.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1), *given)
 
 
+class TurnsAndMore(Transformer):
+    """Rows have the inputs of those before, and what comes of unconditional ones is something else besides."""
+
+    def hidden(self, x_RnD: Tensor, *given: Any) -> Tensor:
+        conditional_BnD, unconditional_BnD = super().hidden(x_RnD.roll(1, 0), *given).chunk(2)
+        return torch.cat((conditional_BnD, unconditional_BnD.roll(1, -1)))
+
+
 @pytest.mark.parametrize(
     ("network", "component", "said"),
     [
@@ -263,6 +271,7 @@ class Interleaves(Transformer):
         (Interleaves, "rows", "rows of scale 0 are given the inputs of other rows of the batch: the conditional ones "
                               "those of the unconditional rows of image 1 and the unconditional ones those of the "
                               "conditional rows of image 2"),
+        (TurnsAndMore, "mask or network", "blocks or head are wrong"),
     ],
 )  # fmt: skip
 def test_what_a_pass_sees_and_is_given_is_named(network: type[Transformer], component: str, said: str):

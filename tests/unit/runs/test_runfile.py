@@ -18,7 +18,7 @@ from harness.protocol._decoder import Implementation, Settings
 from harness.protocol._request import Request, request_of, request_values
 from harness.provenance import versions
 from harness.rounding import quick_budget
-from harness.runs._decodes import Decodes, RunInterrupted, Step, recorded_result, verify_decodes
+from harness.runs._decodes import MOST_DEATHS, Decodes, RunInterrupted, Step, recorded_result, verify_decodes
 from harness.runs._identity import NetworksUsed, RunHeader
 from harness.runs._plan import Plan
 from harness.runs._records import Counts, JudgedRow, judgement_values
@@ -154,6 +154,20 @@ def test_a_run_that_left_settings_of_its_only_request_is_not_whole(tmp_path: Pat
     decodes = Decodes(OFFSET, plan, replace(HERE, first_only=True))
     for result in (verify_decodes(MODELS, decodes, store=kept(path)), recorded_result(path)):
         assert (result.verdict, result.is_whole, result.unfinished, result.images) == (Verdict.DEFECT, False, 1, 2)
+
+
+def test_a_setting_that_was_left_alone_leaves_nothing_unfinished(tmp_path: Path):
+    run(tmp_path / "whole.db")
+    recorded, rows = read_run(tmp_path / "whole.db")
+    died = Judgement(2, defects=[Divergence("process", "died", 0)])
+    dead = [replace(row, judgement=died) for row in rows if row.setting == 0 and row.task < MOST_DEATHS]
+    others = [row for row in rows if row.setting == 1]
+    assert len(others) > MOST_DEATHS
+    for left, unfinished in ((others, 0), (others[:-1], 1)):
+        file = RunFile.create(tmp_path / f"{unfinished}.db", recorded)
+        file.write([*dead, *left])
+        file.close()
+        assert recorded_result(tmp_path / f"{unfinished}.db").unfinished == unfinished
 
 
 def other_code(models: ModelPair, settings: Settings) -> Implementation:
