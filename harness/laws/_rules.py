@@ -23,7 +23,7 @@ from harness.laws._law import (
     require_rounds,
     require_shown_rounds,
     require_tokens,
-)  # fmt: skip
+)
 from harness.laws._oracle import Ranked, Scripted, decode_drafted, levelled, needs_exact
 from harness.models.network import Around, Cache, Condition
 from harness.protocol import PATCH_NUMS_256, TOKEN, Request, Round, ScalePyramid, SeededNoise, Trace

@@ -41,7 +41,7 @@ class RunSummary:
     ended: float = 0.0  # when its last batch was judged, seconds since 1970; 0 = none was
     decoder: str = ""  # name of its factory
     commit: str = ""  # of that code
-    contract: str = ""  # letters of what was claimed
+    contract: str = ""  # letters of what was claimed, or the decoder that it was compared with
     models: str = ""  # title of its networks
     images: int = 0
     wrong_tokens: int = 0
@@ -63,12 +63,15 @@ def summary_of(path: Path) -> RunSummary:
             notes = {key: json.loads(text) for key, text in base.execute(f"SELECT * FROM run WHERE key IN ({keys})")}
             totals = "total(images), total(wrong_tokens), total(defects), coalesce(max(ended), 0.0)"
             *counts, ended = base.execute(f"SELECT {totals} FROM judged WHERE refused = ''").fetchone()
-            outcome, of = notes.get("outcome"), (notes.get("identity") or {}).get("decoder", {})
+            outcome, identity = notes.get("outcome"), notes.get("identity") or {}
+            of, other = identity.get("decoder", {}), identity.get("against")
             images, wrong, defects = map(int, counts)
             verdict, why = (Verdict(outcome["verdict"]), str(outcome["first"])) if outcome else (UNFINISHED, "")
             if outcome is None and defects:
                 verdict, why = Verdict.DEFECT, "not finished"
             contract, models = _letters(notes.get("contracts", ())), str(notes["networks"]["title"])
+            if other:
+                contract = f"against {other['implementation']} {Path(other['checkout']).name}".strip()
             named = (str(of.get("implementation", "")), str(of.get("commit", ""))[:7], contract, models)
             return RunSummary(path, verdict, float(ended), *named, images, wrong, why)
     except InputError as error:

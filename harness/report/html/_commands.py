@@ -227,7 +227,7 @@ def _over_time(history: History) -> list[object]:
     ended = sorted((run for run in history.runs if run.ended), key=lambda run: run.ended)
     groups: dict[str, list[RunSummary]] = {}
     for run in ended:
-        claim = f", contract {run.contract}" if run.contract else ""
+        claim = run.contract and f", {'' if run.contract.startswith('against ') else 'contract '}{run.contract}"
         groups.setdefault(f"{run.decoder or 'unknown'}, {run.models}{claim}", []).append(run)
     most = min(LATEST, max(map(len, groups.values()), default=0))
     for name, group in groups.items():

@@ -57,9 +57,10 @@ def run_page(result: Verification, seen: Seen) -> bytes:
         _made(result),
     )  # fmt: skip
     other, compared = result.against or "the sequential reference", bool(result.totals["draws"])
+    order = f": that of the {result.first_word}, then the worst" if result.first_divergence else ""
     sections = page.sections_of(
         "run",
-        {"other": other, "first": result.first_word, "legend": scales.ROUND_LEGEND},
+        {"other": other, "first": result.first_word, "order": order, "legend": scales.ROUND_LEGEND},
         images=_images(result, seen, result.against or "reference"),
         story=story_parts(result, seen.exhibit, seen.file, seen.case),
         result=[key_facts(result), *settings_parts(result)],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.decoders._runner import Other, Terms
 from harness.mutants.positions import OFFSET
 from harness.protocol._decoder import Settings
 from harness.report._history import REFUSED, UNFINISHED, UNREADABLE, History, changes_between, run_files, summary_of
@@ -113,6 +114,21 @@ def test_runs_that_ask_another_contract_are_no_change_of_verdict(tmp_path: Path)
     words = read(history_page(History(runs))).words
     assert "Where a verdict changed" not in words
     assert ", contract A" in words and ", contract B" in words
+
+
+def test_a_run_against_another_decoder_is_no_run_of_the_same_question(tmp_path: Path):
+    other = Other("harness.mutants.positions:OFFSET", (Settings(2),), OFFSET)
+    for number, against in enumerate((None, other)):
+        terms, named = Terms(in_process=True, against=against), "harness.speculative.sampler:build_decoder"
+        question = Question(named, (Settings(2),), tuple(REQUESTS[:2]), terms)
+        answer_question(MODELS, question, store=RunFileOptions(tmp_path / f"{number}.db", recipe={}))
+    runs = History.of(run_files([tmp_path])).runs
+    assert [(run.contract, run.verdict) for run in runs] == [
+        ("against harness.mutants.positions:OFFSET", "DEFECT"), ("A", "IDENTICAL"),
+    ]  # fmt: skip
+    words = read(history_page(History(runs))).words
+    assert "Where a verdict changed" not in words
+    assert ", against harness.mutants.positions:OFFSET" in words
 
 
 def test_what_changed_between_two_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
