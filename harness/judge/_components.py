@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.judge._evidence import Evidence, Named, WrongTensor
 from harness.judge._inputs import MODES, wrong_input
 from harness.judge._rounded import guided_in_fewer_bits, in_fewer_bits, rounding_of
-from harness.judge._rows import wrong_rows
+from harness.judge._rows import FILTERED, wrong_rows
 from harness.judge._suspects import drafted_f_hats, made_of_other_tokens, with_scale
 from harness.models import product_dtype
 from harness.protocol import Guidance, ScaleGuidance, largest_factor
@@ -92,6 +92,10 @@ def _explained(evidence: Evidence, image: int, si: int, which: int) -> WrongTens
             if bool(tensor.isnan().all()) and bool(shown.guided_BLV[image, draws].isfinite().all()):
                 detail = f"{name} of scale {si} was never written, though guided logits of that scale were"
                 return WrongTensor(si, "trace", detail)
+            is_low = tensor.isneginf()
+            filters = name == "rows_RLV" and any(evidence.request.filter(si)) and not bool(is_low.all())
+            if filters and bool((tensor.isfinite() | is_low).all()):
+                return WrongTensor(si, "filter", f"logits of scale {si} hold -inf: {FILTERED}")
             return WrongTensor(si, "scheduling", f"{name} of scale {si} is not finite or was never written")
     (setting, task), searches = evidence.decode, evidence.searches
     at = si, task, image
@@ -150,7 +154,8 @@ def _weights(evidence: Evidence, guided_blV: Tensor, rows_2blV: Tensor, si: int)
     due = _guided(evidence, torch.eye(len(weight_21), dtype=torch.double)[:, None, None], si)
     for decimals in (3, 6, 9):  # as few as tell them from those that are due
         if (found := _combined(weight_21, decimals)) != _combined(due, decimals):
-            return f"they are {found}; {_due(evidence.request.guidance, evidence.models.pyramid.ramp(si), si)} is due"
+            due_said = _due(evidence.request.guidance, evidence.models.pyramid.ramp(si), si, decimals)
+            return f"they are {found}; {due_said} is due{', as where t is rounded to fewer bits' * (decimals == 9)}"
     return ""
 
 
@@ -160,12 +165,12 @@ def _combined(weights: Tensor, decimals: int) -> str:
     return f"{conditional:.12g}·cond{''.join(others)}"
 
 
-def _due(guidance: Guidance, ramp: float, si: int) -> str:
-    """Write how guidance of a scale combines rows; `ramp` is si/(S-1)."""
+def _due(guidance: Guidance, ramp: float, si: int, decimals: int) -> str:
+    """Write how guidance of a scale combines rows; `ramp` is si/(S-1), and `decimals` tell it from what is not due."""
     if isinstance(guidance, ScaleGuidance):
         w = guidance.weights[si] if 0 in guidance.places else 1.0
         return f"(w·cond + (1 − w)·uncond)/τ with w = {w:g} and τ = {guidance.temperature(si):g}"
-    return f"(1 + t)·cond − t·uncond with t = cfg·si/(S−1) = {guidance * ramp:g}"
+    return f"(1 + t)·cond − t·uncond with t = cfg·si/(S−1) = {round(guidance * ramp, max(6, decimals)):.12g}"
 
 
 def _wrong_f_hat(evidence: Evidence, image: int, si: int) -> Named:

@@ -17,6 +17,7 @@ from harness.judge._rounded import SHORT, rounding_of
 from harness.judge._suspects import (
     asked_otherwise,
     drafted_f_hats,
+    labels_tried,
     made_of_other_tokens,
     other_positions,
     other_row,
@@ -62,7 +63,8 @@ def wrong_input(evidence: Evidence, image: int, si: int, error: float) -> Named:
         detail = f"the input of scale {si} is that of positions {at}..{at + evidence.models.pyramid.tokens(si) - 1}"
         return "split", f"{detail}, not {span.start}..{span.stop - 1}"
     if si == 0:
-        return "condition", f"the input of scale 0 is not that of its label{_half(halves)}"
+        other = _labels_of(evidence, image, halves, error)
+        return "condition", f"the input of scale 0 is not that of its label{_half(halves)}{other}"
     if _is_of_a_map(evidence, actual.x_RLD[image, span], si, error):
         return "next input", f"the input of scale {si} is made of another map than its f_hat"
     return "query", f"the input of scale {si} is made of no map at all"
@@ -122,6 +124,20 @@ def _unconditional_labels(evidence: Evidence, error: float) -> str:
     return f"label {int(evidence.numbers.labels(evidence.models.target.config.classes)[is_its_B.index(True)])}"
 
 
+def _labels_of(evidence: Evidence, image: int, halves: list[bool], error: float) -> str:
+    """Say of which other label an image's inputs of scale 0 are, where it is one that is tried."""
+    network, family, span = evidence.models.target, family_of(evidence.models.target), evidence.models.pyramid.span(0)
+    if family.others is not None:  # which know of texts
+        return ""
+    labels = labels_tried(evidence)
+    condition = family.condition(network, evidence.request, torch.tensor(labels, device=network.device))
+    x_RlD = family.input(network, condition, None, 0)[: len(labels)]
+    found = (evidence.actual.shown.x_RLD[row, span] for row in evidence.request.rows_of(image))
+    near = [((x_RlD - x_lD).abs() <= error).flatten(1).all(1).tolist() for x_lD in found]
+    wrong = [str(labels[each.index(True)]) for each, ok in zip(near, halves, strict=True) if any(each) and not ok]
+    return f": it is that of label {' and '.join(wrong)}" if wrong else ""
+
+
 def _half(right: list[bool]) -> str:
     """Say which guidance half is wrong where the other one is right."""
     if all(right) or not any(right):
@@ -145,7 +161,26 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
                 return component, f"the input of scale {si} is made of {clause}, with {terms}"
             part = component if bool(network.pos_LD.any()) else "level"  # inputs may say nothing of positions
             return part, f"inputs of scale {si} carry {terms}"
+        elif not clause and (other := _other_terms(evidence, left_lD, si, error)):
+            return component, f"inputs of scale {si} carry {other}"
     return None
+
+
+def _other_terms(evidence: Evidence, term_lD: Tensor, si: int, error: float) -> str:
+    """Say which of its terms an input does not carry, or twice; empty where it is neither."""
+    network = evidence.models.target
+    level_D, pos_lD = network.lvl_SD[si], network.pos_LD[evidence.models.pyramid.span(si)]
+    due_lD = level_D + pos_lD
+    terms = {
+        "no level term": pos_lD, "no position term": level_D.expand_as(pos_lD),
+        "neither a position nor a level term": 0 * due_lD, "their position and level terms twice": 2 * due_lD,
+        **({} if si else {"no start term": due_lD - network.start_1D}),
+    }  # fmt: skip
+    for what, other_lD in terms.items():
+        is_it = bool(((term_lD - other_lD).abs() <= error).all())
+        if is_it and bool(((other_lD - due_lD).abs() > 2 * error).any()):
+            return what
+    return ""
 
 
 def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
@@ -127,17 +127,24 @@ class LineSearch:
 
     def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
         """List what was drawn scale after scale, with the scales, in the place of final tokens."""
-        counts, proposed, last = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
-        V, S = self._decode.models.target.config.V, self._pyramid.S
-        sizes = {sum(counts[si : si + n]) * B: si if n == 1 else S  # after several scales a new round begins
-                 for n in range(S, 0, -1) for si in range(S + 1 - n) for B in (1, len(tokens_BL))}  # fmt: skip
+        counts, proposed, last, rows = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2, 0
+        V, S, B = self._decode.models.target.config.V, self._pyramid.S, len(tokens_BL)
+        sizes = dict[int, list[tuple[int, int, int]]]()  # scale, its numbers, rows: by how many they are in all
+        for first, end in combinations(range(S + 1), 2):
+            for R in (1, B):  # after several scales a new round begins
+                count = sum(counts[first:end])
+                sizes.setdefault(count * R, []).append((first if end == first + 1 else S, count, R))
         for step in steps:
-            if (drawn := step.drawn) is None or (si := sizes.get(drawn.numel())) is None:
+            if (drawn := step.drawn) is None or drawn.numel() not in sizes:
                 continue
+            # what goes on comes first, then what has the shape: four numbers are scale 0 of four images, too
+            si, _, rows = max(sizes[drawn.numel()], key=lambda of: (
+                of[0] in (last, last + 1) and of[2] == rows, drawn.shape[-1:] == (of[1],), of[2] == B, of[0] < S, of[0],
+            ))  # fmt: skip
             if si == S or not 0 <= int(drawn.min()) <= int(drawn.max()) < V:
                 last = -2 if si == S else last
                 continue
-            is_written = si == last and not any(rows.kind[0] == "real" for rows in step.inputs)
+            is_written = si == last and not any(each.kind[0] == "real" for each in step.inputs)
             if not is_written and si != last + 1:
                 proposed.append(([], tokens_BL.clone()))
             last = si

@@ -312,3 +312,8 @@ class Known:
             at_N[open_n] += 1
             open_n = open_n[~near_n & (at_N[open_n] < end_N[open_n])]
         return known_N
+
+    def nonzero(self, rows: TensorRows) -> list[int]:
+        """List the places of rows that are right, and not zeros."""
+        is_right_N = self.has(rows) & (rows.mark_N4[:, 3] > 0)
+        return is_right_N.nonzero().flatten().tolist()

@@ -101,8 +101,10 @@ def _modes(models: ModelPair) -> Iterator[tuple[str, ModelPair, Any]]:
         passes = cast(Network, _Passes(models.target, autocast))
         yield f"{word} (autocast)", replace(models, target=passes), nullcontext()
         yield word, replace(short, vae=models.vae.to(device, dtype)), nullcontext()
-        passes = cast(Network, _Passes(models.target, nullcontext(), dtype))
-        yield f"{word} (keys and values)", replace(models, target=passes), nullcontext()
+        # at scale 0, of one key, rounded keys do not show: what is said of them there would be a guess
+        for what, kept in (("values", (False, True)), ("keys", (True, False)), ("keys and values", (True, True))):
+            passes = cast(Network, _Passes(models.target, nullcontext(), dtype, kept))
+            yield f"{word} ({what})", replace(models, target=passes), nullcontext()
     yield "TF32", models, _ShortOperands()
 
 
@@ -111,13 +113,14 @@ class _Passes(Around):
     """A network of which blocks and head run in a context, and what depends on the label alone does not."""
 
     context: AbstractContextManager[Any]
-    kept: torch.dtype | None = None  # of keys and values, where that is another
+    dtype: torch.dtype | None = None  # to which keys, values or both are rounded
+    kept: tuple[bool, bool] = (False, False)  # whether keys are, and values
 
     def hidden(
         self, x_RnD: Tensor, condition: Condition, cache: Cache, mask_11nK: Tensor | None,
         positions: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        kept = _ShortCache(cache, self.kept) if self.kept else cache
+        kept = _ShortCache(cache, self.dtype, self.kept) if self.dtype else cache
         with self.context:
             return self.network.hidden(x_RnD, condition, kept, mask_11nK, positions)
 
@@ -128,13 +131,16 @@ class _Passes(Around):
 
 @dataclass(frozen=True)
 class _ShortCache:
-    """A cache of rounded keys and values."""
+    """A cache of rounded keys, values or both."""
 
     cache: Cache
     dtype: torch.dtype
+    kept: tuple[bool, bool]
 
     def extend(self, layer: int, k_RHnc: Tensor, v_RHnc: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.extend(layer, rounded(k_RHnc, self.dtype), rounded(v_RHnc, self.dtype))
+        pair = zip((k_RHnc, v_RHnc), self.kept, strict=True)
+        keys, values = (rounded(each, self.dtype) if is_short else each for each, is_short in pair)
+        return self.cache.extend(layer, keys, values)
 
 
 class _ShortOperands(TorchFunctionMode):

@@ -3,10 +3,12 @@
 Promise: whatever is named is a computation that gives the decoder's own numbers within the budget, when one thing is
 other than it must be: the place of the rows, their precision, what the head was given, the label, the mask, the cache.
 What none of these explains is "mask or cache", and at scale 0 the network, or the mask of a pass with later scales.
-Where an earlier scale of the same pass is right, so are cache and network, and it is the mask.
+Where an earlier scale of the same pass is right, so are cache and network, and it is the mask. Scale 0 of one position
+shows nothing of queries and keys: after it the network is in question, too.
 """
 
 from dataclasses import replace
+from functools import partial
 from itertools import chain, product
 
 import torch
@@ -16,15 +18,15 @@ from harness.judge._evidence import Evidence, Named
 from harness.judge._inputs import misplaced_rows
 from harness.judge._passes import MOST_IMAGES, TargetPass, caches, last_of, masks, of_other_rows, passes, rounded
 from harness.judge._rounded import SHORT, explains, rounding_of
-from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, other_positions, round_of
+from harness.judge._suspects import asked_otherwise, is_one_pass_a_round, labels_tried, other_positions, round_of
 from harness.protocol import Intermediates
 from harness.protocol.pyramid import ScalePyramid
-from harness.reference import family_of, prefix_inputs
+from harness.reference import family_of, filter_logits, prefix_inputs
 from harness.reference.sequential import GrowingCache
 
+FILTERED = "the filter acts before guidance"
 UNKNOWN = "none of the known mistakes of mask or cache gives these numbers"
 HALVES = ("conditional", "unconditional")
-MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 
 
 def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
@@ -40,6 +42,8 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
     if _is_other(evidence, image, si, guided_2lV):
         clause = "are guided logits: guidance writes into the rows that it reads"
         return "guidance", f"conditional rows of scale {si} {clause}"
+    if any(map(partial(_is_filtered, evidence, si), rows_2lV, expected.rows_RLV[both, span])):
+        return "filter", f"logits of scale {si} are right where the filter keeps them, and lower elsewhere: {FILTERED}"
     if (at := other_positions(rows_2lV, expected.rows_RLV[both], span, error)) is not None:
         late = {1: ", one late", -1: ", one early"}.get(at - span.start, "")
         place = f"{at}..{at + rows_2lV.shape[1] - 1}, not {span.start}..{span.stop - 1}{late}"
@@ -51,6 +55,17 @@ def wrong_rows(evidence: Evidence, image: int, si: int) -> Named:
         if (wrong := explain(evidence, image, si)) is not None:
             return wrong
     return _unexplained(evidence, image, si)
+
+
+def _is_filtered(evidence: Evidence, si: int, found_lV: Tensor, right_lV: Tensor) -> bool:
+    """Tell whether the request's filter, or one half of it, was applied to rows that guidance has not combined yet."""
+    top_k, top_p = evidence.request.filter(si)
+    near_lV, low_lV = (found_lV - right_lV).abs() <= 2 * evidence.budget.rows, found_lV < right_lV
+    for each in {(top_k, top_p), (top_k, 0.0), (0, top_p)} - {(0, 0.0)}:
+        kept_lV = filter_logits(right_lV[None], *each)[0].isfinite()
+        if torch.equal(near_lV, kept_lV) and bool((low_lV | kept_lV).all()) and not bool(kept_lV.all()):
+            return True
+    return False
 
 
 def _of_image(shown: Intermediates, image: int, span: slice) -> Tensor:
@@ -99,10 +114,14 @@ def _unexplained(evidence: Evidence, image: int, si: int) -> Named:
     if si == 0:
         why = "its rows see later scales, or blocks or head are wrong"
         return "mask or network", f"logits of scale 0 differ in the pass over scales 0..{last}: {why}"
+    if pyramid.end(si - 1) == 1:  # attention to one key reads no query
+        parts = "cache or network" if alone else "mask, cache or network"
+        why = f"scale {si - 1}, which is right, sees one key, so that wrong queries and keys do not show there"
+        return parts, f"logits of scale {si} differ while its inputs agree; {why}"
     if turn is None:
         return "mask or cache", f"logits of scale {si} differ while its inputs agree"
     if turn.first < si and is_one_pass_a_round(evidence, image):
-        detail = f"logits of scale {si} differ, those of scale {turn.first} in the same pass do not"
+        detail = f"logits of scale {si} differ, those of scale {si - 1} in the same pass do not"
         return "mask", f"{detail}: cache and network are right"
     if alone:
         return "cache", f"logits of scale {si}, alone in its pass, differ: keys or values of earlier scales"
@@ -251,7 +270,7 @@ def _other_label(evidence: Evidence, image: int, si: int) -> Named | None:
         return None
     classes, turn = evidence.request.conditions(network.config.classes), round_of(evidence, image, si)
     known = evidence.numbers.labels(network.config.classes).tolist()
-    labels = list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
+    labels = labels_tried(evidence)
     rows_2lV = _of_image(evidence.actual.shown, image, evidence.models.pyramid.draws.span(si))
     owns, found = (known[image], classes), list[int | None]([None, None])  # of both halves the other label, if any
     for half, own in enumerate(owns[: len(rows_2lV)]):

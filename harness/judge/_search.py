@@ -10,6 +10,7 @@ One module: every rule hands the search on to another one, and each is a few lin
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class Search:
                 return found
             # with keys of final tokens, or for these tokens alone, it would have been right
             alone = wrong.is_tokens and len(step.whole) == 1 and len(step.whole[0]) == wrong.actual.numel()
-            found = self._taken(self.along_final.makers_of(number)) if step.attends or alone else None
+            found = self._taken(self.along_final.makers_of(number), wrong) if step.attends or alone else None
             if found:
                 return found[0], f"{found[1]}, read at line {step.stack[0].line}"
             above = self._masked(number) or self._again(number, wrong)
@@ -235,7 +236,8 @@ class Search:
         for each in wrong:
             hashes.setdefault(each.kind, []).append(each.hash_N)
         for number, step in enumerate(steps[:before]):
-            for new, old in zip(step.outputs, step.over, strict=False) if step.stack else ():
+            others = list(product(step.outputs, step.inputs[1:])) if step.name == "where" else []  # it chose the older
+            for new, old in [*zip(step.outputs, step.over, strict=False), *others] if step.stack else ():
                 if new.kind != old.kind or new.kind not in hashes or len(new.hash_N) != len(old.hash_N):  # resized
                     continue
                 is_over = torch.isin(new.hash_N, torch.cat(hashes[new.kind])) & (new.hash_N != old.hash_N)
@@ -289,40 +291,44 @@ class Search:
         """Return the operation that compared drafted tokens with the target's, where it was made of the former."""
         rows, stream = rows_of(wrong.actual), self.along_final
         if wrong.is_tokens:
-            return self._compared([wrong.actual.flatten().cpu()])
-        return rows and self._taken(stream.makers(rows, len(stream.steps)))
+            return self._compared([wrong.actual.flatten().cpu()], wrong)
+        return rows and self._taken(stream.makers(rows, len(stream.steps)), wrong)
 
     def elsewhere(self, wrong: Wrong, is_sure: bool = False) -> Found | None:
         """Return the operation that put a value where it is wrong, which is right in another place.
 
         `is_sure` asks for one that hands it on after the right one was there, or by arithmetic.
         """
-        if wrong.is_tokens or (rows := rows_of(wrong.actual)) is None:
+        rows, right = rows_of(wrong.actual), rows_of(wrong.expected)
+        if wrong.is_tokens or rows is None or right is None:
             return None
         makes = [(n, step) for n, step in enumerate(self.along_final.steps) if step.stack and _has(step.outputs, rows)]
         if all(_has(step.inputs, rows) for _, step in makes):  # nobody here computed it: another thread, say
             return None
         # what computes it may be right, what hands it on is not: in the place of the right one, if that is there
         hand_on = [(n, step) for n, step in makes if step.name != "to" and _has(step.inputs, rows)]
-        right = rows_of(wrong.expected)
-        since = next((n for n, step in enumerate(self.along_final.steps) if right and _has(step.outputs, right)), None)
-        instead = [step for n, step in hand_on if since is not None and n > since]
-        instead.sort(key=lambda step: step.name not in ("roll", "flip"))
+        due, steps = Known([right], self.close), self.along_final.steps
+        since = next((n for n, step in enumerate(steps) if any(map(due.nonzero, step.outputs))), len(steps))
+        instead = [
+            (step.name not in ("roll", "flip"), not any(map(due.nonzero, step.inputs)), n)
+            for n, step in hand_on
+            if n > since and not _in_order(step, rows, due)
+        ]
         changed = [step for _, step in hand_on if step.name in TURNS]
         others = [] if is_sure else [step for _, step in makes]
-        step = next(iter((*instead, *changed, *others)), None)
+        step = next(iter((*(steps[n] for *_, n in sorted(instead)), *changed, *others)), None)
         made = self.along_any.makers(rows)
         if made and others[:1] == [step] and (placed := self._placed(wrong)) is not None:
             return self._strictly(max(made), made[max(made)], placed)
         return step and (step, ELSEWHERE * bool(self.along_any.is_known(rows).all()))
 
-    def _taken(self, pending: Rows) -> Found | None:
+    def _taken(self, pending: Rows, wrong: Wrong) -> Found | None:
         steps = self.along_final.steps
         for number in self.along_final.firsts(self.along_final.back(pending), pending):
             function = steps[number].stack[0].function
             near = [step for step in steps[max(0, number - NEAR) : number + 1] if step.stack]
             whole = [each for step in near if step.stack[0].function == function for each in step.whole]
-            if found := self._compared(whole):
+            if found := self._compared(whole, wrong):
                 return found
         return None
 
@@ -331,9 +337,9 @@ class Search:
         rows, steps = rows_of(tokens_l), self.along_final.steps
         return min(self.along_final.makers(rows) if rows else (), default=len(steps))
 
-    def _compared(self, whole: list[Tensor]) -> Found | None:
+    def _compared(self, whole: list[Tensor], wrong: Wrong) -> Found | None:
         """Return the operation that met both, where numbers hold a draft's tokens and not the target's."""
-        for si, theirs, right in self.rejected:
+        for si, theirs, right in (each for each in self.rejected if each[0] <= wrong.made_of):
             is_held = any(places_of(each, theirs) and not places_of(each, right) for each in whole)
             if not is_held or self._drawn(theirs) > self._drawn(right):  # what the target draws comes after
                 continue
@@ -391,6 +397,14 @@ def _is_real(step: Operation) -> bool:
 def _is_view(step: Operation) -> bool:
     storages = {rows.storage for rows in step.inputs}
     return step.moves and all(rows.storage in storages for rows in step.outputs)
+
+
+def _in_order(step: Operation, rows: TensorRows, due: Known) -> bool:
+    """Tell whether a step takes rows and what is due out of one tensor, and hands both on as they stand there."""
+    places = [((each.hash_N == rows.hash_N[0]).nonzero().flatten().tolist(), due.nonzero(each))
+              for each in (*step.inputs, *step.outputs)]  # fmt: skip
+    orders = [at[0] < due_at[0] for at, due_at in places if at and due_at]
+    return len(orders) > 1 and len(set(orders)) == 1
 
 
 def _has(every: list[TensorRows], rows: TensorRows) -> bool:

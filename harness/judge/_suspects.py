@@ -20,6 +20,7 @@ from harness.protocol import CORRECT, DRAFT, TOKEN, Round
 from harness.reference import draw, family_of, filter_logits, prefix_inputs, race, teacher_forced
 from harness.reference.sequential import Walk
 
+MOST_LABELS = 32  # a table of a thousand classes is not tried: the batch's own labels and the unconditional one are
 MOST_OF = 0.9  # of wrong tokens: two runs of a draft round otherwise here and there
 
 
@@ -27,6 +28,13 @@ def round_of(evidence: Evidence, image: int, si: int) -> Round | None:
     """Return the round that made a scale final; None where no rounds are shown."""
     rounds = evidence.actual.rounds[image] if evidence.actual.rounds else []
     return next((turn for turn in rounds if turn.first <= si < turn.first + turn.finished), None)
+
+
+def labels_tried(evidence: Evidence) -> list[int]:
+    """List the labels that something may be of in the place of its own, the unconditional one among them."""
+    classes = evidence.request.conditions(evidence.models.target.config.classes)
+    known = evidence.numbers.labels(evidence.models.target.config.classes).tolist()
+    return list(range(classes + 1)) if classes < MOST_LABELS else sorted({*known, classes})[:MOST_LABELS]
 
 
 def is_one_pass_a_round(evidence: Evidence, image: int) -> bool:

@@ -48,6 +48,11 @@ class Wrong:
         return not self.actual.is_floating_point()
 
     @property
+    def made_of(self) -> int:
+        """Last scale of whose tokens it is made."""
+        return self.scale - (self.name in SHOWN.values())
+
+    @property
     def wrong_l(self) -> Tensor:
         return (self.actual != self.expected).flatten().cpu()
 

@@ -206,6 +206,7 @@ KINDS = (
     Planted("positions put together in another order", SOFTMAX, SOFTMAX.replace("guided_lV", CUT_UP)),
     Planted("top-k of one", "topk(top_k)", "topk(1)"),
 )
+LANES = (Path(__file__).parent / "lanes_decoder.py").read_text()
 LOCKSTEP = (Path(__file__).parent / "lockstep_decoder.py").read_text()
 BUFFERS, LABELS, COLUMNS = "zeros(shape, dtype=net.dtype)", "torch.cat([labels_B, null_B])", "self.levels[None, :end]"
 BREAK = "                    break\n"

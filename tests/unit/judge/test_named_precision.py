@@ -163,7 +163,7 @@ def test_a_mask_that_moves_less_than_bfloat16_does_is_no_rounding():
         return mask
 
     component, _ = first(decoder_factory(replace(PARTS, attention_mask=attention_mask)))
-    assert component in ("mask", "mask or cache")
+    assert component in ("mask", "mask or cache", "mask, cache or network")
 
 
 @pytest.mark.parametrize(("added", "tries"), [(100.0, 0), (0.01, 2)])

@@ -171,42 +171,37 @@ def test_positions_are_looked_for_in_float32_at_least():
 
 
 ASKED = f"; {UNKNOWN}"  # and no setting is advised in which the mistake might not show
-ALONE = "logits of scale 1, alone in its pass, differ: keys or values of earlier scales"
+ALONE = "logits of scale 2, alone in its pass, differ: keys or values of earlier scales"
+ONE_KEY = "differ while its inputs agree; scale 0, which is right, sees one key"
 
 
 @pytest.mark.parametrize(
-    ("turn", "component", "detail"),
+    ("si", "turn", "component", "detail"),
     [
-        (None, "mask or cache", "logits of scale 1 differ while its inputs agree"),
-        (
-            (0, 2, 2, 0, 0, 5),
-            "mask or cache",
-            "logits of scale 1 differ in the pass over scales 0..1" + ASKED,
-        ),
-        ((0, 1, 1, 0, 1, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 0..1" + ASKED),
-        (
-            (0, 3, 2, 1, 0, 14),
-            "mask or cache",
-            "logits of scale 1 differ in the pass over scales 0..2" + ASKED,
-        ),
-        (
-            (1, 2, 1, 0, 0, 13),
-            "mask or cache",
-            "logits of scale 1 differ in the pass over scales 1..2" + ASKED,
-        ),
-        ((1, 1, 1, 0, 0, 4), "cache", ALONE),
-        ((1, 0, 0, 0, 1, 4), "cache", ALONE),
-        ((1, 1, 1, 0, 0, 5), "mask or cache", "logits of scale 1 differ in the pass over scales 1..1" + ASKED),
+        (2, None, "mask or cache", "logits of scale 2 differ while its inputs agree"),
+        (2, (0, 3, 3, 0, 0, 14), "mask or cache", f"logits of scale 2 differ in the pass over scales 0..2{ASKED}"),
+        (2, (1, 1, 1, 0, 1, 13), "mask or cache", f"logits of scale 2 differ in the pass over scales 1..2{ASKED}"),
+        (2, (1, 2, 1, 1, 0, 13), "mask or cache", f"logits of scale 2 differ in the pass over scales 1..2{ASKED}"),
+        (2, (2, 1, 1, 0, 0, 9), "cache", ALONE),
+        (2, (2, 0, 0, 0, 1, 9), "cache", ALONE),
+        (2, (2, 1, 1, 0, 0, 10), "mask or cache", f"logits of scale 2 differ in the pass over scales 2..2{ASKED}"),
+        # of queries and keys nothing is known yet
+        (1, None, "mask, cache or network", ONE_KEY),
+        (1, (0, 2, 2, 0, 0, 5), "mask, cache or network", ONE_KEY),
+        (1, (1, 1, 1, 0, 0, 4), "cache or network", ONE_KEY),
+        (1, (1, 1, 1, 0, 0, 5), "mask, cache or network", ONE_KEY),
     ],
 )
-def test_wrong_logits_name_the_pass_that_made_them(turn: tuple[int, ...] | None, component: str, detail: str):
+def test_wrong_logits_name_the_pass_that_made_them(si: int, turn: tuple[int, ...] | None, component: str, detail: str):
     found = same()
-    found.actual.intermediates.rows_RLV[[0, 2], SPAN, 3] += 9.0
+    found.actual.intermediates.rows_RLV[[0, 2], PYRAMID.span(si), 3] += 9.0
     if turn is not None:
         first, drafted, accepted, corrected, bonus, rows = turn
         made = Round(first, drafted, accepted, bool(corrected), bool(bonus), 0, 0, 0, rows)
         found.actual.rounds = [[made], []]
-    assert said(found, 0) == (component, detail)
+    named, clause = said(found, 0, si)
+    assert named == component
+    assert clause.endswith(detail) if si == 2 else detail in clause
 
 
 def test_of_what_the_decoder_left_out_no_unknown_mistake_is_told():
@@ -222,12 +217,13 @@ def test_of_what_the_decoder_left_out_no_unknown_mistake_is_told():
 @pytest.mark.parametrize(("calls", "component"), [(1, "mask"), (2, "mask or cache"), (None, "mask or cache")])
 def test_a_scale_after_a_right_one_of_its_pass_has_a_wrong_mask(calls: int | None, component: str):
     found = same()
-    found.actual.intermediates.rows_RLV[[0, 2], SPAN, 3] += 9.0
-    found.actual.rounds = [[Round(0, 2, 2, False, False, 0, 0, 0, 5)], []]
+    found.actual.intermediates.rows_RLV[[0, 2], PYRAMID.span(2), 3] += 9.0
+    found.actual.rounds = [[Round(0, 3, 3, False, False, 0, 0, 0, 14)], []]
     found.actual.target_calls = [] if calls is None else [calls, 1]
-    why = "those of scale 0 in the same pass do not: cache and network are right"
-    assert said(found, 0)[0] == component
-    assert (why in said(found, 0)[1]) == (component == "mask")
+    why = "those of scale 1 in the same pass do not: cache and network are right"
+    named, detail = said(found, 0, 2)
+    assert named == component
+    assert (why in detail) == (component == "mask")
 
 
 @pytest.mark.parametrize("name", ["x_RLD", "rows_RLV"])

@@ -90,11 +90,26 @@ def no_start(pyramid: ScalePyramid, first: int, last: int, device: torch.device,
 class HalfCache(KVCache):
     """Keys and values in float16, converted as they are read."""
 
+    short = True, True
+
     def window(self, images: list[int]) -> Any:
         window = super().window(images)
         extend = window.extend
-        window.extend = lambda layer, *kv: extend(layer, *(each.half().float() for each in kv))
+
+        def kept(layer: int, *kv: Tensor) -> tuple[Tensor, Tensor]:
+            pairs = zip(kv, self.short, strict=True)
+            return extend(layer, *(each.half().float() if short else each for each, short in pairs))
+
+        window.extend = kept  # type: ignore[method-assign]
         return window
+
+
+class HalfKeys(HalfCache):
+    short = True, False
+
+
+class HalfValues(HalfCache):
+    short = False, True
 
 
 def own_labels(network: Network, request: Request, labels_B: Tensor) -> Condition:
@@ -111,7 +126,9 @@ def label_0(network: Network, request: Request, labels_B: Tensor) -> Condition:
         ({"update_state_with_accepted_tokens": left_inputs}, "next input", "what was drafted at scale"),
         ({"next_input": short_input}, "precision", "f_hat that was resized in bfloat16"),
         ({"attention_mask": no_start}, "mask", "position 0 is not seen"),
-        ({"new_cache": HalfCache}, "precision", "rounded to float16 (keys and values)"),
+        ({"new_cache": HalfCache}, "precision", "rounded to float16 (values)"),  # at scale 0, where keys do not show
+        ({"new_cache": HalfKeys}, "precision", "rounded to float16 (keys)"),
+        ({"new_cache": HalfValues}, "precision", "rounded to float16 (values)"),
         ({"condition_rows": label_0}, "condition", "the unconditional rows of scale 0 are those of label 0"),
         ({"condition_rows": own_labels}, "condition", "rows of scale 0 are those of the images' own labels"),
     ],
