@@ -19,7 +19,7 @@ from harness.judge._rows import FILTERED, wrong_rows
 from harness.judge._suspects import drafted_f_hats, made_of_other_tokens, with_scale
 from harness.models import product_dtype
 from harness.protocol import Guidance, ScaleGuidance, largest_factor
-from harness.reference import family_of
+from harness.reference import family_of, filter_logits
 from harness.rounding import Budget
 
 # The input is a sum of embeddings and one linear map of C terms: rounding leaves a few units in the last place of the
@@ -123,10 +123,15 @@ def _wrong_guided(evidence: Evidence, image: int, si: int) -> Named:
     expected = _guided(evidence, halves[si], si)
     shift_bl1 = (guided - expected).mean(-1, keepdim=True)
     # one number a row, which no draw sees; as finely as the reference computes: rounding to fewer bits is no shift
-    error = GUIDANCE_ULPS * torch.finfo(expected.dtype).eps * float(guided.abs().amax())
+    error = GUIDANCE_ULPS * torch.finfo(expected.dtype).eps * float(guided.nan_to_num(0.0, 0.0, 0.0).abs().amax())
     if bool(((guided - expected - shift_bl1).abs() <= error).all()) and bool((shift_bl1.abs() > error).any()):
         detail = f"{what} are right but for a number a row, as after a log-softmax"
         return "trace", f"{detail}: they must be shown as guidance makes them"
+    right_blV, (top_k, top_p) = (guided - expected).abs() <= error, evidence.request.filter(si)
+    for filters in {(top_k, top_p), (top_k, 0.0), (0, top_p)} - {(0, 0.0)}:
+        kept_blV = filter_logits(halves[si], *filters).isfinite().all(0)
+        if bool((right_blV | ~kept_blV).all()) and bool(kept_blV.any(-1).all()):
+            return "filter", f"{what} are those of their rows where the filter keeps both, and no others: {FILTERED}"
     if word := guided_in_fewer_bits(evidence, guided[0], halves[si][:, 0], si):
         return "precision", f"{what} are combined in {word}"
     # whether the halves explain it the last scale tells, too, since scale 0 has no weight

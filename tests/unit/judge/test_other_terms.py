@@ -26,6 +26,23 @@ def test_a_filter_before_guidance_is_named(low: float, half: int):
     assert said(found, 0, 0)[0] == ("filter" if low == -torch.inf else "network")
 
 
+@pytest.mark.parametrize("low", [-1e4, -torch.inf])
+def test_a_filter_between_shown_rows_and_guidance_is_named(low: float):
+    found = replace(same(), request=replace(same().request, top_k=MODELS.target.config.V - 1))
+    kept, span = found.actual.intermediates, PYRAMID.span(1)
+    rows_2lV = kept.rows_RLV[[0, 2], span]
+    filtered_2lV = rows_2lV.masked_fill(rows_2lV == rows_2lV.amin(-1, keepdim=True), low)
+    t = found.request.cfg * PYRAMID.ramp(1)
+    kept.guided_BLV[0, span] = (1 + t) * filtered_2lV[0] - t * filtered_2lV[1]
+    assert said(found, 0)[0] == "filter"
+    assert said(found, 0)[1].endswith("where the filter keeps both, and no others: the filter acts before guidance")
+    kept.guided_BLV[0, span] = (2 + t) * rows_2lV[0] - t * rows_2lV[1]
+    assert said(found, 0)[0] == "guidance"
+    # of one token a half none may be kept in both: what nobody keeps explains nothing
+    alone = replace(found, request=replace(found.request, top_k=1))
+    assert said(alone, 0)[0] == "guidance"
+
+
 def test_the_label_whose_input_stands_there_is_said():
     found = same()
     _, other = found.numbers.labels(MODELS.target.config.classes).tolist()

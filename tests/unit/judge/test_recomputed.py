@@ -125,12 +125,12 @@ def test_a_window_alone_may_have_been_passed_under_another_label():
 
 
 def test_of_a_large_table_the_labels_of_the_batch_and_the_unconditional_one_are_tried(monkeypatch: pytest.MonkeyPatch):
-    assert _rows.MOST_LABELS == 32
-    monkeypatch.setattr(_rows, "MOST_LABELS", CLASSES)
+    assert suspects.MOST_LABELS == 32
+    monkeypatch.setattr(suspects, "MOST_LABELS", CLASSES)
     assert asked(0, 1, under((2, 2), 0, 1)) is None
     for label in (1, CLASSES):
         assert f"label {label}, not 0" in asked(0, 1, under((label, label), 0, 1))
-    monkeypatch.setattr(_rows, "MOST_LABELS", 2)
+    monkeypatch.setattr(suspects, "MOST_LABELS", 2)
     assert asked(0, 1, under((CLASSES, CLASSES), 0, 1)) is None  # the first two: 0 and 1
 
 
