@@ -270,10 +270,10 @@ class SharedNumbers(TorchFunctionMode):
         return torch.where(input > 0, input / E_NV, -1.0).argmax(-1, keepdim=True)
 
     def _exponential(self, input: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
-        """Fill with E of the scale, (B,l,V) or (B·l,V): E' of `more_smooth` where the request asks for it."""
-        rows = input[..., 0].numel() if input.dim() > 1 else 0
+        """Fill with E of the scale, (B,l,V) or (B·l,V): once its tokens are drawn, with E' of `more_smooth`."""
+        rows, drawn = input[..., 0].numel() if input.dim() > 1 else 0, set(self.answered)
         si = self._scale_of(rows, f"exponential_ of {tuple(input.shape)}")
-        stream = SMOOTH if self.request.more_smooth else TOKEN
+        stream = SMOOTH if self.request.more_smooth and si in drawn else TOKEN
         E_BlV = self.noise.exponential(si, stream, self.reader())
         return input.copy_(E_BlV.reshape(input.shape) / lambd)
 

@@ -150,7 +150,7 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
     actual = evidence.actual.shown
     pyramid, network = evidence.models.pyramid, evidence.models.target
     span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
-    for component, clause, content_lD in _contents(evidence, image, si):
+    for component, clause, content_lD in _contents(evidence, image, si, error):
         left_lD = x_lD - content_lD
         if bool(((left_lD - network.lvl_SD[si] - network.pos_LD[span]).abs() <= error).all()):
             if clause:
@@ -195,7 +195,7 @@ def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, T
     return distance_SlL[level_l, torch.arange(len(level_l), device=level_l.device)].argmin(1), level_l
 
 
-def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, str, Tensor]]:
+def _contents(evidence: Evidence, image: int, si: int, error: float) -> Iterator[tuple[str, str, Tensor]]:
     """Yield (component, what it is, content_lD): first the right one, whose clause is empty."""
     expected = evidence.expected.shown
     models, pyramid, network = evidence.models, evidence.models.pyramid, evidence.models.target
@@ -230,11 +230,13 @@ def _contents(evidence: Evidence, image: int, si: int) -> Iterator[tuple[str, st
             yield "precision", f"f_hat that was resized in {word}", network.embed(short)[0]
         seen = family.next_input(f_hats[si], si, pyramid)
         yield "next input", "f_hat after its own tokens: the network sees the answer", network.embed(seen)[0]
+        part, made = "next input" if pyramid.channels == 1 else "resize", dict[str, Tensor]()
         for mode in [mode for mode in MODES if mode != family.resize]:
             resized_map = F.interpolate(f_hats[si - 1], size=(patch * h, patch * w), **MODES[mode])
-            resized = F.pixel_unshuffle(resized_map, patch).flatten(2).mT
-            part = "next input" if pyramid.channels == 1 else "resize"
-            yield part, f"f_hat resized by {mode}, not by {family.resize}", network.embed(resized)[0]
+            made[mode] = network.embed(F.pixel_unshuffle(resized_map, patch).flatten(2).mT)[0]
+        for resized_lD in made.values():  # of maps that hardly change several give the same
+            alike = " or ".join(mode for mode, each in made.items() if bool(((each - resized_lD).abs() <= error).all()))
+            yield part, f"f_hat resized by {alike}, not by {family.resize}", resized_lD
         if patch > 1:
             patches_lCij = right.unflatten(2, (-1, patch, patch))
             for what, placed_lN in (

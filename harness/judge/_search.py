@@ -159,25 +159,26 @@ class Search:
     def _moved(self, rows: TensorRows, number: int, placed: Known) -> Found | None:
         """Return the last operation before one that put rows, or those that they were made of, in another order."""
         steps, waiting, seen = self.along_any.steps, [(number, rows)], set[int]()
-        movers = [n for n, step in enumerate(steps) if step.stack and step.name in MOVERS and not _is_view(step)]
+        moves = [step.name == "expand" or (step.name in MOVERS and not _is_view(step)) for step in steps]
+        movers = [n for n, step in enumerate(steps) if step.stack and moves[n]]
         while waiting:
             before, asked = waiting.pop(0)
             for step in (steps[n] for n in reversed(movers) if n < before):
                 if any(share(each, asked) for each in step.outputs) and self._reorders(step):
                     return step, ELSEWHERE
             for n, at_n in self.along_any.makers(asked).items():
-                if n < before and steps[n].by_row and n not in seen:
+                if n < before and (steps[n].by_row or _is_view(steps[n])) and n not in seen:
                     waiting += [(n, each) for each in self._of_elsewhere(n, at_n, placed)]
                     seen.add(n)
         return None
 
     def _reorders(self, step: Operation) -> bool:
-        """Tell whether all rows of one tensor come out as they were, but in another order."""
+        """Tell whether rows of one tensor come out as many as they were, but in another order, or some for others."""
         steps = self.along_any.steps
         of = (other for rows in step.outputs for n in self.along_any.makers(rows) for other in steps[n].outputs)
         pairs = [(rows.hash_N, other.hash_N) for other in of for rows in step.outputs if rows.kind == other.kind]
         alike = [pair for pair in pairs if len(pair[0]) == len(pair[1]) and not torch.equal(*pair)]
-        return any(torch.equal(*(each.sort().values for each in pair)) for pair in alike)
+        return any(bool(torch.isin(*pair).all()) for pair in alike)
 
     def _drops_otherwise(self, back: dict[int, tuple[Tensor | None, Rows]]) -> bool:
         """Tell whether a filter made wrong rows of right ones: it drops other tokens.

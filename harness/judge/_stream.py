@@ -116,10 +116,11 @@ class Stream:
         """List what went into a step, of each the rows that some of what came out were made of; whether all are."""
         step = self.steps[number]
         kind, shape = step.outputs[0].kind[0] if step.outputs else "whole", torch.Size(step.made[0])
+        is_split = len(step.made) == 1 or step.by_row or step.attends  # of what came out the first has rows to ask for
         total = len(step.outputs[0].hash_N) if kind == "real" else (shape if kind == "whole" else shape[:-1]).numel()
         for i, rows in enumerate(step.inputs):
             n, keep_N = len(rows.hash_N), None
-            if at_n is None or rows.kind[0] in ("mask", "truth") or not (len(step.made) == 1 or step.by_row):
+            if at_n is None or rows.kind[0] in ("mask", "truth") or not is_split:
                 pass
             elif step.attends and i in (1, 2):  # keys and values as far as the last of the scales, where they are right
                 (*_, own, _), (*_, K, _) = step.read[:2]

@@ -10,6 +10,7 @@ import torch
 
 from harness import Request, Settings, Terms, Verdict, Verification, load_digits, verify
 from harness.adapters import published
+from harness.adapters._recorder import SharedNumbers
 from harness.decoders._factory import load_factory
 from harness.errors import InputError
 from harness.models._pair import ModelPair
@@ -146,6 +147,22 @@ def test_more_smooth_reads_its_second_numbers(shelf: Path):
     one, other = (each.decode(request, SMALL.noise(request)) for each in (decoder, own))
     assert torch.equal(one.tokens_BL, other.tokens_BL)
     assert torch.equal(one.f_hat_BCPP, other.f_hat_BCPP)
+
+
+@pytest.mark.parametrize("own", ["exponential", "multinomial"])
+def test_the_first_draw_of_a_scale_is_its_tokens_and_the_next_that_of_more_smooth(own: str):
+    request = Request((0, 1), 1, more_smooth=True, order="batch")
+    noise, (l, V) = SMALL.noise(request), (SMALL.pyramid.tokens(1), SMALL.target.config.V)
+    E_BlV, smooth_BlV = (noise.exponential(1, stream, "target") for stream in ("token", "smooth"))
+    law_NV = torch.rand(2 * l, V, generator=torch.Generator().manual_seed(0))
+    with SharedNumbers(noise, request, SMALL.pyramid, lambda: "target"):
+        if own == "exponential":
+            idx_N = (law_NV / torch.empty_like(law_NV).exponential_()).argmax(-1)
+        else:
+            idx_N = torch.multinomial(law_NV, 1)[:, 0]
+        after_BlV = torch.empty(2, l, V).exponential_()
+    assert torch.equal(idx_N, (law_NV / E_BlV.reshape(2 * l, V)).argmax(-1))
+    assert torch.equal(after_BlV, smooth_BlV)
 
 
 def test_building_and_decoding_leave_nothing_behind(shelf: Path):
