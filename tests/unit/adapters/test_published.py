@@ -178,8 +178,10 @@ def test_building_and_decoding_leave_nothing_behind(shelf: Path):
 
 
 def test_five_lines_put_a_sampler_under_test(shelf: Path):
+    checkout = make(shelf, "var")  # here: a decoder's process may not write there
+
     def factory(models: ModelPair, settings: Settings) -> object:
-        code = published(make(shelf, "var"), models)
+        code = published(checkout, models)
         return code.sampler(code.target.autoregressive_infer_cfg)
 
     result = verify(SMALL, factory, [Settings()], [Request((0, 1), 0)], terms=Terms(sequential=True))

@@ -164,6 +164,18 @@ def test_the_line_of_a_mistake_in_two_lanes_is_named(name: str, tmp_path: Path):
     assert wrong in line.wrong, line
 
 
+def test_of_an_attention_that_returns_two_tensors_the_rows_in_question_are_followed(tmp_path: Path):
+    """Outside of inference mode PyTorch's attention returns its logarithms, too."""
+    old = "return self.k[layer, :, :, :stop].to(k), self.v[layer, :, :, :stop].to(v)"
+    halves = "(each[layer, : len(k) // 2, :, : self.fill].repeat(2, 1, 1, 1) for each in (self.k, self.v))"
+    mistake = f"k_old, v_old = {halves}\n        return torch.cat((k_old, k), 2), torch.cat((v_old, v), 2)"
+    assert old in LOCKSTEP
+    source = LOCKSTEP.replace("@torch.inference_mode()", "@torch.no_grad()").replace(old, mistake)
+    line = searched(source, tmp_path / "mine.py", Request((0, 1), 1))
+    assert isinstance(line, CodeLine), line
+    assert line.function == "extend", line
+
+
 @pytest.mark.parametrize("planted", TEN[:1] + TEN[8:], ids=lambda planted: planted.name)
 def test_tokens_alone_lead_to_it_too(planted: Planted, tmp_path: Path):
     line = searched(planted.source, tmp_path / "mine.py", request_for(planted), intermediates=None)
