@@ -150,6 +150,7 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
     actual = evidence.actual.shown
     pyramid, network = evidence.models.pyramid, evidence.models.target
     span, x_lD = pyramid.span(si), actual.x_RLD[image, pyramid.span(si)]
+    part = "positions" if bool(network.pos_LD.any()) else "level"  # inputs may say nothing of positions
     for component, clause, content_lD in _contents(evidence, image, si, error):
         left_lD = x_lD - content_lD
         if bool(((left_lD - network.lvl_SD[si] - network.pos_LD[span]).abs() <= error).all()):
@@ -159,10 +160,9 @@ def _known_content(evidence: Evidence, image: int, si: int, error: float) -> Nam
             terms = _terms(evidence, si, *seats)
             if clause:
                 return component, f"the input of scale {si} is made of {clause}, with {terms}"
-            part = component if bool(network.pos_LD.any()) else "level"  # inputs may say nothing of positions
             return part, f"inputs of scale {si} carry {terms}"
         elif not clause and (other := _other_terms(evidence, left_lD, si, error)):
-            return component, f"inputs of scale {si} carry {other}"
+            return part, f"inputs of scale {si} carry {other}"
     return None
 
 
@@ -176,11 +176,7 @@ def _other_terms(evidence: Evidence, term_lD: Tensor, si: int, error: float) -> 
         "neither a position nor a level term": 0 * due_lD, "their position and level terms twice": 2 * due_lD,
         **({} if si else {"no start term": due_lD - network.start_1D}),
     }  # fmt: skip
-    for what, other_lD in terms.items():
-        is_it = bool(((term_lD - other_lD).abs() <= error).all())
-        if is_it and bool(((other_lD - due_lD).abs() > 2 * error).any()):
-            return what
-    return ""
+    return next((what for what, other_lD in terms.items() if bool(((term_lD - other_lD).abs() <= error).all())), "")
 
 
 def _seats(evidence: Evidence, term_lD: Tensor, error: float) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -126,32 +126,34 @@ class LineSearch:
                     yield from filter(None, map(rows_of, (window, window == 0, window != 0)))
 
     def _proposed(self, steps: list[Operation], tokens_BL: Tensor, last_scale: int) -> list[tuple[list[int], Tensor]]:
-        """List what was drawn scale after scale, with the scales, in the place of final tokens."""
-        counts, proposed, last, rows = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2, 0
-        V, S, B = self._decode.models.target.config.V, self._pyramid.S, len(tokens_BL)
-        sizes = dict[int, list[tuple[int, int, int]]]()  # scale, its numbers, rows: by how many they are in all
-        for first, end in combinations(range(S + 1), 2):
-            for R in (1, B):  # after several scales a new round begins
-                count = sum(counts[first:end])
-                sizes.setdefault(count * R, []).append((first if end == first + 1 else S, count, R))
+        """List what was drawn scale after scale, with the scales, in the place of final tokens.
+
+        Four numbers are scale 0 of four images, or scale 1 of one: that of which more draws go on with the next scale.
+        """
+        _, proposed = max((self._drawn(steps, tokens_BL, R) for R in (len(tokens_BL), 1)), key=lambda drawn: drawn[0])
+        return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
+
+    def _drawn(self, steps: list[Operation], tokens_BL: Tensor, R: int) -> tuple[int, list[tuple[list[int], Tensor]]]:
+        """Return what is drawn if R images draw together, after how many of the draws goes on with the next scale."""
+        counts, proposed, last = self._pyramid.draws.counts, list[tuple[list[int], Tensor]](), -2
+        V, S, goes_on = self._decode.models.target.config.V, self._pyramid.S, 0
+        sizes = {sum(counts[si : si + n]) * R: si if n == 1 else S  # after several scales a new round begins
+                 for n in range(S, 0, -1) for si in range(S + 1 - n)}  # fmt: skip
         for step in steps:
-            if (drawn := step.drawn) is None or drawn.numel() not in sizes:
+            if (drawn := step.drawn) is None or (si := sizes.get(drawn.numel())) is None:
                 continue
-            # what goes on comes first, then what has the shape: four numbers are scale 0 of four images, too
-            si, _, rows = max(sizes[drawn.numel()], key=lambda of: (
-                of[0] in (last, last + 1) and of[2] == rows, drawn.shape[-1:] == (of[1],), of[2] == B, of[0] < S, of[0],
-            ))  # fmt: skip
             if si == S or not 0 <= int(drawn.min()) <= int(drawn.max()) < V:
                 last = -2 if si == S else last
                 continue
-            is_written = si == last and not any(each.kind[0] == "real" for each in step.inputs)
+            is_written = si == last and not any(rows.kind[0] == "real" for rows in step.inputs)
+            goes_on += si == last + 1
             if not is_written and si != last + 1:
                 proposed.append(([], tokens_BL.clone()))
             last = si
             span = self._pyramid.draws.span(si)
             proposed[-1][0].extend([si] * (not is_written))
             proposed[-1][1][:, span] = drawn.to(tokens_BL).reshape(-1, counts[si])
-        return [each for each in proposed if each[0][0] <= last_scale]  # what comes later explains nothing
+        return goes_on, proposed
 
 
 def _made_by(*runs: list[Operation]) -> list[TensorRows]:

@@ -16,7 +16,7 @@ from harness.decoders._in_process import search_line
 from harness.judge._line import CodeLine, LineSearch
 from harness.judge._recorder import rows_of
 from harness.judge._search import Search
-from harness.judge._wrong_decode import WrongDecode
+from harness.judge._wrong_decode import Wrong, WrongDecode
 from harness.mutants._hunt import MUTANTS
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -148,6 +148,14 @@ IN_LANES: dict[str, tuple[tuple[tuple[str, str], ...], str, str]] = {
         "wrong = torch.stack",
         "made of drafted tokens of scale",
     ),
+    "one image of four decides, and all are drawn in one row": (
+        (
+            ("(wrong == 0).all(1)", "(wrong == 0).any(1)"),
+            ("race).argmax(-1)", "race).flatten(0, 1).argmax(-1).view(len(guided), -1)"),
+        ),
+        "wrong = torch.stack",
+        "made of drafted tokens of scale",
+    ),
 }
 
 
@@ -162,6 +170,22 @@ def test_the_line_of_a_mistake_in_two_lanes_is_named(name: str, tmp_path: Path):
     assert isinstance(line, CodeLine), line
     assert text in line.text, line
     assert wrong in line.wrong, line
+
+
+def test_tokens_of_later_scales_explain_no_value():
+    theirs, right = torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])
+    value = torch.zeros(1)
+    step: Any = SimpleNamespace(stack=("a line",), whole=[theirs, right], moves=False, inputs=[])
+    stream: Any = SimpleNamespace(steps=[step], makers=lambda rows: {})
+    search = Search(stream, stream, stream, weights=[], close=0.0, rejected=[(1, theirs, right)], counts=(1, 4))
+    for name, scale, found in (
+        ("the input", 1, None),
+        ("the rows", 1, None),
+        ("the input", 2, step),
+        ("f_hat", 1, step),
+    ):
+        wrong = Wrong(name, scale, value, value, value, value)
+        assert (search._compared([theirs], wrong) or [None])[0] is found, (name, scale)
 
 
 def test_of_an_attention_that_returns_two_tensors_the_rows_in_question_are_followed(tmp_path: Path):

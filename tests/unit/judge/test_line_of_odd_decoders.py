@@ -13,7 +13,7 @@ import torch
 
 from harness.decoders._in_process import search_line
 from harness.judge._line import CodeLine, _callers
-from harness.judge._recorder import Frame, Known, OperationRecorder, own_frames, recorded
+from harness.judge._recorder import Frame, Known, OperationRecorder, own_frames, recorded, rows_of
 from harness.judge._stream import Stream
 from harness.protocol._decoder import Settings
 from harness.protocol._request import Request
@@ -306,6 +306,15 @@ def test_frames_of_callers_and_of_libraries_are_not_the_decoders(tmp_path: Path,
     (stack,) = {step.stack for step in recorder.steps if step.name == "mul"}
     assert [Path(frame.file).name for frame in stack] == ["harness_mine.py", Path(__file__).name]
     assert own_frames.__module__ in sys.modules
+
+
+def test_zeros_are_at_no_place_what_is_due():
+    due = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    rows, all_rows = rows_of(due), rows_of(torch.cat((torch.zeros(1, 16), due * (1 + 1e-6))))
+    assert rows is not None and all_rows is not None
+    known = Known([rows], 1e-4)
+    assert known.has(all_rows).tolist() == [True, True, True]
+    assert known.nonzero(all_rows) == [1, 2]
 
 
 def test_what_was_left_in_memory_is_nobodys_value():

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from harness.judge._components import _wrong_guided
 from harness.protocol._trace import Intermediates
+from harness.rounding._budget import Budget
 from tests.unit.judge.test_places import MODELS, PYRAMID, changed, said, same
 
 
@@ -38,9 +40,19 @@ def test_a_filter_between_shown_rows_and_guidance_is_named(low: float):
     assert said(found, 0)[1].endswith("where the filter keeps both, and no others: the filter acts before guidance")
     kept.guided_BLV[0, span] = (2 + t) * rows_2lV[0] - t * rows_2lV[1]
     assert said(found, 0)[0] == "guidance"
-    # of one token a half none may be kept in both: what nobody keeps explains nothing
-    alone = replace(found, request=replace(found.request, top_k=1))
-    assert said(alone, 0)[0] == "guidance"
+
+
+def test_a_filter_that_keeps_nothing_in_both_halves_or_everything_explains_nothing():
+    alone = replace(same(), request=replace(same().request, top_k=1))
+    kept, span = alone.actual.intermediates, PYRAMID.span(0)
+    kept.rows_RLV[0, span, 0] = kept.rows_RLV[2, span, 1] = 99.0  # of one token a half none is kept in both
+    kept.guided_BLV[0, span] = 2 * kept.rows_RLV[0, span] - kept.rows_RLV[2, span]
+    assert _wrong_guided(alone, 0, 0)[0] == "guidance"
+    whole = replace(
+        same(), request=replace(same().request, top_k=MODELS.target.config.V), budget=Budget(1.0, 1e-4, 1e-5, "")
+    )
+    whole.actual.intermediates.rows_RLV[0, span] -= 0.5  # within what one logit may be off, and not all of them
+    assert said(whole, 0, 0)[0] != "filter"
 
 
 def test_the_label_whose_input_stands_there_is_said():
